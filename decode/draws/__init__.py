@@ -1,0 +1,1 @@
+"""draws of the decoding core."""

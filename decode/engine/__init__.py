@@ -1,0 +1,1 @@
+"""The engine: pages, storage, ragged batches, scheduling."""

@@ -1,0 +1,589 @@
+"""The engine: models behind one thread, reached from any number of threads and event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from types import MappingProxyType, TracebackType
+from typing import Any, Self, overload
+
+import torch
+
+from trimtab.decode.answer import Drawing
+from trimtab.decode.api import ResolvedSampling, check_length, request_from_kwargs, resolve_sampling, validate
+from trimtab.decode.build import Plan, write
+from trimtab.decode.config import EngineConfig, EngineOptions, ModelConfig
+from trimtab.decode.engine.run import Job, Run
+from trimtab.decode.engine.scheduler import Scheduler
+from trimtab.decode.engine.tasks import Task
+from trimtab.decode.engine.view import PAGE_TOKENS, View, memory_for_pages
+from trimtab.decode.errors import EngineClosed, EngineFailed, InvalidRequest, NotFound, Overloaded
+from trimtab.decode.models.load import load
+from trimtab.decode.prepare.templates import as_chat
+from trimtab.decode.types import (
+    Chunk,
+    Completed,
+    Event,
+    Limits,
+    ModelInfo,
+    Nudged,
+    Prompt,
+    Request,
+    Result,
+    Started,
+    Usage,
+)
+from trimtab.kernels.dispatch import Filters
+from trimtab.kernels.rng import Key
+
+__all__ = ["Engine", "EngineStats"]
+
+log = logging.getLogger(__name__)
+
+OnEvent = Callable[[Event | Exception], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of an engine's work.
+
+    Attributes:
+        running, queued: requests.
+        pages_used: pages held by running requests, by model; 0 when idle (law 5).
+        pages_total: size of each pool.
+        forward_passes: since the start, by model.
+    """
+
+    running: int
+    queued: int
+    pages_used: Mapping[str, int]
+    pages_total: Mapping[str, int]
+    forward_passes: Mapping[str, int]
+
+
+class Engine:
+    """Serves aligned generations from one or several models in this process.
+
+    Example::
+
+        with Engine(models={"base": "gemma-3-270m", "chat": "smollm2-135m-instruct"}) as engine:
+            messages = [{"role": "user", "content": "Give me three tips for staying healthy."}]
+            print(engine.generate(messages, model="base", policy=Nudged("chat")).text)
+
+    Args:
+        models: name -> source (a bundled name, a folder, a hub id) or ``ModelConfig``; the first is the default.
+        limits: bounds on one request.
+        options: of the engine itself.
+
+    Raises:
+        UnsupportedModel: a model can't be served exactly; the reason is in the message.
+        ModelCacheError: a bundled model can't be fetched.
+
+    All methods are safe to call from any thread; models run on one thread of the engine's own. Several engines can live
+    in one process.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ModelConfig | str],
+        *,
+        limits: Limits | None = None,
+        options: EngineOptions | None = None,
+    ) -> None:
+        if not models:
+            raise InvalidRequest.of("models", dict(models), "at least one model")
+        options = options or EngineOptions()
+        self.limits = limits or Limits()
+        configs = {n: c if isinstance(c, ModelConfig) else ModelConfig(source=c) for n, c in models.items()}
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self._views = _views(configs, options)
+        self.models: Mapping[str, ModelInfo] = MappingProxyType(_infos(self._views, configs))
+        self._same = {
+            (a, b): self._views[a].vocabulary.same_ids(self._views[b].vocabulary)
+            for a, b in itertools.permutations(self._views, 2)
+        }
+        self._scheduler = Scheduler(self._views, options.max_batch_rows, options.token_budget)
+        self._inbox: deque[Run] = deque()
+        self._open = 0  # submitted and not finished
+        self._arrivals = itertools.count()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        self._failure: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def from_config(cls, config: EngineConfig | str | os.PathLike[str]) -> Self:
+        """An engine from a ``trimtab.toml`` or what was read from one.
+
+        Raises:
+            ConfigError: the file can't be used.
+        """
+        if not isinstance(config, EngineConfig):
+            config = EngineConfig.load(config)
+        return cls(config.models, limits=config.limits, options=config.engine)
+
+    # ------------------------------------------------------------------------------------------------------ generation
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> Result: ...
+    @overload
+    def generate(self, prompt: Sequence[Any], **options: Any) -> Any: ...
+    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Result | list[Result]:
+        """Answer one prompt, or several at once.
+
+        Args:
+            prompt: text (given to the model as it is), chat messages, token ids, or a list of prompts. A list of
+                strings is several prompts; a list of message dicts is one chat; a list of integers is one prompt.
+            **options: ``model`` (default: the first), ``policy``, ``draw``, ``search``, any field of ``Sampling`` or
+                ``Stopping``, ``top_logprobs``, or ``generation_config`` (transformers').
+
+        Returns:
+            One ``Result``, or a list of them in the order of the prompts.
+
+        Raises:
+            InvalidRequest, NotFound, UnsupportedRequest: before anything runs; every bad field is named.
+            Overloaded: the queue is full. EngineClosed, EngineFailed: the engine ended or failed.
+        """
+        many, requests = self._requests(prompt, options)
+        waiting = [_Waiter() for _ in requests]
+        jobs: list[Job] = []
+        try:
+            for request, waiter in zip(requests, waiting, strict=True):
+                jobs.append(self.submit(request, waiter.put))
+            results = [waiter.result() for waiter in waiting]
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+        return results if many else results[0]
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Event]:
+        """The events of one answer: Started, chunks, Completed. Arguments and errors as ``generate``.
+
+        Closing the iterator early cancels the request.
+        """
+        return self.stream_request(self._request(prompt, options))
+
+    def stream_request(self, request: Request) -> Iterator[Event]:
+        """As ``stream``, of a request object."""
+        events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
+        job = self.submit(request, events.put)
+        return _drain(events, job)
+
+    async def agenerate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Any:
+        """``generate`` for asyncio; cancelling the task cancels the request."""
+        many, requests = await asyncio.to_thread(self._requests, prompt, options)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._aresult(request)) for request in requests]
+        results = [task.result() for task in tasks]
+        return results if many else results[0]
+
+    def astream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Event, None]:
+        """``stream`` for asyncio. Close the iterator, or cancel the task that reads it, to cancel the request."""
+        return self._astream(lambda: self._request(prompt, options))
+
+    def astream_request(self, request: Request) -> AsyncGenerator[Event, None]:
+        """As ``astream``, of a request object."""
+        return self._astream(lambda: request)
+
+    async def _aresult(self, request: Request) -> Result:
+        async with aclosing(self._astream(lambda: request)) as events:
+            async for event in events:
+                if isinstance(event, Completed):
+                    return event.result
+        raise EngineFailed("a stream ended without its last event")
+
+    async def _astream(self, make: Callable[[], Request]) -> AsyncGenerator[Event, None]:
+        loop = asyncio.get_running_loop()
+        buffer: deque[Event | Exception] = deque()
+        ready = asyncio.Event()
+        waking = False
+        lock = threading.Lock()
+        abandoned = False
+        job: Job | None = None
+
+        def on_event(event: Event | Exception) -> None:
+            # The loop is woken only when the buffer turns non-empty: one wake-up drains all that came meanwhile.
+            nonlocal waking
+            with lock:
+                buffer.append(event)
+                if waking:
+                    return
+                waking = True
+            try:
+                loop.call_soon_threadsafe(ready.set)
+            except RuntimeError:  # the loop is closed: nobody reads any more
+                if job is not None:
+                    job.cancel()
+
+        def submit() -> Job:
+            # The reader may be gone by the time the prompt is tokenised; then nothing must start unattended.
+            nonlocal job
+            job = self.submit(make(), on_event)
+            if abandoned:
+                job.cancel()
+            return job
+
+        try:
+            await asyncio.to_thread(submit)
+            while True:
+                await ready.wait()
+                ready.clear()
+                with lock:
+                    waking = False
+                    events = list(buffer)
+                    buffer.clear()
+                for event in events:
+                    if isinstance(event, Exception):
+                        raise event
+                    yield event
+                    if isinstance(event, Completed):
+                        return
+        finally:
+            abandoned = True
+            if job is not None:
+                job.cancel()
+
+    # ------------------------------------------------------------------------------------------------------ submission
+
+    def submit(self, request: Request, on_event: OnEvent) -> Job:
+        """Queue a request.
+
+        Args:
+            request: what to do.
+            on_event: called on the engine's thread with Started, chunks, and last Completed or an exception. It
+                must not block.
+
+        Raises:
+            InvalidRequest, NotFound, UnsupportedRequest: before anything runs.
+            Overloaded: the queue is full.
+            EngineClosed: the engine is closing.
+        """
+        submitted = time.monotonic()
+        self._check_open()
+        validate(request, self.models, self.limits)
+        plan, resolved = self._prepare(request)
+        needed = self._needed_pages(plan)
+        job = Job(f"{os.urandom(8).hex()}", self._wake.set)
+        run = Run(
+            job=job,
+            arrival=next(self._arrivals),
+            request=plan.request,
+            views={name: self._views[name] for name in plan.models},
+            needed_pages=needed,
+            on_event=on_event,
+            submitted=submitted,
+        )
+        run.task = Task(self._answer(run, plan, resolved), lambda task, op: self._scheduler.submit(run, task, op))
+        with self._lock:
+            self._check_open()
+            if self._open >= self.limits.max_queue:
+                run.release()
+                raise Overloaded(f"{self._open} requests are waiting or running; limits.max_queue is {self._open}")
+            self._open += 1
+            self._inbox.append(run)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="trimtab-engine", daemon=True)
+                self._thread.start()
+        self._wake.set()
+        return job
+
+    def _requests(self, prompt: Any, options: dict[str, Any]) -> tuple[bool, list[Request]]:
+        """Whether several prompts were given, and a checked request for each."""
+        many = not isinstance(prompt, str) and isinstance(prompt, Sequence) and _is_many(prompt)
+        requests = [self._request(one, options) for one in (prompt if many else [prompt])]
+        for request in requests:
+            validate(request, self.models, self.limits)
+        return many, requests
+
+    def _request(self, prompt: Prompt, options: dict[str, Any]) -> Request:
+        options = dict(options)
+        model = options.pop("model", None) or next(iter(self.models))
+        view = self._views.get(model) if isinstance(model, str) else None
+        own = None if view is None else view.model.generation_config
+        return request_from_kwargs(prompt, model=model, model_generation_config=own, **options)
+
+    def _prepare(self, request: Request) -> tuple[Plan, ResolvedSampling]:
+        """Tokenise the prompt for every model and resolve the sampling."""
+        view = self._views[request.model]
+        prompts = {request.model: view.template.encode(request.prompt)}
+        same = False
+        policy = request.policy
+        if isinstance(policy, Nudged):
+            helper = self._views[policy.nudger]
+            prompts[policy.nudger] = helper.template.encode(as_chat(request.prompt, view.vocabulary))
+            same = self._same[request.model, policy.nudger]
+        for name, ids in prompts.items():
+            if not ids:
+                raise InvalidRequest.of("prompt", request.prompt, f"a prompt of at least one token of model {name!r}")
+            check_length(len(ids), request.stopping.max_new_tokens, self._views[name].context)
+        resolved = resolve_sampling(request.sampling, view.model.generation_config)
+        foreign = Filters(
+            temperature=resolved.temperature,
+            top_k=resolved.top_k,
+            top_p=resolved.top_p,
+            min_p=resolved.min_p,
+            repetition_penalty=resolved.repetition_penalty,
+        )
+        drawing = Drawing(replace(foreign, bias=resolved.logit_bias), foreign, Key(resolved.seed))
+        return Plan(request, prompts, drawing, view.template.stops(request.prompt), same), resolved
+
+    def _needed_pages(self, plan: Plan) -> dict[str, int]:
+        """Pages to admit a request with: its prompts and some room to write.
+
+        Raises:
+            InvalidRequest: it could never fit, not even alone.
+        """
+        needed: dict[str, int] = {}
+        for name, ids in plan.prompts.items():
+            view = self._views[name]
+            limit = view.pages.count * view.pages.page_tokens
+            longest = min(len(ids) + plan.request.stopping.max_new_tokens, view.context)
+            if view.pages.pages_for(longest) > view.pages.count:
+                raise InvalidRequest.of(
+                    "stopping.max_new_tokens",
+                    plan.request.stopping.max_new_tokens,
+                    f"at most {limit - len(ids)} after a prompt of {len(ids)} tokens: the cache holds {limit}",
+                )
+            needed[name] = view.pages.pages_for(len(ids) + 1)
+        return needed
+
+    async def _answer(self, run: Run, plan: Plan, resolved: ResolvedSampling) -> Completed:
+        """The root coroutine of a request: writes the candidate and sums up."""
+        request = plan.request
+        run.emit(
+            Started(
+                run.job.generation_id,
+                plan.models,
+                len(plan.prompts[request.model]),
+                resolved.seed,
+                request.stopping.max_new_tokens,
+            )
+        )
+
+        def emit(chunk: Chunk) -> None:
+            if not run.first_token:
+                run.first_token = time.monotonic()
+            for token in chunk.tokens:
+                run.counter(token.author).tokens_written += 1
+            run.emit(chunk)
+
+        candidate = await write(run, plan, emit)
+        now = time.monotonic()
+        nudged = sum(token.author != request.model for token in candidate.tokens)
+        usage = Usage(
+            prompt_tokens=len(plan.prompts[request.model]),
+            cached_prompt_tokens=min(run.counter(request.model).cached_tokens, len(plan.prompts[request.model])),
+            returned_tokens=len(candidate.tokens),
+            generated_tokens=run.drawn,
+            nudged_tokens=nudged,
+            models=run.model_usage(),
+            queue_time=run.started - run.submitted,
+            time_to_first_token=(run.first_token or now) - run.submitted,
+            total_time=now - run.submitted,
+        )
+        return Completed(
+            Result(
+                model=request.model,
+                models=plan.models,
+                candidates=(candidate,),
+                usage=usage,
+                seed=resolved.seed,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------------------- the thread
+
+    def _loop(self) -> None:
+        scheduler = self._scheduler
+        try:
+            with torch.inference_mode():
+                while True:
+                    self._wake.clear()
+                    while self._inbox:
+                        scheduler.queue.append(self._inbox.popleft())
+                    if self._closing:
+                        scheduler.abort(EngineClosed("the engine was closed"))
+                        self._settle_open()
+                        return
+                    if scheduler.idle:
+                        self._settle_open()
+                        self._wake.wait()
+                        continue
+                    scheduler.tick()
+                    self._settle_open()
+        except Exception as error:
+            log.exception("the engine thread failed")
+            with self._lock:
+                self._failure = error
+                self._closing = True
+            while self._inbox:
+                scheduler.queue.append(self._inbox.popleft())
+            scheduler.abort(EngineFailed(f"the engine thread failed: {type(error).__name__}"))
+
+    def _settle_open(self) -> None:
+        with self._lock:
+            self._open = len(self._inbox) + len(self._scheduler.queue) + len(self._scheduler.running)
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            raise EngineFailed("the engine has failed; make another") from self._failure
+        if self._closing:
+            raise EngineClosed("the engine is closed")
+
+    def close(self) -> None:
+        """End all requests with EngineClosed and stop the thread. Idempotent."""
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+        self._wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------------------- info
+
+    @property
+    def failure(self) -> Exception | None:
+        """What stopped the engine, if it failed."""
+        return self._failure
+
+    def stats(self) -> EngineStats:
+        """A snapshot; cheap, and safe at any time."""
+        scheduler = self._scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            queued=len(self._inbox) + len(scheduler.queue),
+            pages_used=MappingProxyType({n: v.pages.held for n, v in self._views.items()}),
+            pages_total=MappingProxyType({n: v.pages.count for n, v in self._views.items()}),
+            forward_passes=MappingProxyType({n: v.forward_passes for n, v in self._views.items()}),
+        )
+
+    def check(self) -> None:
+        """Verify the accounting of all pools; call it while the engine is idle.
+
+        Raises:
+            AssertionError: an invariant is broken, or pages are held though nothing runs.
+        """
+        for view in self._views.values():
+            view.pages.check()
+            if self._scheduler.idle and not self._inbox:
+                assert view.pages.held == 0, f"{view.pages.held} pages of {view.name!r} are held though nothing runs"
+
+    def tokenize(self, model: str, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[int]]:
+        """Token ids of ``text`` and the byte at which each begins. Raises NotFound for an unknown model."""
+        encoded = self._view(model).vocabulary.encode_with_offsets(text, add_special_tokens)
+        return list(encoded[0]), list(encoded[1])
+
+    def detokenize(self, model: str, ids: Sequence[int], skip_special_tokens: bool = False) -> bytes:
+        """The bytes that ``ids`` stand for.
+
+        Raises:
+            NotFound: an unknown model. InvalidRequest: an id beyond the vocabulary.
+        """
+        view = self._view(model)
+        for i, token in enumerate(ids):
+            if not 0 <= token < view.model.vocab_size:
+                raise InvalidRequest.of(f"ids[{i}]", token, f"0 to {view.model.vocab_size - 1}")
+        return view.vocabulary.decode_bytes(ids, skip_special_tokens)
+
+    def _view(self, model: str) -> View:
+        if model not in self._views:
+            raise NotFound("model", model, list(self._views))
+        return self._views[model]
+
+
+class _Waiter:
+    """Keeps the last event of a request for a thread that waits for it."""
+
+    def __init__(self) -> None:
+        self._last: queue.SimpleQueue[Completed | Exception] = queue.SimpleQueue()
+
+    def put(self, event: Event | Exception) -> None:
+        if isinstance(event, (Completed, Exception)):
+            self._last.put(event)
+
+    def result(self) -> Result:
+        last = self._last.get()
+        if isinstance(last, Exception):
+            raise last
+        return last.result
+
+
+def _drain(events: queue.SimpleQueue[Event | Exception], job: Job) -> Iterator[Event]:
+    try:
+        while True:
+            event = events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, Completed):
+                return
+    finally:
+        job.cancel()
+
+
+def _is_many(prompt: Sequence[Any]) -> bool:
+    """Whether a list holds several prompts: strings, or lists of ids or messages."""
+    first = prompt[0] if prompt else None
+    return isinstance(first, str) or (isinstance(first, Sequence) and not isinstance(first, Mapping))
+
+
+def _views(configs: Mapping[str, ModelConfig], options: EngineOptions) -> dict[str, View]:
+    """Load all models and share the memory for pages among those of one device."""
+    loaded = {name: load(name, config) for name, config in configs.items()}
+    shares = {}
+    for name, model in loaded.items():
+        given = configs[name].memory_share
+        peers = [n for n, m in loaded.items() if m.device == model.device]
+        fixed = sum(configs[n].memory_share or 0.0 for n in peers)
+        open_ = [n for n in peers if configs[n].memory_share is None]
+        shares[name] = given if given is not None else (1.0 - fixed) / len(open_)
+    views = {}
+    for name, model in loaded.items():
+        size = options.page_tokens or PAGE_TOKENS.get(model.device.type, 64)
+        per_page = 2 * model.layers * model.kv_heads * model.head_dim * size * model.kv_dtype.itemsize
+        memory = options.memory_bytes or memory_for_pages(model.device)
+        most = options.max_batch_rows * -(-model.context // size)
+        pages = max(1, min(int(memory * shares[name]) // per_page, most))
+        views[name] = View(model, pages, size, configs[name].template)
+    return views
+
+
+def _infos(views: Mapping[str, View], configs: Mapping[str, ModelConfig]) -> dict[str, ModelInfo]:
+    infos = {}
+    for name, view in views.items():
+        model = view.model
+        infos[name] = ModelInfo(
+            name=name,
+            role=configs[name].role,
+            source=configs[name].source,
+            architecture=model.architecture,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            max_context_tokens=view.context,
+            vocab_size=model.vocab_size,
+            eos_token_ids=model.vocabulary.eos_token_ids,
+        )
+    return {
+        name: replace(info, nudge_models=tuple(n for n, o in infos.items() if n != name and o.source != info.source))
+        for name, info in infos.items()
+    }

@@ -1,0 +1,100 @@
+"""One request while it is queued or running: its sequences, its counters, its events, and how it ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from trimtab.decode.engine.tasks import Task
+from trimtab.decode.engine.view import LiveSequence, View
+from trimtab.decode.text import Vocabulary
+from trimtab.decode.types import Event, ModelUsage, Request
+
+__all__ = ["Counter", "Job", "Run"]
+
+
+@dataclass(slots=True)
+class Counter:
+    """Work of one model for one request."""
+
+    forward_passes: int = 0
+    tokens_read: int = 0
+    tokens_written: int = 0
+    cached_tokens: int = 0
+
+
+class Job:
+    """A submitted request, as its owner sees it."""
+
+    def __init__(self, generation_id: str, wake: Callable[[], None]) -> None:
+        self.generation_id = generation_id
+        self.cancelled = False
+        self.finished = threading.Event()
+        self._wake = wake
+
+    def cancel(self) -> None:
+        """Stop within one tick and give everything back. Thread-safe, idempotent, harmless after the end."""
+        if not self.cancelled and not self.finished.is_set():
+            self.cancelled = True
+            self._wake()
+
+
+@dataclass(eq=False, slots=True)
+class Run:
+    """State of one request on the engine thread; also the ``Context`` of its methods.
+
+    Attributes:
+        arrival: number in order of submission; decides ties and who is preempted.
+        views: the models that the request uses.
+        on_event: called on the engine thread with each event and finally with Completed or an exception.
+    """
+
+    job: Job
+    arrival: int
+    request: Request
+    views: dict[str, View]
+    needed_pages: dict[str, int]
+    on_event: Callable[[Event | Exception], None]
+    submitted: float
+    started: float = 0.0
+    first_token: float = 0.0
+    drawn: int = 0  # tokens drawn by any model, discarded ones included
+    task: Task | None = None
+    sequences: dict[LiveSequence, None] = field(default_factory=dict)
+    counters: dict[str, Counter] = field(default_factory=dict)
+
+    def open(self, model: str, tokens: Sequence[int]) -> LiveSequence:
+        return LiveSequence(self.views[model], tokens, self.sequences)
+
+    def vocabulary(self, model: str) -> Vocabulary:
+        return self.views[model].vocabulary
+
+    def limit(self, model: str) -> int:
+        return self.views[model].context
+
+    def out_of_time(self) -> bool:
+        budget = self.request.stopping.time_budget
+        return budget is not None and time.monotonic() - self.started >= budget
+
+    def counter(self, model: str) -> Counter:
+        found = self.counters.get(model)
+        if found is None:
+            found = self.counters[model] = Counter()
+        return found
+
+    def emit(self, event: Event) -> None:
+        self.on_event(event)
+
+    def model_usage(self) -> tuple[ModelUsage, ...]:
+        return tuple(
+            ModelUsage(name, c.forward_passes, c.tokens_read, c.tokens_written) for name, c in self.counters.items()
+        )
+
+    def release(self) -> None:
+        """Close whatever the request's methods left open."""
+        if self.task is not None:
+            self.task.close()
+        for sequence in list(self.sequences):
+            sequence.close()

@@ -1,0 +1,90 @@
+"""One model as the engine runs it: its weights, its pages, and the sequences that live on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from trimtab.decode.engine.pages import Pages
+from trimtab.decode.engine.storage import Storage
+from trimtab.decode.models.load import LoadedModel
+from trimtab.decode.prepare.templates import PromptTemplate
+
+__all__ = ["LiveSequence", "View", "memory_for_pages"]
+
+PAGE_TOKENS = {"cpu": 256, "cuda": 64}
+
+
+class View:
+    """A model view: weights (later also an adapter or steering) with a page pool of its own (law 4).
+
+    Args:
+        model: the loaded model.
+        pages: number of pages in the pool.
+        page_tokens: positions per page.
+        template: Jinja template for prompts, in place of the tokenizer's own.
+    """
+
+    def __init__(self, model: LoadedModel, pages: int, page_tokens: int, template: str | None) -> None:
+        self.model = model
+        self.name = model.name
+        self.vocabulary = model.vocabulary
+        self.template = PromptTemplate(model.vocabulary, template)
+        self.pages = Pages(pages, page_tokens)
+        self.storage: Storage = model.storage(pages, page_tokens)
+        self.context = min(model.context, pages * page_tokens)
+        self.forward_passes = 0
+
+
+class LiveSequence:
+    """Tokens of one branch under one view, and the table of what is cached of them."""
+
+    __slots__ = ("closed", "owner", "table", "tokens", "view")
+
+    def __init__(self, view: View, tokens: Sequence[int], owner: dict[LiveSequence, None]) -> None:
+        self.view = view
+        self.tokens = list(tokens)
+        self.table = view.pages.open()
+        self.owner = owner  # the open sequences of one request, in order of opening
+        self.closed = False
+        owner[self] = None
+
+    @property
+    def model(self) -> str:
+        return self.view.name
+
+    def fork(self) -> LiveSequence:
+        twin = LiveSequence.__new__(LiveSequence)
+        twin.view, twin.tokens, twin.owner, twin.closed = self.view, list(self.tokens), self.owner, False
+        twin.table = self.view.pages.fork(self.table)
+        self.owner[twin] = None
+        return twin
+
+    def rewind(self, length: int) -> None:
+        if not 0 <= length <= len(self.tokens):
+            raise ValueError(f"cannot rewind {len(self.tokens)} tokens to {length}")
+        del self.tokens[length:]
+        if self.table.length > length:
+            self.view.pages.truncate(self.table, length)
+
+    def evict(self) -> None:
+        """Give the pages back but stay alive: the next forward pass recomputes what it needs (law 4)."""
+        pages = self.view.pages
+        pages.close(self.table, self.tokens)
+        self.table = pages.open()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.view.pages.close(self.table, self.tokens)
+            self.owner.pop(self, None)
+
+
+def memory_for_pages(device: torch.device) -> int:
+    """Bytes that all pages on a device may take together: a quarter of a CPU's memory, most of a GPU's free memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * 0.8)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4

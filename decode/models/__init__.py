@@ -1,0 +1,1 @@
+"""Models: loading and adapting Hugging Face models, and the bundled demo pair."""

@@ -1,0 +1,1 @@
+"""Before decoding: how a request becomes the token ids a model reads."""

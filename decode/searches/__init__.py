@@ -1,0 +1,1 @@
+"""searches of the decoding core."""

@@ -1,0 +1,281 @@
+"""Requests and answers as JSON, and back without loss.
+
+The JSON follows the dataclasses field by field. What JSON lacks is written so:
+
+- bytes are a string if they are UTF-8, else ``{"base64": "..."}``;
+- infinities and NaN are the strings ``"inf"``, ``"-inf"``, ``"nan"`` (a number where a number is expected otherwise);
+- a policy, draw or search, and any other value of a request that is one of several classes, carries its class in
+  ``"kind"``;
+- a prompt is ``{"text": ...}``, ``{"token_ids": [...]}`` or ``{"messages": [...]}``;
+- integer keys are strings.
+
+Sequences come back as tuples and messages as ``ChatMessage``; otherwise ``from_json(to_json(x)) == x``. A field that
+is missing takes its default, so that older files can be read; a key that is not known is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Union, get_args, get_origin, overload
+
+from trimtab.decode.errors import TrimtabError, Violation
+from trimtab.decode.types import ChatMessage, Draw, Policy, Request, Result, Search
+
+__all__ = ["FORMAT", "FormatError", "from_json", "to_json"]
+
+FORMAT = 1
+_KINDS: Mapping[str, type[Request] | type[Result]] = {"request": Request, "result": Result}
+_NON_FINITE = ("inf", "-inf", "nan")
+
+
+class FormatError(TrimtabError, ValueError):
+    """A document is not what ``to_json`` writes; names the place, the value and what would be accepted."""
+
+    def __init__(self, path: str, value: object, accepted: str) -> None:
+        self.violations = (Violation.of(path or "document", value, accepted),)
+        super().__init__(f"cannot read: {self.violations[0]}")
+
+
+def to_json(value: Request | Result) -> dict[str, Any]:
+    """The value as what ``json.dumps`` takes, also with ``allow_nan=False``.
+
+    Raises:
+        FormatError: a field holds something that the types do not allow.
+    """
+    for kind, cls in _KINDS.items():
+        if isinstance(value, cls):
+            return {"format": FORMAT, "kind": kind, **_write(value, "")}
+    raise FormatError("", value, "a Request or a Result")
+
+
+@overload
+def from_json(document: Mapping[str, Any]) -> Request | Result: ...
+@overload
+def from_json(document: Mapping[str, Any], expect: type[Request]) -> Request: ...
+@overload
+def from_json(document: Mapping[str, Any], expect: type[Result]) -> Result: ...
+def from_json(document: Mapping[str, Any], expect: type[Request] | type[Result] | None = None) -> Request | Result:
+    """The request or the answer that ``to_json`` wrote; ``expect`` refuses the other.
+
+    Raises:
+        FormatError: another format version, an unknown or missing key, or a value of the wrong type.
+    """
+    if not isinstance(document, Mapping):
+        raise FormatError("", document, "a JSON object")
+    body = dict(document)
+    version, kind = body.pop("format", None), body.pop("kind", None)
+    if version != FORMAT or isinstance(version, bool):
+        raise FormatError("format", version, f"{FORMAT}")
+    kinds = [name for name, cls in _KINDS.items() if expect is None or cls is expect]
+    if not isinstance(kind, str) or kind not in kinds:
+        raise FormatError("kind", kind, f"one of {', '.join(kinds)}")
+    read: Request | Result = _read_class(_KINDS[kind], body, "")
+    return read
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+@cache
+def _variants() -> frozenset[type]:
+    """The classes that carry their name: those of the axes, and of every union of classes within a request.
+
+    An axis is tagged even while it has a single class, so that a second one does not change the form of the first.
+    """
+    found: set[type] = {cls for axis in (Policy, Draw, Search) for cls in _classes(axis)}
+    seen: set[type] = set()
+    waiting: list[type] = [Request, *found]
+    while waiting:
+        cls = waiting.pop()
+        if cls in seen:
+            continue
+        seen.add(cls)
+        for hint in _hints(cls).values():
+            inner = _classes(hint)
+            waiting += inner
+            found.update(inner if len(inner) > 1 else ())
+    return frozenset(found - {ChatMessage})
+
+
+def _classes(hint: Any) -> list[type]:
+    """The dataclasses that a value of type ``hint`` may be, or that its elements may be."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return [hint]
+    return [cls for inner in get_args(hint) for cls in _classes(inner)]
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def _write(value: Any, path: str) -> Any:
+    match value:
+        case Enum():
+            return value.value
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else repr(value)
+        case bytes():
+            return _write_bytes(value)
+        case Mapping():
+            return {str(key): _write(inner, _join(path, str(key))) for key, inner in value.items()}
+        case list() | tuple():
+            return [_write(inner, f"{path}[{i}]") for i, inner in enumerate(value)]
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return _write_class(value, path)
+        case _:
+            raise FormatError(path, value, "a value of the documented types")
+
+
+def _write_class(value: Any, path: str) -> dict[str, Any]:
+    written: dict[str, Any] = {"kind": type(value).__name__} if type(value) in _variants() else {}
+    for f in fields(value):
+        inner, where = getattr(value, f.name), _join(path, f.name)
+        is_prompt = isinstance(value, Request) and f.name == "prompt"
+        written[f.name] = _write_prompt(inner, where) if is_prompt else _write(inner, where)
+    return written
+
+
+def _write_bytes(value: bytes) -> str | dict[str, str]:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+def _write_prompt(prompt: Any, path: str) -> dict[str, Any]:
+    if isinstance(prompt, str):
+        return {"text": prompt}
+    if prompt and isinstance(prompt[0], ChatMessage | Mapping):
+        return {"messages": _write(prompt, path)}
+    return {"token_ids": _write(prompt, path)}
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def _read_class(cls: type, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise FormatError(path, value, f"an object with the fields of {cls.__name__}")
+    known = {f.name: f for f in fields(cls)}
+    for key in value:
+        if key not in known:
+            raise FormatError(_join(path, key), value[key], f"one of the keys {', '.join(known)}")
+    read = {}
+    for name, spec in known.items():
+        if name in value:
+            where = _join(path, name)
+            is_prompt = cls is Request and name == "prompt"
+            read[name] = _read_prompt(value[name], where) if is_prompt else _read(_hints(cls)[name], value[name], where)
+        elif spec.default is MISSING and spec.default_factory is MISSING:
+            raise FormatError(_join(path, name), None, f"a value: {cls.__name__} needs it")
+    return cls(**read)
+
+
+def _read_variant(classes: Sequence[type], value: Any, path: str) -> Any:
+    named = {cls.__name__: cls for cls in classes}
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str) or kind not in named:
+        raise FormatError(_join(path, "kind"), kind, f"one of {', '.join(named)}")
+    return _read_class(named[kind], {key: inner for key, inner in value.items() if key != "kind"}, path)
+
+
+def _read_prompt(value: Any, path: str) -> Any:
+    match value:
+        case {"text": str(text), **rest} if not rest:
+            return text
+        case {"token_ids": ids, **rest} if not rest:
+            return _read(tuple[int, ...], ids, _join(path, "token_ids"))
+        case {"messages": messages, **rest} if not rest:
+            return _read(tuple[ChatMessage, ...], messages, _join(path, "messages"))
+        case _:
+            raise FormatError(path, value, "exactly one of text, token_ids, messages")
+
+
+def _read(hint: Any, value: Any, path: str) -> Any:
+    """``value`` as the annotated type ``hint``."""
+    origin, arms = get_origin(hint), _alternatives(hint)
+    if value is None and type(None) in arms:
+        return None
+    if _variants().issuperset(classes := [arm for arm in arms if arm is not type(None)]):
+        return _read_variant(classes, value, path)
+    if origin in (Union, types.UnionType):
+        (inner_hint,) = classes  # all other unions are with None
+        return _read(inner_hint, value, path)
+    if origin is tuple:
+        (element, _) = get_args(hint)  # every tuple of the types is tuple[X, ...]
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+            raise FormatError(path, value, "a list")
+        return tuple(_read(element, inner, f"{path}[{i}]") for i, inner in enumerate(value))
+    if origin is Mapping:
+        return _read_mapping(hint, value, path)
+    if hint is bytes:
+        return _read_bytes(value, path)
+    if hint is float:
+        return _read_float(value, path)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _read_class(hint, value, path)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            raise FormatError(path, value, f"one of {', '.join(repr(m.value) for m in hint)}") from None
+    if type(value) is not hint:  # exact: True is no integer
+        raise FormatError(path, value, f"a value of type {getattr(hint, '__name__', hint)}")
+    return value
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _read_mapping(hint: Any, value: Any, path: str) -> Mapping[Any, Any]:
+    key_type, element = get_args(hint)
+    if not isinstance(value, Mapping):
+        raise FormatError(path, value, "an object")
+    read: dict[Any, Any] = {}
+    for key, inner in value.items():
+        try:
+            read[key_type(key)] = _read(element, inner, _join(path, str(key)))
+        except ValueError as error:
+            if isinstance(error, FormatError):
+                raise
+            raise FormatError(_join(path, str(key)), key, f"a key of type {key_type.__name__}") from None
+    return MappingProxyType(read)
+
+
+def _read_bytes(value: Any, path: str) -> bytes:
+    match value:
+        case str(text):
+            return text.encode()
+        case {"base64": str(encoded), **rest} if not rest:
+            try:
+                return base64.b64decode(encoded, validate=True)
+            except binascii.Error:
+                pass
+        case _:
+            pass
+    raise FormatError(path, value, 'a string, or {"base64": ...} with valid base64')
+
+
+def _read_float(value: Any, path: str) -> float:
+    if isinstance(value, str) and value in _NON_FINITE:
+        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    raise FormatError(path, value, "a number, 'inf', '-inf' or 'nan'")
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key

@@ -1,0 +1,209 @@
+"""Which tokens may be drawn: edits of the logits, then filters, in the order of Hugging Face transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.kernels.reference.row_scan import RowScan
+from trimtab.kernels.rng import Key
+
+__all__ = ["NO_FILTERS", "Filters", "RowPick", "edit", "inverse_temperature", "support"]
+
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+_ROOT = Key(0)
+_MAX_SCALE = 3.0e38
+_LARGEST = np.finfo(np.float32).max
+# Columns looked at before the provable bound is used: on language models' distributions they nearly always hold the
+# nucleus.
+_FIRST_LOOK = 256
+
+
+def _no_bias() -> Mapping[int, float]:
+    return MappingProxyType({})
+
+
+def _refuse(name: str, value: object, accepted: str) -> ValueError:
+    return ValueError(f"{name} = {value!r}: accepted: {accepted}")
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a request asks of its tokens; made once per request and checked then.
+
+    Attributes:
+        temperature: finite, >= 0; 0 takes the largest logit (ties: the lowest id) whatever the other filters say.
+        top_k: keep the k largest logits and everything equal to the k-th; 0 keeps all.
+        top_p: keep the tokens with less than top_p of the mass strictly above them, in (0, 1]; 1 keeps all. The mass
+            is that of what top_k kept. Tokens equal to the last one kept are kept too.
+        min_p: keep tokens of at least min_p times the top probability, in [0, 1).
+        repetition_penalty: > 0; logits of tokens seen are divided by it if positive, else multiplied.
+        bias: token id -> number added to its logit after the penalty; -inf bans it.
+
+    Raises:
+        ValueError: a value outside these ranges.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    bias: Mapping[int, float] = field(default_factory=_no_bias)
+    bias_ids: Ids = field(init=False, repr=False, compare=False)
+    bias_values: Floats = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise _refuse("temperature", self.temperature, "a finite number >= 0")
+        if self.top_k < 0 or self.top_k != int(self.top_k):
+            raise _refuse("top_k", self.top_k, "an integer >= 1, or 0 for no limit")
+        if not 0 < self.top_p <= 1:
+            raise _refuse("top_p", self.top_p, "a number in (0, 1]")
+        if not 0 <= self.min_p < 1:
+            raise _refuse("min_p", self.min_p, "a number in [0, 1)")
+        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+            raise _refuse("repetition_penalty", self.repetition_penalty, "a finite number > 0")
+        for token, value in self.bias.items():
+            if token < 0:
+                raise _refuse("bias", token, "token ids >= 0")
+            if math.isnan(value) or value == math.inf:
+                raise _refuse(f"bias[{token}]", value, "a finite number, or -inf to ban the token")
+        object.__setattr__(self, "bias_ids", np.fromiter(self.bias.keys(), np.int64, len(self.bias)))
+        values = np.fromiter(self.bias.values(), np.float64, len(self.bias))
+        object.__setattr__(self, "bias_values", np.minimum(values, _LARGEST).astype(np.float32))
+
+
+NO_FILTERS = Filters()
+
+
+class RowPick(NamedTuple):
+    """How one row's token is picked. The defaults are greedy and cost nothing to make.
+
+    Attributes:
+        filters: those of the request.
+        key: seed and branch; made once per branch.
+        position: position of the token in its sequence, below 2^32.
+        seen: ids already in the sequence, for the repetition penalty; duplicates do not count twice.
+        banned: ids that cannot be picked at this step, e.g. EOS before the shortest length.
+    """
+
+    filters: Filters = NO_FILTERS
+    key: Key = _ROOT
+    position: int = 0
+    seen: Sequence[int] | Ids = ()
+    banned: Sequence[int] | Ids = ()
+
+    @property
+    def edits(self) -> bool:
+        """Whether logits are changed before the temperature."""
+        filters = self.filters
+        penalised = filters.repetition_penalty != 1.0 and len(self.seen) > 0
+        return penalised or bool(filters.bias) or len(self.banned) > 0
+
+    def restricts(self, vocabulary: int) -> bool:
+        """Whether top-k, top-p or min-p leave tokens out."""
+        filters = self.filters
+        return filters.top_p < 1 or filters.min_p > 0 or 0 < filters.top_k < vocabulary
+
+
+def _ids(name: str, values: Sequence[int] | Ids, vocabulary: int) -> Ids:
+    ids = np.asarray(values, np.int64)
+    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
+        bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+        raise _refuse(name, bad, f"token ids in [0, {vocabulary})")
+    return ids
+
+
+def edit(z: Floats, row: RowPick) -> None:
+    """Apply repetition penalty, bias and bans to one row of clean logits, float32 [V], in place.
+
+    A logit that grows out of float32 stays at the largest number, or is banned at the other end.
+
+    Raises:
+        ValueError: a token id outside the vocabulary.
+    """
+    filters = row.filters
+    if filters.repetition_penalty != 1.0 and len(row.seen):
+        seen = _ids("seen", row.seen, z.size)
+        value = z[seen]  # a copy: an id given twice is penalised once
+        penalty = np.float32(filters.repetition_penalty)
+        with np.errstate(over="ignore"):
+            z[seen] = np.minimum(np.where(value < 0, value * penalty, value / penalty), _LARGEST)
+    if filters.bias:
+        ids = _ids("bias", filters.bias_ids, z.size)
+        with np.errstate(over="ignore"):
+            z[ids] = np.minimum(z[ids] + filters.bias_values, _LARGEST)
+    if len(row.banned):
+        z[_ids("banned", row.banned, z.size)] = -np.inf
+
+
+def inverse_temperature(filters: Filters) -> np.float32:
+    """1 / temperature as float32, bounded so that 0 times it is 0: differences to the maximum are scaled by it."""
+    return np.float32(min(1 / filters.temperature, _MAX_SCALE) if filters.temperature else _MAX_SCALE)
+
+
+def support(scan: RowScan, top: float, filters: Filters, mass: float | None) -> Ids:
+    """Ids a token may be drawn from, ascending; int64 [n], n >= 1.
+
+    All three filters cut at a value, so the support is {z >= the largest of three thresholds}. Order matters only in
+    that top-p weighs what top-k kept; min-p compares with the maximum, which both keep.
+
+    Args:
+        scan: edited logits, at least one finite.
+        top: their maximum.
+        mass: sum of exp((z - top) / temperature) over the row, wanted where top_p < 1 and top_k does not bind.
+    """
+    scale = inverse_temperature(filters)
+    bound = float(np.finfo(np.float32).min)
+    if filters.min_p > 0:
+        bound = max(bound, top + filters.temperature * math.log(filters.min_p))
+    limited = 0 < filters.top_k < scan.vocabulary
+    if limited or filters.top_p < 1:
+        if limited:
+            values = scan.values(scan.at_least(scan.bound_of_largest(filters.top_k)))
+            if values.size > filters.top_k:
+                kth = np.partition(values, values.size - filters.top_k)[values.size - filters.top_k]
+                values = values[values >= kth]
+            bound = max(bound, float(values.min()))
+        else:
+            assert mass is not None, "mass is given where top_p < 1 and top_k does not bind"
+            values = _nucleus_candidates(scan, top, scale, filters.top_p, mass)
+        if filters.top_p < 1:
+            bound = max(bound, _nucleus_bound(values, top, scale, filters.top_p, mass if not limited else None))
+    return scan.at_least(bound)
+
+
+def _nucleus_candidates(scan: RowScan, top: float, scale: np.float32, top_p: float, mass: float) -> Floats:
+    """Logits among which the nucleus is: a look at the largest, then at all that can matter."""
+    values = scan.values(scan.at_least(scan.bound_of_largest(min(_FIRST_LOOK, scan.vocabulary))))
+    if float(_weights(values, top, scale).sum()) > top_p * mass * (1 + 1e-6):
+        return values
+    # Tokens of weight below (1 - p) mass / V weigh less than (1 - p) mass together, so none of them is in the
+    # nucleus. Half of it, against rounding.
+    least = 0.5 * (1 - top_p) * mass / scan.vocabulary
+    return scan.values(scan.at_least(top + math.log(least) / float(scale)))
+
+
+def _weights(values: Floats, top: float, scale: np.float32) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = np.exp((values - np.float32(top)) * scale).astype(np.float64)
+    return weights
+
+
+def _nucleus_bound(values: Floats, top: float, scale: np.float32, top_p: float, mass: float | None) -> float:
+    """The smallest logit with less than top_p of the mass strictly above it; mass None takes that of values."""
+    ordered = np.sort(values)[::-1]
+    weights = _weights(ordered, top, scale)
+    upto = np.cumsum(weights)
+    total = float(upto[-1]) if mass is None else mass
+    # Mass before a token, not strictly above it: equal for the first of a tie, and a tie is kept by its value.
+    kept = int(np.count_nonzero(upto - weights < top_p * total))
+    return float(ordered[max(kept, 1) - 1])

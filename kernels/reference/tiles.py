@@ -1,0 +1,154 @@
+"""The vocabulary in tiles of 4096 tokens: what every kernel over logits shares.
+
+TILE is part of the contract: sums are taken inside a tile and then over tiles in index order, so neither the batch nor
+the launch changes the last bit of a result, and with it a token.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = [
+    "FLAG_EMPTY",
+    "FLAG_UNCLEAN",
+    "GROUP",
+    "TILE",
+    "Partials",
+    "check_logits",
+    "chunk_rows",
+    "column_maxima",
+    "load",
+    "partials",
+    "tiling",
+]
+
+Floats = NDArray[np.float32]
+
+TILE = 4096
+# A tile is also read as 64 rows of GROUP columns. The maximum of a column stands for its 64 tokens when a few large
+# logits are looked for; taking it costs the same pass as the maximum of the tile.
+GROUP = 64
+
+FLAG_EMPTY = 1  # no finite logit in the row
+FLAG_UNCLEAN = 2  # the row held NaN or +inf, read as -inf
+
+_NEG_INF = float("-inf")
+# Stands after the last token of the vocabulary. Finite, so that 0 * (pad - max) is 0 and no clamp is needed; no
+# finite logit is below it, so it never wins; and it has no mass beside a maximum above _LOW.
+_PAD = float(torch.finfo(torch.float32).min)
+_LOW = -1.0e30
+# exp of it is 0 in float32, and 0 times it is 0.
+_FLOOR = -1000.0
+# float32 values per pass. Rows are worked on a few at a time so that the buffers of a pass stay in the caches.
+_CHUNK = 1 << 18
+
+
+class Partials(NamedTuple):
+    """Per tile of clean logits z, on the host: float32 unless said otherwise.
+
+    Attributes:
+        groups: [R, NT, GROUP], the largest z of every column of a tile.
+        m: [R, NT], the largest z of the tile; -inf if all of it is banned.
+        s: [R, NT], sum of exp(z - m).
+        t: [R, NT], sum of exp(z - m) (z - m).
+        unclean: bool [R], whether the row held NaN or +inf.
+    """
+
+    groups: Floats
+    m: Floats
+    s: Floats
+    t: Floats
+    unclean: NDArray[np.bool_]
+
+
+def check_logits(logits: torch.Tensor) -> None:
+    """Raise TypeError or ValueError unless logits is a float32, bfloat16 or float16 matrix [R, V] with V >= 1."""
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"logits is a {type(logits).__name__}: accepted: a torch.Tensor")
+    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"logits.dtype = {logits.dtype}: accepted: torch.float32, torch.bfloat16, torch.float16")
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits.shape = {tuple(logits.shape)}: accepted: [rows, vocabulary], vocabulary >= 1")
+
+
+def tiling(vocabulary: int) -> tuple[int, int]:
+    """Number of tiles and their width."""
+    if vocabulary <= TILE:
+        return 1, -(-vocabulary // GROUP) * GROUP
+    return -(-vocabulary // TILE), TILE
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """How many rows to work on at a time."""
+    tiles, width = tiling(vocabulary)
+    return max(1, _CHUNK // (tiles * width))
+
+
+def load(logits: torch.Tensor) -> torch.Tensor:
+    """Logits [R, V] as a new float32 buffer [R, NT, TILE] on the CPU, padded with a large negative number.
+
+    A vocabulary smaller than a tile makes one tile of its own size, rounded up to a multiple of GROUP.
+    """
+    rows, vocabulary = logits.shape
+    tiles, width = tiling(vocabulary)
+    z = torch.empty((rows, tiles * width), dtype=torch.float32)
+    if vocabulary < tiles * width:
+        z[:, vocabulary:] = _PAD
+        z[:, :vocabulary].copy_(logits)
+    else:
+        z.copy_(logits)
+    return z.view(rows, tiles, width)
+
+
+def column_maxima(z: torch.Tensor) -> torch.Tensor:
+    """[R, NT, TILE] -> [R, NT, GROUP]: the largest value of every column of a tile."""
+    rows, tiles, width = z.shape
+    return z.view(rows, tiles, width // GROUP, GROUP).amax(2)
+
+
+def partials(z: torch.Tensor, vocabulary: int, scratch: torch.Tensor) -> Partials:
+    """Maxima, masses and first moments of every tile (the shifted form: its error does not grow with an offset).
+
+    Args:
+        z: from ``load``; where a row holds NaN or an infinity it is cleaned in place.
+        vocabulary: V, the number of real tokens.
+        scratch: float32 [2, R, NT, TILE], overwritten.
+    """
+    shifted, weights = scratch[0], scratch[1]
+    groups = column_maxima(z)
+    m = groups.amax(-1, keepdim=True)
+    torch.sub(z, m, out=shifted)
+    torch.exp(shifted, out=weights)
+    s = weights.sum(-1)
+    t = weights.mul_(shifted).sum(-1)
+    parts = Partials(groups.numpy(), m.numpy()[..., 0], s.numpy(), t.numpy(), np.zeros(z.shape[0], np.bool_))
+    # Any NaN or infinity makes t of its tile NaN (0 * -inf, inf - inf), so clean rows pay one look at [R, NT].
+    suspect = np.isnan(parts.t)
+    suspect |= parts.m < _LOW
+    if suspect.any():
+        _clean(z, vocabulary, np.flatnonzero(suspect.any(-1)), parts)
+    return parts
+
+
+def _clean(z: torch.Tensor, vocabulary: int, rows: NDArray[np.int64], parts: Partials) -> None:
+    """Partials of rows with NaN, infinities or nothing but huge negatives; both the rows and theirs are rewritten.
+
+    Where nothing is banned the result is that of the fast path, bit for bit.
+    """
+    which = torch.from_numpy(rows)
+    dirty = z[which]
+    parts.unclean[rows] = (dirty.isnan() | (dirty == float("inf"))).flatten(1).any(-1).numpy()
+    dirty.nan_to_num_(nan=_NEG_INF, posinf=_NEG_INF, neginf=_NEG_INF)
+    dirty.flatten(1)[:, vocabulary:] = _NEG_INF
+    z[which] = dirty
+    groups = column_maxima(dirty)
+    m = groups.amax(-1)
+    # z - m is NaN where a whole tile is banned, and has no mass there either.
+    shifted = (dirty - m[..., None]).nan_to_num_(nan=_FLOOR, neginf=_FLOOR).clamp_(min=_FLOOR)
+    weights = torch.exp(shifted)
+    parts.groups[rows], parts.m[rows], parts.s[rows] = groups.numpy(), m.numpy(), weights.sum(-1).numpy()
+    parts.t[rows] = weights.mul_(shifted).sum(-1).numpy()

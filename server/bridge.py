@@ -1,0 +1,107 @@
+"""Events of an engine as messages of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import cast
+
+from trimtab.decode.errors import EngineFailed
+from trimtab.decode.types import Chunk, Completed, Event, Progress, Request, Started
+from trimtab.server.answers import (
+    candidate_message,
+    candidate_parts,
+    completed_message,
+    progress_message,
+    started_message,
+    summary_message,
+    token_message,
+)
+from trimtab.server.backend import Backend
+from trimtab.v1 import decoding_pb2 as pb
+
+__all__ = ["MESSAGE_BYTES", "StreamMessages", "answer", "events_of"]
+
+MESSAGE_BYTES = 3 * 1024 * 1024  # clients accept 4 MiB unless told otherwise
+_ROOM = MESSAGE_BYTES - 64  # for what wraps a candidate or a chunk
+
+
+@asynccontextmanager
+async def events_of(engine: Backend, request: Request) -> AsyncIterator[AsyncIterator[Event]]:
+    """The events of one answer; leaving the context, however it is left, cancels what is not finished."""
+    events = cast("AsyncGenerator[Event, None]", engine.astream_request(request))
+    async with aclosing(events):
+        yield events
+
+
+async def answer(events: AsyncIterator[Event]) -> tuple[Started, Completed]:
+    """Wait for the whole answer.
+
+    Raises:
+        EngineFailed: the events end without Completed.
+    """
+    started: Started | None = None
+    async for event in events:
+        match event:
+            case Started():
+                started = event
+            case Completed() if started is not None:
+                return started, event
+    raise EngineFailed("the engine ended an answer without completing it")
+
+
+class StreamMessages:
+    """Turns the events of one answer into messages.
+
+    Args:
+        tokens: whether the client asked for tokens.
+        max_candidates: how many candidates it asked for; 0 is the selected one.
+    """
+
+    def __init__(self, *, tokens: bool, max_candidates: int) -> None:
+        self._tokens = tokens
+        self._max_candidates = max_candidates
+        self._authors: dict[str, int] = {}
+        self._streamed: set[int] = set()
+        self._unreported: dict[int, int] = {}  # tokens of chunks that gave no text and so no message
+        self.completed = False
+
+    def of(self, event: Event) -> Iterator[pb.GenerateStreamResponse]:
+        """The messages of one event: none, one, or more where one would be too large."""
+        match event:
+            case Started():
+                self._authors = {name: index for index, name in enumerate(event.models)}
+                yield pb.GenerateStreamResponse(started=started_message(event))
+            case Chunk():
+                yield from self._chunk(event)
+            case Progress():
+                yield pb.GenerateStreamResponse(progress=progress_message(event))
+            case Completed():
+                yield from self._completed(event)
+
+    def _chunk(self, event: Chunk) -> Iterator[pb.GenerateStreamResponse]:
+        self._streamed.add(event.candidate)
+        count = self._unreported.pop(event.candidate, 0) + len(event.tokens)
+        if not event.text and not (self._tokens and event.tokens):
+            self._unreported[event.candidate] = count
+            return
+        tokens = [token_message(token, self._authors) for token in event.tokens] if self._tokens else ()
+        whole = pb.Candidate(index=event.candidate, text=event.text, tokens=tokens)
+        for part in candidate_parts(whole, _ROOM):
+            if part.text or part.tokens:
+                chunk = pb.Chunk(candidate=part.index, text_delta=part.text, tokens=part.tokens, token_count=count)
+                count = 0
+                yield pb.GenerateStreamResponse(chunk=chunk)
+
+    def _completed(self, event: Completed) -> Iterator[pb.GenerateStreamResponse]:
+        result = event.result
+        others = [c for c in result.candidates if c is not result.chosen]
+        for candidate in (result.chosen, *others[: max(0, self._max_candidates - 1)]):
+            if candidate.index in self._streamed:
+                yield pb.GenerateStreamResponse(candidate=summary_message(candidate))
+                continue
+            message = candidate_message(candidate, self._authors, tokens=self._tokens)
+            for part in candidate_parts(message, _ROOM):
+                yield pb.GenerateStreamResponse(candidate=part)
+        self.completed = True
+        yield pb.GenerateStreamResponse(completed=completed_message(result))

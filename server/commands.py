@@ -1,0 +1,207 @@
+"""The subcommands ``trimtab serve``, ``trimtab generate`` and ``trimtab demo``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what is heavy is imported by the handlers
+    from trimtab.decode.config import EngineConfig
+    from trimtab.decode.types import Event, Policy, Prompt, Result
+    from trimtab.server.server import OpenEngine
+
+__all__ = ["register"]
+
+_DEFAULT_NUDGER = "chat"
+
+
+def register(subparsers: Any) -> None:
+    """Add the commands to the ``subparsers`` of ``trimtab``."""
+    _register_serve(subparsers)
+    _register_generate(subparsers)
+    _register_demo(subparsers)
+
+
+# ------------------------------------------------------------------------------------------------------------ serve
+
+
+def _register_serve(subparsers: Any) -> None:
+    parser = subparsers.add_parser("serve", help="serve models over gRPC", description="Serve models over gRPC.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a trimtab.toml; without it, the demo pair")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on (default: 50051; 0 takes a free one)")
+    parser.add_argument("--verbose", action="store_true", help="log every call")
+    parser.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    import asyncio
+
+    from trimtab.server.config import ServerConfig
+    from trimtab.server.server import Server
+
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    config = _config(args.config)
+    given = {key: value for key, value in (("host", args.host), ("port", args.port)) if value is not None}
+    server_config = ServerConfig.from_table({**config.server, **given})
+
+    def announce(line: str) -> None:
+        sys.stderr.write(f"trimtab: {line}\n")
+        sys.stderr.flush()
+
+    async def serve() -> int:
+        return await Server(_open_engine(config), server_config).run(announce)
+
+    return asyncio.run(serve())
+
+
+def _config(path: Path | None) -> EngineConfig:
+    from trimtab.decode.config import EngineConfig
+
+    return EngineConfig.demo() if path is None else EngineConfig.load(path)
+
+
+def _open_engine(config: EngineConfig) -> OpenEngine:
+    def open_engine() -> Any:
+        from trimtab.decode.engine.engine import Engine
+
+        return Engine.from_config(config)
+
+    return open_engine
+
+
+# --------------------------------------------------------------------------------------------------------- generate
+
+
+def _register_generate(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "generate",
+        help="answer one prompt",
+        description="Answer one prompt, with the models in this process or on a server.",
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads standard input")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--server", metavar="HOST:PORT", help="ask this server instead of loading models here")
+    where.add_argument("--config", type=Path, metavar="FILE", help="a trimtab.toml; without it, the demo pair")
+    parser.add_argument("--model", default="base", metavar="NAME", help="the model to decode with (default: base)")
+    parser.add_argument("--nudger", metavar="NAME", help="small aligned model that writes where the model is unsure")
+    trigger = parser.add_mutually_exclusive_group()
+    trigger.add_argument("--above", type=float, metavar="NATS", help="nudge where the entropy is above this")
+    trigger.add_argument("--top-prob-below", type=float, metavar="P", help="nudge where the top probability is below")
+    trigger.add_argument("--branching-above", type=float, metavar="X", help="nudge where exp(entropy) is above this")
+    parser.add_argument("--raw", action="store_true", help="give the prompt to the model as it is, not as a chat")
+    parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
+    parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="write the whole result as JSON")
+    output.add_argument("--show", action="store_true", help="mark who wrote each word, and give figures")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page that shows who wrote each token")
+    parser.set_defaults(run=_generate, parser=parser)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    triggered = next((o for o in ("above", "top_prob_below", "branching_above") if getattr(args, o) is not None), None)
+    if triggered and not args.nudger:
+        args.parser.error(f"--{triggered.replace('_', '-')} needs --nudger NAME (of the demo pair: {_DEFAULT_NUDGER})")
+    if args.raw and args.system is not None:
+        args.parser.error("--system is a chat message, and --raw gives the prompt as it is: use one of them")
+    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    with _events(args, _prompt(args, text)) as events:
+        result = _written(args, events)
+    if args.html is not None:
+        from trimtab.server.page import page
+
+        args.html.write_text(page(result, text), encoding="utf-8")
+    return 0
+
+
+def _written(args: argparse.Namespace, events: Iterator[Event]) -> Result:
+    """Write the answer to standard output in the form that was asked for."""
+    from trimtab.server.display import show
+    from trimtab.server.figures import summary
+
+    if args.json:
+        import io
+        import json
+
+        from trimtab.decode.serial import to_json
+
+        result = show(events, io.StringIO(), marked=False)
+        sys.stdout.write(json.dumps(to_json(result), ensure_ascii=False) + "\n")
+        return result
+    result = show(events, sys.stdout, marked=args.show)
+    if args.show:
+        sys.stdout.write(f"({summary(result)})\n")
+    return result
+
+
+def _prompt(args: argparse.Namespace, text: str) -> Prompt:
+    from trimtab.decode.types import ChatMessage
+
+    if args.raw:
+        return text
+    system = [ChatMessage("system", args.system)] if args.system is not None else []
+    return [*system, ChatMessage("user", text)]
+
+
+def _policy(args: argparse.Namespace) -> Policy | None:
+    from trimtab.decode.types import Branching, Entropy, Nudged, TopProb
+
+    if not args.nudger:
+        return None
+    if args.above is not None:
+        return Nudged(args.nudger, Entropy(args.above))
+    if args.top_prob_below is not None:
+        return Nudged(args.nudger, TopProb(args.top_prob_below))
+    if args.branching_above is not None:
+        return Nudged(args.nudger, Branching(args.branching_above))
+    return Nudged(args.nudger)
+
+
+@contextmanager
+def _events(args: argparse.Namespace, prompt: Prompt) -> Iterator[Iterator[Event]]:
+    """The events of the answer; leaving cancels it if it is not complete."""
+    given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "stop")}
+    options = {name: value for name, value in given.items() if value is not None}
+    source: Any  # an engine and a client have the same method, and close in the same way
+    if args.server is not None:
+        from trimtab.server.client import Client
+
+        source = Client(args.server)
+    else:
+        source = _open_engine(_config(args.config))()
+    with source as opened, closing(opened.stream(prompt, model=args.model, policy=_policy(args), **options)) as events:
+        yield events
+
+
+# ------------------------------------------------------------------------------------------------------------- demo
+
+
+def _register_demo(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "demo",
+        help="see the bundled pair answer, with and without nudging",
+        description="Start a server with the bundled pair on a free port and ask it questions over gRPC: the base "
+        "model alone, and nudged by the small aligned one.",
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="length of an answer at most")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from trimtab.server import demo
+
+    open_engine = _open_engine(_config(None))
+    demo.run(open_engine, sys.stdout, model="base", nudger=_DEFAULT_NUDGER, max_new_tokens=args.max_new_tokens)
+    return 0

@@ -1,0 +1,1 @@
+"""Generated code of ``decoding.proto``; made by ``server/proto/generate.py``."""

@@ -1,0 +1,96 @@
+"""Packaging: the top-level folders are installed as parts of the namespace ``trimtab``; there is no trimtab/ folder.
+
+Top-level packages named ``kernels`` or ``server`` would collide with others in a user's environment, so the
+distribution owns nothing but ``trimtab``. ``kernels/`` has no ``__init__.py`` on purpose: transformers probes for a
+package of that name, and run from here it would import ours.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+FOLDERS = {
+    "trimtab.decode": "decode",
+    "trimtab.kernels": "kernels",
+    "trimtab.server": "server",
+    "trimtab.v1": "server/proto/trimtab/v1",
+    "trimtab.bench": "bench",
+}
+
+# Every folder with Python files, by name: a test compares this list with the tree.
+PACKAGES = [
+    *FOLDERS,
+    "trimtab.decode.draws",
+    "trimtab.decode.engine",
+    "trimtab.decode.models",
+    "trimtab.decode.policies",
+    "trimtab.decode.prepare",
+    "trimtab.decode.rewards",
+    "trimtab.decode.searches",
+    "trimtab.kernels.reference",
+]
+
+setup(
+    name="trimtab",
+    version="0.1.0",
+    description="Align a large language model while it decodes, without training it.",
+    long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=PACKAGES,
+    package_dir=FOLDERS,
+    package_data={
+        "trimtab.decode": ["py.typed"],
+        "trimtab.kernels": ["py.typed"],
+        "trimtab.server": ["py.typed"],
+        "trimtab.bench": ["py.typed"],
+        "trimtab.v1": ["py.typed", "*.proto", "*.pyi"],
+    },
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17,<6",
+        "numpy>=1.26",
+        "tokenizers",
+        "safetensors",
+        "jinja2",
+        "filelock",
+        "tqdm",
+        # transformers reads the bundled GGUF files with these two
+        "gguf>=0.17",
+        "accelerate>=1.1",
+        # the generated code is made with grpcio-tools 1.75.1 (protobuf 6.31.1), and newer runtimes accept it
+        "grpcio>=1.75.1",
+        "grpcio-status>=1.75.1",
+        "grpcio-health-checking>=1.75.1",
+        "grpcio-reflection>=1.75.1",
+        "googleapis-common-protos>=1.65",
+        "protobuf>=6.31.1,<8",
+    ],
+    extras_require={
+        # On a GPU, torch brings the Triton it was built with; this extra is for the interpreter on a CPU.
+        "triton": ['triton; platform_system == "Linux"'],
+        "bench": ["matplotlib", "psutil"],
+        "dev": [
+            "hypothesis",
+            "mypy>=1.18",
+            "packaging",
+            "pytest>=8.3",
+            "ruff>=0.14",
+            "setuptools>=77",
+            "types-grpcio",
+            "types-grpcio-health-checking",
+            "types-grpcio-reflection",
+            "types-grpcio-status",
+            "types-protobuf",
+            "wheel",
+        ],
+    },
+    entry_points={
+        "console_scripts": ["trimtab = trimtab.decode.commands:main"],
+        "trimtab.commands": [
+            "models = trimtab.decode.models.commands:register",
+            "server = trimtab.server.commands:register",
+            "bench = trimtab.bench.commands:register",
+        ],
+    },
+)

@@ -1,0 +1,51 @@
+"""Fixtures that every test file may use. Nothing here imports torch, so that tests of plain data stay quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import settings
+
+# Read when transformers and torch are first imported. No test may reach a model hub; and the oversubscription of
+# cores by several test runs at once would cost more than the threads bring.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+
+settings.register_profile("trimtab", deadline=None)  # other work on the machine must not fail a test
+settings.load_profile("trimtab")
+
+
+class RealModels(NamedTuple):
+    """Folders of the bundled pair, as transformers loads them."""
+
+    base: Path
+    aligned: Path
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_models(request: pytest.FixtureRequest) -> RealModels:
+    """The bundled pair, fetched first if it is not in the cache. Tests that use it are marked ``real``."""
+    from trimtab.decode.models.bundled import bundled, ensure
+    from trimtab.decode.models.progress import TextProgress
+
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled(), TextProgress() as progress:
+        folders = {model.role: ensure(model.name, progress=progress) for model in bundled()}
+    return RealModels(base=folders["base"], aligned=folders["aligned"])
+
+
+@pytest.fixture
+def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty model cache, also for processes that the test starts."""
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -1,0 +1,591 @@
+"""What may be asked for: keywords, their validation, and the values they resolve to."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from trimtab.decode.api import check_length, request_from_kwargs, resolve_sampling, validate
+from trimtab.decode.errors import InvalidRequest, NotFound, TrimtabError, UnsupportedRequest
+from trimtab.decode.generation_config import HARMLESS, MAPPED, NEUTRAL, from_generation_config
+from trimtab.decode.types import (
+    Autoregressive,
+    Base,
+    Branching,
+    ChatMessage,
+    Draw,
+    Entropy,
+    Limits,
+    ModelInfo,
+    Nudged,
+    Policy,
+    Request,
+    Sampling,
+    Search,
+    Single,
+    Stopping,
+    TopProb,
+)
+
+NAN, INF = float("nan"), float("inf")
+
+
+def info(name: str, source: str, vocab_size: int = 100) -> ModelInfo:
+    return ModelInfo(
+        name=name,
+        role="base",
+        source=source,
+        architecture="LlamaForCausalLM",
+        dtype="float32",
+        device="cpu",
+        max_context_tokens=64,
+        vocab_size=vocab_size,
+        eos_token_ids=(2,),
+    )
+
+
+MODELS = {m.name: m for m in (info("base", "b"), info("chat", "c"), info("twin", "b"))}
+GOOD = Request(model="base", prompt="hi")
+
+
+def check(request: Request, limits: Limits | None = None) -> None:
+    validate(request, MODELS, limits or Limits())
+
+
+def refused(request: Request, limits: Limits | None = None) -> list[str]:
+    with pytest.raises(InvalidRequest) as caught:
+        check(request, limits)
+    assert all(v.accepted and v.value for v in caught.value.violations)
+    return [v.field for v in caught.value.violations]
+
+
+# ------------------------------------------------------------------------------------------------------- validation
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        GOOD,
+        replace(GOOD, prompt=(0, 99)),
+        replace(GOOD, prompt=[ChatMessage("user", "hi")]),
+        replace(GOOD, prompt=[{"role": "user", "content": ""}]),
+        replace(GOOD, top_logprobs=20),
+        replace(GOOD, sampling=Sampling(temperature=10.0)),
+        replace(GOOD, policy=Nudged("chat", max_span_tokens=1)),
+        replace(GOOD, policy=Nudged("chat", max_span_tokens=4096)),
+        replace(
+            GOOD,
+            sampling=Sampling(
+                temperature=0,
+                top_k=1,
+                top_p=1,
+                min_p=0,
+                repetition_penalty=10,
+                seed=2**32 - 1,
+                logit_bias={0: -INF, 99: 3, 5: -1e9},
+            ),
+        ),
+        replace(
+            GOOD,
+            stopping=Stopping(
+                max_new_tokens=4096,
+                min_new_tokens=4096,
+                stop=("é" * 128,) * 8,
+                stop_token_ids=(0, 99),
+                ignore_eos=True,
+                include_stop=True,
+                time_budget=1e-6,
+            ),
+        ),
+        *(
+            replace(GOOD, policy=Nudged("chat", when=when))
+            for when in (None, Entropy(0), Entropy(2.5), TopProb(0), TopProb(1), Branching(1))
+        ),
+    ],
+)
+def test_what_is_documented_is_accepted(request_: Request) -> None:
+    check(request_)
+
+
+BAD_FIELDS: list[tuple[str, Request]] = [
+    *(
+        (f"sampling.{name}", replace(GOOD, sampling=Sampling(**{name: value})))
+        for name, values in {
+            "temperature": (NAN, INF, -INF, -0.1, 10.1, True, "1", 10**400),
+            "top_k": (0, -1, 1.0, True, NAN, 2**32),
+            "top_p": (0, -0.5, 1.01, NAN, False, "x"),
+            "min_p": (-0.1, 1, NAN, INF, True),
+            "repetition_penalty": (0, -1, 10.5, NAN, INF, True),
+            "seed": (-1, 2**32, 1.0, True, "7"),
+            "logit_bias": (3, [(1, 2.0)], None),
+        }.items()
+        for value in values
+    ),
+    ("sampling.logit_bias[100]", replace(GOOD, sampling=Sampling(logit_bias={100: 1.0}))),
+    ("sampling.logit_bias[True]", replace(GOOD, sampling=Sampling(logit_bias={True: 1.0}))),
+    ("sampling.logit_bias['1']", replace(GOOD, sampling=Sampling(logit_bias={"1": 1.0}))),
+    *(
+        ("sampling.logit_bias[7]", replace(GOOD, sampling=Sampling(logit_bias={7: value})))
+        for value in (NAN, INF, "x", True, None)
+    ),
+    *(
+        (f"stopping.{name}", replace(GOOD, stopping=Stopping(**{name: value})))
+        for name, values in {
+            "max_new_tokens": (0, -1, 4097, 1.0, True, None),
+            "min_new_tokens": (-1, 257, True, None),
+            "stop": ("abc", 3, None, ("x",) * 9),
+            "stop_token_ids": (3, "3", None),
+            "ignore_eos": (1, None),
+            "include_stop": ("yes",),
+            "time_budget": (0, -1, NAN, INF, True, "1s"),
+        }.items()
+        for value in values
+    ),
+    ("stopping.stop[1]", replace(GOOD, stopping=Stopping(stop=("a", "")))),
+    ("stopping.stop[0]", replace(GOOD, stopping=Stopping(stop=("é" * 128 + "a",)))),
+    ("stopping.stop[0]", replace(GOOD, stopping=Stopping(stop=("\ud800",)))),
+    ("stopping.stop[2]", replace(GOOD, stopping=Stopping(stop=("a", "b", b"c")))),
+    ("stopping.stop_token_ids[1]", replace(GOOD, stopping=Stopping(stop_token_ids=(1, 100)))),
+    *(("prompt", replace(GOOD, prompt=value)) for value in ("", (), [], None, 3, b"hi", "\udfff")),
+    ("prompt.token_ids[7]", replace(GOOD, prompt=[1] * 7 + [100])),
+    ("prompt.token_ids[1]", replace(GOOD, prompt=[1, True])),
+    ("prompt.token_ids[1]", replace(GOOD, prompt=[1, 2.0])),
+    ("prompt.token_ids[0]", replace(GOOD, prompt=[-1])),
+    ("prompt.messages[0].role", replace(GOOD, prompt=[ChatMessage("tool", "x")])),
+    ("prompt.messages[1]", replace(GOOD, prompt=[ChatMessage("user", "x"), "x"])),
+    *(("top_logprobs", replace(GOOD, top_logprobs=value)) for value in (-1, 21, True, 1.0, None)),
+    *(("policy.nudged.nudger", replace(GOOD, policy=Nudged(value))) for value in ("base", "twin", "", 3, None)),
+    *(
+        ("policy.nudged.max_span_tokens", replace(GOOD, policy=Nudged("chat", max_span_tokens=value)))
+        for value in (0, 4097, True, 1.0)
+    ),
+    *(
+        (f"policy.nudged.{field}", replace(GOOD, policy=Nudged("chat", when=kind(value))))
+        for field, kind, values in (
+            ("entropy_nats_above", Entropy, (NAN, INF, -0.1, True, "2")),
+            ("top_prob_below", TopProb, (NAN, -0.1, 1.1, None)),
+            ("branching_above", Branching, (NAN, INF, 0.99)),
+        )
+        for value in values
+    ),
+    ("policy.nudged.trigger", replace(GOOD, policy=Nudged("chat", when="entropy"))),
+    ("sampling", replace(GOOD, sampling=None)),
+    ("stopping", replace(GOOD, stopping={"stop": ()})),
+    ("model", replace(GOOD, model="")),
+    ("model", replace(GOOD, model=None)),
+]
+
+
+@pytest.mark.parametrize(("field", "request_"), BAD_FIELDS, ids=[f"{i}-{f}" for i, (f, _) in enumerate(BAD_FIELDS)])
+def test_each_bad_field_is_named_alone(field: str, request_: Request) -> None:
+    assert refused(request_) == [field]
+
+
+def test_every_field_is_checked() -> None:
+    """A field added to the types without a check here fails this test."""
+    named = {field.partition("[")[0] for field, _ in BAD_FIELDS}
+    assert {f"sampling.{f.name}" for f in fields(Sampling)} <= named
+    assert {f"stopping.{f.name}" for f in fields(Stopping)} <= named
+    assert {"model", "prompt", "top_logprobs"} <= named
+
+
+def test_all_bad_fields_at_once() -> None:
+    request = Request(
+        model="missing",
+        prompt="",
+        sampling=Sampling(temperature=NAN, top_p=0),
+        stopping=Stopping(max_new_tokens=0, stop=("",)),
+        policy=Nudged("gone", when=Entropy(-1)),
+        top_logprobs=99,
+    )
+    assert sorted(refused(request)) == sorted(
+        [
+            "model",
+            "prompt",
+            "sampling.temperature",
+            "sampling.top_p",
+            "stopping.max_new_tokens",
+            "stopping.stop[0]",
+            "policy.nudged.nudger",
+            "policy.nudged.entropy_nats_above",
+            "top_logprobs",
+        ]
+    )
+
+
+@pytest.mark.parametrize("request_", [replace(GOOD, model="missing"), replace(GOOD, policy=Nudged("missing"))])
+def test_an_unknown_model_alone_is_not_found(request_: Request) -> None:
+    with pytest.raises(NotFound, match="'missing': accepted: one of 'base', 'chat', 'twin'"):
+        check(request_)
+
+
+@pytest.mark.parametrize("axis", ["policy", "draw", "search"])
+def test_an_unknown_variant_of_an_axis_is_unsupported(axis: str) -> None:
+    with pytest.raises(UnsupportedRequest, match=axis):
+        check(replace(GOOD, **{axis: object()}))
+
+
+def test_every_variant_of_the_types_is_known() -> None:
+    """A policy, draw or search added to the types and not to validation fails here."""
+    made: dict[type, object] = {Nudged: Nudged("chat")}
+    for axis, union in (("policy", Policy), ("draw", Draw), ("search", Search)):
+        for cls in get_args(union) or (union,):
+            check(replace(GOOD, **{axis: made[cls] if cls in made else cls()}))
+
+
+def test_limits_are_those_of_the_engine() -> None:
+    small = Limits(max_new_tokens=10, max_top_logprobs=1, max_stop=1, max_stop_bytes=2)
+    request = replace(GOOD, stopping=Stopping(max_new_tokens=11, stop=("abc", "a")), top_logprobs=2)
+    assert refused(request, small) == ["stopping.max_new_tokens", "stopping.stop", "stopping.stop[0]", "top_logprobs"]
+
+
+def test_sources_are_compared_only_where_there_are_some() -> None:
+    models = {name: info(name, "") for name in ("a", "b")}
+    validate(Request(model="a", prompt="x", policy=Nudged("b")), models, Limits())
+
+
+def test_messages_stay_small_however_bad_the_input() -> None:
+    request = replace(
+        GOOD,
+        prompt=[10**6] * 100_000,
+        sampling=Sampling(logit_bias=dict.fromkeys(range(1000, 9000), NAN)),
+        stopping=Stopping(stop=("",) * 5000),
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        check(request)
+    assert len(str(caught.value)) < 4096
+    with pytest.raises(InvalidRequest) as caught:
+        check(replace(GOOD, prompt=[ChatMessage("tool", "x" * 10_000)] * 1000))
+    assert len(str(caught.value)) < 4096
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_nothing_but_typed_errors(data: st.DataObject) -> None:
+    """Whatever is in the fields, validation accepts it or raises one of our errors."""
+
+    def some(cls: type) -> Any:
+        chosen = data.draw(st.sets(st.sampled_from([f.name for f in fields(cls)]), max_size=2))
+        return cls(**{name: data.draw(junk) for name in chosen})
+
+    policy = data.draw(st.sampled_from([Base(), Nudged("chat")]))
+    if isinstance(policy, Nudged):
+        policy = Nudged(data.draw(junk), when=Entropy(data.draw(junk)), max_span_tokens=data.draw(junk))
+    request = Request(
+        model=data.draw(st.sampled_from(["base", "?"]) | junk),
+        prompt=data.draw(st.just("hi") | junk),
+        sampling=some(Sampling),
+        stopping=some(Stopping),
+        policy=policy,
+        top_logprobs=data.draw(st.just(0) | junk),
+    )
+    try:
+        check(request)
+    except TrimtabError:
+        return
+    resolve_sampling(request.sampling)
+
+
+def test_prompt_length() -> None:
+    assert check_length(10, 5, 64) == 5
+    assert check_length(60, 50, 64) == 4  # the answer ends with CONTEXT_FULL
+    assert check_length(63, 50, 64) == 1
+    for tokens in (64, 65):
+        with pytest.raises(InvalidRequest, match="at most 63 tokens"):
+            check_length(tokens, 1, 64)
+    with pytest.raises(InvalidRequest, match="at least one token"):
+        check_length(0, 1, 64)
+
+
+# --------------------------------------------------------------------------------------------------------- keywords
+
+
+def test_flat_keywords() -> None:
+    request = request_from_kwargs(
+        [{"role": "user", "content": "hi"}],
+        model="base",
+        policy=Nudged("chat"),
+        draw=Autoregressive(),
+        search=Single(),
+        temperature=0.5,
+        top_k=3,
+        top_p=0.9,
+        min_p=0.1,
+        repetition_penalty=1.5,
+        logit_bias={1: 2.0},
+        seed=7,
+        max_new_tokens=9,
+        min_new_tokens=1,
+        stop="x",
+        stop_token_ids=[4],
+        ignore_eos=True,
+        include_stop=True,
+        time_budget=2.0,
+        top_logprobs=3,
+    )
+    assert request == Request(
+        model="base",
+        prompt=(ChatMessage("user", "hi"),),
+        sampling=Sampling(
+            temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, repetition_penalty=1.5, logit_bias={1: 2.0}, seed=7
+        ),
+        stopping=Stopping(
+            max_new_tokens=9,
+            min_new_tokens=1,
+            stop=("x",),
+            stop_token_ids=(4,),
+            ignore_eos=True,
+            include_stop=True,
+            time_budget=2.0,
+        ),
+        policy=Nudged("chat"),
+        top_logprobs=3,
+    )
+    check(request)
+
+
+def test_defaults_and_none() -> None:
+    assert request_from_kwargs("hi", model="base") == GOOD
+    unset = dict.fromkeys([f.name for f in (*fields(Sampling), *fields(Stopping))])
+    assert request_from_kwargs("hi", model="base", **unset, sampling=None, stopping=None) == GOOD
+
+
+def test_whole_objects() -> None:
+    sampling, stopping = Sampling(seed=1), Stopping(stop=("a",))
+    request = request_from_kwargs("hi", model="base", sampling=sampling, stopping=stopping)
+    assert (request.sampling, request.stopping) == (sampling, stopping)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "named"),
+    [
+        ({"temprature": 1, "max_tokens": 3}, {"temprature", "max_tokens"}),
+        ({"sampling": Sampling(), "seed": 1, "top_k": 2}, {"seed", "top_k"}),
+        ({"stopping": Stopping(), "stop": "x", "nope": 1}, {"stop", "nope"}),
+        ({"sampling": {"seed": 1}}, {"sampling"}),
+        ({"sampling": Sampling(), "generation_config": GenerationConfig()}, {"sampling"}),
+        ({"generation_config": {"do_sample": True}}, {"generation_config"}),
+    ],
+)
+def test_unknown_and_doubled_keywords_are_named(keywords: dict[str, Any], named: set[str]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        request_from_kwargs("hi", model="base", **keywords)
+    assert {v.field for v in caught.value.violations} == named
+
+
+def test_a_misspelt_keyword_gets_a_suggestion() -> None:
+    with pytest.raises(InvalidRequest, match="did you mean 'temperature'"):
+        request_from_kwargs("hi", model="base", temprature=1)
+
+
+# ------------------------------------------------------------------------------------------------ generation config
+
+
+def set_fields(config: GenerationConfig) -> dict[str, Any]:
+    return {name: value for name, value in vars(config).items() if not name.startswith("_")}
+
+
+def test_every_field_of_transformers_is_decided() -> None:
+    known = MAPPED | HARMLESS | set(NEUTRAL)
+    assert set(set_fields(GenerationConfig())) <= known
+    assert len(known) == len(MAPPED) + len(HARMLESS) + len(NEUTRAL)
+
+
+def test_transformers_own_defaults_are_accepted() -> None:
+    defaults = GenerationConfig._get_default_generation_params()
+    sampling, stopping = from_generation_config(GenerationConfig(**defaults))
+    assert sampling == {"temperature": 0.0, "repetition_penalty": 1.0}
+    assert stopping == {}
+    sampling, _ = from_generation_config(GenerationConfig(**defaults | {"do_sample": True}))
+    unset, _ = from_generation_config(GenerationConfig(do_sample=True))
+    assert (
+        sampling
+        == unset
+        == {
+            "temperature": 1.0,
+            "top_k": defaults["top_k"],
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+        }
+    )
+
+
+def test_mapped_fields() -> None:
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=0.7,
+        top_k=0,
+        top_p=0.9,
+        min_p=0.05,
+        repetition_penalty=1.2,
+        max_new_tokens=12,
+        min_new_tokens=3,
+        max_time=1.5,
+        stop_strings="end",
+        eos_token_id=[2, 3],
+        suppress_tokens=[4],
+        bad_words_ids=[[5], [2]],
+        sequence_bias={(6,): 1.5, (5,): 9.0},
+        num_beams=1,
+        pad_token_id=0,
+    )
+    request = request_from_kwargs("hi", model="base", generation_config=config)
+    check(request)
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty) == (0.7, 0.9, 0.05, 1.2)
+    assert sampling.top_k is not None
+    assert sampling.top_k >= 2**20  # 0 keeps every token, and must not become the model's default
+    assert sampling.logit_bias == {4: -INF, 5: -INF, 6: 1.5}  # transformers never bans an end token as a bad word
+    assert request.stopping == Stopping(
+        max_new_tokens=12,
+        min_new_tokens=3,
+        stop=("end",),
+        stop_token_ids=(2, 3),
+        ignore_eos=True,
+        time_budget=1.5,
+    )
+
+
+def test_keywords_override_the_generation_config() -> None:
+    config = GenerationConfig(max_new_tokens=5, do_sample=True, top_p=0.5)
+    request = request_from_kwargs("hi", model="base", generation_config=config, max_new_tokens=7, top_k=4)
+    assert (request.stopping.max_new_tokens, request.sampling.top_k, request.sampling.top_p) == (7, 4, 0.5)
+
+
+def test_the_models_own_config_fills_what_is_unset() -> None:
+    own = GenerationConfig(do_sample=True, top_k=7, temperature=0.6, eos_token_id=[2, 1])
+    sampling, stopping = from_generation_config(GenerationConfig(temperature=0.9, eos_token_id=[1, 2]), own)
+    assert (sampling["temperature"], sampling["top_k"]) == (0.9, 7)
+    assert stopping == {}  # the model's own end tokens end the answer as EOS
+    _, stopping = from_generation_config(GenerationConfig(eos_token_id=2), own)
+    assert stopping == {"stop_token_ids": (2,), "ignore_eos": True}
+
+
+REFUSED: dict[str, Any] = {
+    "max_length": 30,
+    "min_length": 3,
+    "num_beams": 4,
+    "num_beam_groups": 2,
+    "diversity_penalty": 0.5,
+    "use_mtp": True,
+    "cache_implementation": "quantized",
+    "top_h": 0.4,
+    "typical_p": 0.9,
+    "epsilon_cutoff": 0.1,
+    "eta_cutoff": 0.1,
+    "encoder_repetition_penalty": 1.1,
+    "no_repeat_ngram_size": 3,
+    "encoder_no_repeat_ngram_size": 3,
+    "forced_bos_token_id": 1,
+    "forced_eos_token_id": 1,
+    "remove_invalid_values": True,
+    "exponential_decay_length_penalty": (1, 1.1),
+    "begin_suppress_tokens": [1],
+    "token_healing": True,
+    "guidance_scale": 1.5,
+    "watermarking_config": {"bias": 1.0},
+    "num_return_sequences": 2,
+    "output_attentions": True,
+    "output_hidden_states": True,
+    "output_scores": True,
+    "output_logits": True,
+    "prompt_lookup_num_tokens": 3,
+    "assistant_early_exit": 2,
+    "assistant_ensemble_weight": 0.5,
+    "speculation_type": "dflash",
+    "penalty_alpha": 0.6,
+    "dola_layers": "high",
+    "constraints": ["x"],
+    "force_words_ids": [[1]],
+    "bad_words_ids": [[1, 2]],
+    "sequence_bias": {(1, 2): 1.0},
+    "a_field_of_a_later_transformers": 1,
+}
+
+
+def test_unsupported_fields_are_refused_all_at_once() -> None:
+    assert set(NEUTRAL) <= set(REFUSED)
+    config = GenerationConfig()
+    for name, value in REFUSED.items():  # set afterwards: transformers refuses some of the combinations
+        setattr(config, name, value)
+    with pytest.raises(InvalidRequest) as caught:
+        request_from_kwargs("hi", model="base", generation_config=config, typo=1)
+    named = [v.field for v in caught.value.violations]
+    assert sorted(named) == sorted([f"generation_config.{name}" for name in REFUSED] + ["typo"])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_each_unsupported_field_is_refused_alone(name: str) -> None:
+    config = GenerationConfig()
+    setattr(config, name, REFUSED[name])
+    with pytest.raises(InvalidRequest, match=f"generation_config.{name} = "):
+        from_generation_config(config)
+
+
+def test_max_length_gives_way_to_max_new_tokens() -> None:
+    assert from_generation_config(GenerationConfig(max_length=99, max_new_tokens=5))[1] == {"max_new_tokens": 5}
+
+
+# ------------------------------------------------------------------------------------------------------- resolution
+
+
+def test_defaults_without_a_sampling_model_config() -> None:
+    for config in (None, GenerationConfig(), GenerationConfig(do_sample=False, temperature=0.1, top_k=5)):
+        resolved = resolve_sampling(Sampling(seed=3), config)
+        assert (resolved.temperature, resolved.top_k, resolved.top_p, resolved.min_p) == (1.0, 0, 1.0, 0.0)
+        assert (resolved.repetition_penalty, resolved.seed, resolved.greedy) == (1.0, 3, False)
+
+
+def test_a_sampling_model_config_fills_what_is_unset() -> None:
+    config = GenerationConfig(do_sample=True, temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.1)
+    resolved = resolve_sampling(Sampling(top_p=1.0), config)
+    assert (resolved.temperature, resolved.top_k, resolved.top_p) == (0.6, 20, 1.0)
+    assert resolved.repetition_penalty == 1.1
+    assert resolve_sampling(Sampling(), GenerationConfig(do_sample=True)).top_k == 0  # only what the model names
+
+
+def test_a_models_repetition_penalty_holds_without_sampling() -> None:
+    assert resolve_sampling(Sampling(), GenerationConfig(repetition_penalty=1.3)).repetition_penalty == 1.3
+
+
+def test_explicit_zero_is_greedy() -> None:
+    config = GenerationConfig(do_sample=True, temperature=0.6)
+    assert resolve_sampling(Sampling(temperature=0), config).greedy
+
+
+def test_values_out_of_range_in_a_models_file_count_as_unset() -> None:
+    config = GenerationConfig(do_sample=True)
+    for name, value in {"temperature": 0.0, "top_k": -1, "top_p": 0.0, "min_p": NAN, "repetition_penalty": -2}.items():
+        setattr(config, name, value)
+    assert resolve_sampling(Sampling(seed=0), config) == resolve_sampling(Sampling(seed=0))
+
+
+def test_seeds() -> None:
+    assert resolve_sampling(Sampling(), None, rng=lambda n: b"\x01\x02\x03\xff"[:n]).seed == 0xFF030201
+    assert resolve_sampling(Sampling(seed=0), None, rng=os.urandom).seed == 0
+    drawn = {resolve_sampling(Sampling()).seed for _ in range(8)}
+    assert len(drawn) > 1
+    assert all(0 <= seed < 2**32 for seed in drawn)
+
+
+def test_resolved_values_do_not_follow_the_callers_mapping() -> None:
+    bias = {1: 1.0}
+    request = request_from_kwargs("hi", model="base", logit_bias=bias)
+    resolved = resolve_sampling(Sampling(logit_bias=bias))
+    bias[2] = math.inf
+    assert request.sampling.logit_bias == resolved.logit_bias == {1: 1.0}

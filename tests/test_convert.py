@@ -1,0 +1,415 @@
+"""Between the proto and the library nothing is lost: properties of requests, answers, errors and numbers."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimtab.decode.errors import (
+    EngineClosed,
+    EngineFailed,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    RequestCancelled,
+    UnsupportedRequest,
+    Violation,
+)
+from trimtab.decode.types import (
+    Base,
+    Branching,
+    Candidate,
+    ChatMessage,
+    Chunk,
+    Completed,
+    Entropy,
+    FinishReason,
+    ModelInfo,
+    ModelUsage,
+    Nudged,
+    Progress,
+    Request,
+    Result,
+    Sampling,
+    Started,
+    Stopping,
+    Token,
+    TokenDraw,
+    TopLogprob,
+    TopProb,
+    Usage,
+)
+from trimtab.server.answers import (
+    Assembler,
+    MalformedAnswer,
+    candidate_message,
+    candidate_parts,
+    completed_message,
+    result_of,
+    started_message,
+)
+from trimtab.server.bridge import StreamMessages
+from trimtab.server.convert import Unimplemented, read_spec, spec_of
+from trimtab.server.listing import info_of, model_message
+from trimtab.server.numbers import duration, seconds, shortest
+from trimtab.server.paths import library_path, proto_path
+from trimtab.server.status import AnswerTooLarge, error_of, status_of
+from trimtab.v1 import decoding_pb2 as pb
+
+uint32 = st.integers(0, 2**32 - 1)
+text = st.text(st.characters(codec="utf-8"), max_size=12)
+names = st.text("abc-.", min_size=1, max_size=6)
+float32 = st.floats(width=32)
+finite32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
+# What people write: at most six significant digits.
+short = st.builds(lambda digits, exponent: float(f"{digits}e{exponent}"), st.integers(0, 999_999), st.integers(-9, 6))
+nanos = st.integers(0, 10**15).map(lambda n: n / 1e9)
+
+
+# ------------------------------------------------------------------------------------------------------------- requests
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.none() | short,
+    top_k=st.none() | uint32,
+    top_p=st.none() | short,
+    min_p=st.none() | short,
+    repetition_penalty=st.none() | short,
+    logit_bias=st.dictionaries(uint32, short | st.just(-math.inf), max_size=4),
+    seed=st.none() | uint32,
+)
+stoppings = st.builds(
+    Stopping,
+    max_new_tokens=uint32,
+    min_new_tokens=uint32,
+    stop=st.lists(text, max_size=4).map(tuple),
+    stop_token_ids=st.lists(uint32, max_size=4).map(tuple),
+    ignore_eos=st.booleans(),
+    include_stop=st.booleans(),
+    time_budget=st.none() | st.integers(0, 10**9).map(lambda ms: ms / 1000),
+)
+policies = st.just(Base()) | st.builds(
+    Nudged,
+    names,
+    st.none() | st.builds(Entropy, short) | st.builds(TopProb, short) | st.builds(Branching, short),
+    st.none() | uint32,
+)
+prompts = st.one_of(
+    text.filter(bool),
+    st.lists(uint32, min_size=1, max_size=5).map(tuple),
+    st.lists(st.builds(ChatMessage, text, text), min_size=1, max_size=3).map(tuple),
+)
+requests = st.builds(
+    Request,
+    model=names,
+    prompt=prompts,
+    sampling=samplings,
+    stopping=stoppings,
+    policy=policies,
+    top_logprobs=st.integers(0, 20),
+)
+
+
+@settings(deadline=None)
+@given(requests)
+def test_a_request_comes_back_as_it_was(request: Request) -> None:
+    wire = spec_of(request).SerializeToString()
+    reading = read_spec(pb.GenerationSpec.FromString(wire))
+    assert reading.violations == ()
+    assert reading.unimplemented is None
+    assert reading.request == request
+
+
+@pytest.mark.parametrize("field", ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"])
+def test_zero_is_not_unset(field: str) -> None:
+    unset, zero = read_spec(pb.GenerationSpec()), read_spec(pb.GenerationSpec(sampling=pb.Sampling(**{field: 0})))
+    assert getattr(unset.request.sampling, field) is None
+    assert getattr(zero.request.sampling, field) == 0
+
+
+def test_unset_stopping_is_the_librarys_default() -> None:
+    reading = read_spec(pb.GenerationSpec(stopping=pb.Stopping(ignore_eos=True)))
+    assert reading.request.stopping == Stopping(ignore_eos=True)
+    zero = read_spec(pb.GenerationSpec(stopping=pb.Stopping(max_new_tokens=0)))
+    assert zero.request.stopping.max_new_tokens == 0
+
+
+def test_mappings_are_chat_messages() -> None:
+    spec = spec_of(Request(model="m", prompt=[{"role": "user", "content": "é"}]))
+    assert spec.chat.messages == [pb.ChatMessage(role="user", content="é")]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (Request(model="m", prompt="\ud800"), "prompt"),
+        (Request(model="m", prompt=[{"role": "user"}]), "prompt.messages[0]"),
+        (Request(model="m", prompt=[{"role": "user", "content": "x", "name": "y"}]), "prompt.messages[0]"),
+        (Request(model="m", prompt=(1, -2)), "prompt.token_ids[1]"),
+        (Request(model="m", prompt=()), "prompt"),
+        (Request(model="m", prompt=b"bytes"), "prompt"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", stopping=Stopping(max_new_tokens=True)), "stopping.max_new_tokens"),
+        (Request(model="m", prompt="x", stopping=Stopping(time_budget=math.nan)), "stopping.time_budget"),
+        (Request(model="m", prompt="x", stopping=Stopping(stop=(3,))), "stopping.stop[0]"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", sampling=Sampling(seed=-1)), "sampling.seed"),
+        (Request(model="m", prompt="x", sampling=Sampling(logit_bias={-1: 0.0})), "sampling.logit_bias[-1]"),
+        (Request(model="m", prompt="x", policy="nudged"), "policy"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", policy=Nudged("c", 3.0)), "policy.nudged.when"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", draw="fast"), "draw"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", top_logprobs=-1), "top_logprobs"),
+    ],
+)
+def test_what_the_wire_cannot_carry_is_named(request_: Request, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        spec_of(request_)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+@given(short)
+def test_short_decimals_survive_32_bits(value: float) -> None:
+    wire: float = struct.unpack("<f", struct.pack("<f", value))[0]
+    assert shortest(wire) == value
+
+
+@given(float32)
+def test_shortest_never_leaves_its_32_bit_float(value: float) -> None:
+    assert struct.pack("<f", shortest(value)) == struct.pack("<f", value)
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_durations_are_exact_to_the_nanosecond(count: int) -> None:
+    message = duration(count / 1e6)
+    assert message.seconds * message.nanos >= 0, "the parts of a Duration have one sign"
+    assert seconds(message) == pytest.approx(count / 1e6, abs=1e-6)
+    assert duration(seconds(message)) == message
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
+def test_what_is_no_duration_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="Duration"):
+        duration(value)
+
+
+@pytest.mark.parametrize(
+    ("library", "proto"),
+    [
+        ("model", "spec.model"),
+        ("prompt", "spec.prompt"),
+        ("prompt.token_ids[7]", "spec.token_ids.ids[7]"),
+        ("prompt.messages[0].role", "spec.chat.messages[0].role"),
+        ("top_logprobs", "spec.response.top_logprobs"),
+        ("policy.nudged.entropy_nats_above", "spec.policy.nudged.entropy_nats_above"),
+        ("mode", "mode"),
+    ],
+)
+def test_paths_translate_both_ways(library: str, proto: str) -> None:
+    assert proto_path(library) == proto
+    assert library_path(proto) == library
+
+
+# -------------------------------------------------------------------------------------------------------------- answers
+
+models = st.lists(names, min_size=1, max_size=3, unique=True).map(tuple)
+tops = st.lists(st.builds(TopLogprob, uint32, st.binary(max_size=4), finite32), max_size=2).map(tuple)
+
+
+def _tokens(authors: tuple[str, ...]) -> st.SearchStrategy[tuple[Token, ...]]:
+    optional = st.none() | finite32
+    token = st.builds(
+        Token,
+        id=uint32,
+        piece=st.binary(max_size=6),
+        author=st.sampled_from(authors),
+        draw=st.sampled_from(TokenDraw),
+        logprob=optional | st.just(-math.inf),
+        entropy=st.none() | st.floats(0, 20, width=32),
+        top_prob=st.none() | st.floats(0, 1, width=32),
+        top=tops,
+    )
+    return st.lists(token, max_size=6).map(tuple)
+
+
+@st.composite
+def results(draw: Any, candidates: int = 3) -> Result:
+    authors = draw(models)
+    found = tuple(
+        Candidate(
+            index=index,
+            text=draw(text),
+            tokens=draw(_tokens(authors)),
+            finish_reason=draw(st.sampled_from(FinishReason)),
+            stop_match=draw(st.none() | text),
+            rewards=draw(st.dictionaries(names, finite32, max_size=2)),
+        )
+        for index in range(draw(st.integers(1, candidates)))
+    )
+    return Result(
+        model=authors[0],
+        models=authors,
+        candidates=found,
+        usage=Usage(
+            **{name: draw(uint32) for name in ("prompt_tokens", "cached_prompt_tokens", "returned_tokens")},
+            **{name: draw(uint32) for name in ("generated_tokens", "drafted_tokens", "accepted_tokens")},
+            nudged_tokens=draw(uint32),
+            models=tuple(ModelUsage(name, draw(uint32), draw(uint32), draw(uint32)) for name in authors),
+            queue_time=draw(st.integers(0, 2**20)) / 512,
+            time_to_first_token=draw(st.integers(0, 2**20)) / 512,
+            total_time=draw(st.integers(0, 2**20)) / 512,
+        ),
+        seed=draw(uint32),
+        selected=draw(st.integers(0, len(found) - 1)),
+        reproducible=draw(st.booleans()),
+    )
+
+
+def _started(result: Result) -> Started:
+    return Started("g1", result.models, result.usage.prompt_tokens, result.seed, 99)
+
+
+@settings(deadline=None)
+@given(results())
+def test_a_unary_answer_comes_back_as_it_was(result: Result) -> None:
+    authors = {name: index for index, name in enumerate(result.models)}
+    response = pb.GenerateResponse(
+        started=started_message(_started(result)),
+        candidates=[candidate_message(c, authors, tokens=True) for c in result.candidates],
+        completed=completed_message(result),
+    )
+    assert result_of(pb.GenerateResponse.FromString(response.SerializeToString())) == result
+
+
+@settings(deadline=None)
+@given(results(candidates=1), st.data())
+def test_a_stream_of_chunks_comes_back_as_it_was(result: Result, data: Any) -> None:
+    chosen = result.chosen
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(chosen.text)), max_size=4)))
+    marks = sorted(data.draw(st.lists(st.integers(0, len(chosen.tokens)), min_size=len(cuts), max_size=len(cuts))))
+    chunks = [
+        Chunk(0, chosen.text[a:b], chosen.tokens[c:d])
+        for a, b, c, d in zip((0, *cuts), (*cuts, None), (0, *marks), (*marks, None), strict=True)
+    ]
+    events = [_started(result), *chunks, Progress(1, 0, 5, data.draw(st.none() | finite32)), Completed(result)]
+    messages = StreamMessages(tokens=True, max_candidates=0)
+    assembler = Assembler()
+    back = [
+        assembler.feed(pb.GenerateStreamResponse.FromString(message.SerializeToString()))
+        for event in events
+        for message in messages.of(event)
+    ]
+    seen = [event for event in back if event is not None]
+    assert [e for e in seen if not isinstance(e, Chunk)] == [e for e in events if not isinstance(e, Chunk)]
+    assert [e for e in seen if isinstance(e, Chunk)] == [c for c in chunks if c.text or c.tokens]
+
+
+@settings(deadline=None)
+@given(
+    st.text(st.characters(codec="utf-8"), max_size=300),
+    st.lists(st.binary(max_size=20), max_size=80),
+    st.integers(200, 600),
+)
+def test_parts_of_a_candidate_fit_and_concatenate(written: str, pieces: list[bytes], limit: int) -> None:
+    whole = pb.Candidate(
+        index=3,
+        text=written,
+        tokens=[pb.TokenInfo(id=i, piece=piece) for i, piece in enumerate(pieces)],
+        finish_reason=pb.FINISH_REASON_EOS,
+        rewards={"a": 1.0},
+        token_count=len(pieces),
+    )
+    parts = list(candidate_parts(whole, limit))
+    assert all(part.ByteSize() <= limit for part in parts)
+    assert "".join(part.text for part in parts) == written
+    assert [token for part in parts for token in part.tokens] == list(whole.tokens)
+    assert {part.index for part in parts} == {3}
+    assert [part.finish_reason for part in parts[:-1]] == [0] * (len(parts) - 1)
+    assert parts[-1].finish_reason == pb.FINISH_REASON_EOS
+    assert dict(parts[-1].rewards) == {"a": 1.0}
+    assert (len(parts) == 1) == (whole.ByteSize() <= limit)
+
+
+def _message(**event: Any) -> pb.GenerateStreamResponse:
+    return pb.GenerateStreamResponse(**event)
+
+
+_STARTED = _message(started=pb.Started(models=["m"]))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [_message(chunk=pb.Chunk())],
+        [_STARTED, _STARTED],
+        [_STARTED, _message(completed=pb.Completed())],
+        [_STARTED, _message(candidate=pb.Candidate(index=1, finish_reason=1)), _message(completed=pb.Completed())],
+        [_STARTED, _message(chunk=pb.Chunk(tokens=[pb.TokenInfo(author=1, draw=1)]))],
+        [_STARTED, _message(chunk=pb.Chunk(tokens=[pb.TokenInfo(draw=77)]))],  # type: ignore[arg-type]
+    ],
+)
+def test_a_stream_out_of_order_is_malformed(messages: list[pb.GenerateStreamResponse]) -> None:
+    assembler = Assembler()
+    with pytest.raises(MalformedAnswer):
+        list(map(assembler.feed, messages))
+
+
+def test_models_come_back_as_they_were() -> None:
+    info = ModelInfo(
+        name="chat",
+        role="aligned",
+        source="s",
+        architecture="A",
+        dtype="bfloat16",
+        device="cpu",
+        max_context_tokens=2048,
+        vocab_size=100,
+        eos_token_ids=(1, 2),
+        nudge_models=("x",),
+        ready=False,
+    )
+    assert info_of(model_message(info)) == info
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+VIOLATIONS = (
+    Violation.of("sampling.temperature", math.nan, "a finite number in [0, 10]"),
+    Violation.of("prompt.messages[2].role", "x: accepted: y", "one of 'system', 'user', 'assistant'"),
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidRequest(VIOLATIONS), StatusCode.INVALID_ARGUMENT),
+        (NotFound("model", "it's", ["a", "b"]), StatusCode.NOT_FOUND),
+        (UnsupportedRequest("policy.nudged", "with x", "y"), StatusCode.FAILED_PRECONDITION),
+        (Unimplemented("policy.mixture", "mixture", "one of base"), StatusCode.UNIMPLEMENTED),
+        (Overloaded("full", 2.5), StatusCode.RESOURCE_EXHAUSTED),
+        (AnswerTooLarge("too large"), StatusCode.RESOURCE_EXHAUSTED),
+        (EngineClosed("closing"), StatusCode.UNAVAILABLE),
+        (RequestCancelled("cancelled"), StatusCode.CANCELLED),
+    ],
+)
+def test_errors_come_back_as_they_were(error: Any, code: StatusCode) -> None:
+    status = status_of(error, in_spec=True)
+    assert status.code == code.value[0]
+    back = error_of(code, status.message, status)
+    assert type(back) is type(error)
+    assert str(back) == str(error)
+    assert back.retryable == error.retryable
+    assert getattr(back, "violations", None) == getattr(error, "violations", None)
+    assert getattr(back, "retry_after", None) == getattr(error, "retry_after", None)
+
+
+def test_the_engines_own_faults_do_not_leak() -> None:
+    status = status_of(EngineFailed("CUDA error at /opt/secret"))
+    assert "secret" not in str(status)
+    assert isinstance(error_of(StatusCode.INTERNAL, status.message, status), EngineFailed)

@@ -1,0 +1,221 @@
+"""What is installed: one namespace, complete, importable from anywhere, and harmless to transformers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+from packaging.requirements import Requirement
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOLDERS = {
+    "decode": "trimtab/decode",
+    "kernels": "trimtab/kernels",
+    "server/proto/trimtab/v1": "trimtab/v1",  # before server: the longer prefix wins
+    "server": "trimtab/server",
+    "bench": "trimtab/bench",
+}
+NOT_SHIPPED = ("server/proto/",)  # but what lies under server/proto/trimtab/v1
+
+
+def run(code: str, cwd: Path, *, path: Path | None = None, options: tuple[str, ...] = ()) -> str:
+    """Runs code in a fresh interpreter and returns what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built from a copy: setuptools leaves a build folder, whose old files would get into the next wheel."""
+    scratch = tmp_path_factory.mktemp("wheel")
+    source = scratch / "source"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        if (repository / name).exists():
+            shutil.copy(repository / name, source)
+    for name in ("decode", "kernels", "server", "bench"):
+        shutil.copytree(repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--no-build-isolation", "--no-index", "--wheel-dir", str(scratch), "."]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = scratch.glob("trimtab-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has the content of the wheel, and nothing else of ours."""
+    folder = tmp_path_factory.mktemp("installed")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def shipped_as(path: str) -> str | None:
+    """Where a file of the repository is in the wheel; None for one that is not shipped."""
+    for folder, package in FOLDERS.items():
+        if path.startswith(folder + "/"):
+            if folder == "server" and path.startswith(NOT_SHIPPED):
+                return None
+            return package + path.removeprefix(folder)
+    return None
+
+
+def test_the_wheel_has_every_module(repository: Path, wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    missing = []
+    for top in ("decode", "kernels", "server", "bench"):
+        for path in sorted((repository / top).rglob("*.py")):
+            target = shipped_as(path.relative_to(repository).as_posix())
+            if target is not None and target not in names:
+                missing.append(target)
+    assert not missing, f"not in the wheel; is its folder in PACKAGES of setup.py? {missing}"
+
+
+def test_the_wheel_has_its_data(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    typed = {f"trimtab/{part}/py.typed" for part in ("decode", "kernels", "server", "v1", "bench")}
+    assert typed <= names
+    assert any(name.startswith("trimtab/v1/") and name.endswith(".proto") for name in names)
+
+
+def test_the_wheel_owns_nothing_but_the_namespace(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"trimtab"}
+    assert "trimtab/__init__.py" not in names, "a namespace package has no __init__"
+    assert "trimtab/kernels/__init__.py" not in names
+    assert not [name for name in names if name.endswith((".gguf", ".safetensors"))], "weights are never shipped"
+
+
+def test_every_module_imports_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    code = f"""
+import importlib, pathlib
+root = pathlib.Path({str(installed)!r})
+for path in sorted((root / "trimtab").rglob("*.py")):
+    parts = path.relative_to(root).with_suffix("").parts
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    if parts[-1] == "__main__" or not all(part.isidentifier() for part in parts):
+        continue
+    module = importlib.import_module(name)
+    assert pathlib.Path(module.__file__).is_relative_to(root), (name, module.__file__)
+print("ok")
+"""
+    assert run(code, tmp_path, path=installed).split() == ["ok"]
+
+
+def test_transformers_imports_from_the_root(repository: Path) -> None:
+    # transformers looks for a package named "kernels" and finds our folder first when it is run from here.
+    code = """
+import sys
+import transformers.integrations.hub_kernels
+from transformers import LlamaForCausalLM
+ours = sys.modules.get("kernels")
+assert ours is None or getattr(ours, "__file__", None) is None, ours
+import trimtab.kernels
+print("ok")
+"""
+    assert run(code, repository).split() == ["ok"]
+
+
+def test_kernels_is_no_regular_package(repository: Path) -> None:
+    assert not (repository / "kernels" / "__init__.py").exists()
+    assert not (repository / "trimtab").exists(), "the namespace has no folder"
+
+
+@pytest.mark.parametrize("folder", ["/", "root"])
+def test_the_package_imports_from_anywhere(repository: Path, tmp_path: Path, folder: str) -> None:
+    code = "import trimtab.decode, trimtab.kernels.rng; print(trimtab.decode.Request.__module__)"
+    assert run(code, repository if folder == "root" else tmp_path).strip() == "trimtab.decode.types"
+
+
+def test_there_is_no_second_copy(repository: Path) -> None:
+    code = """
+import trimtab.decode
+try:
+    import decode
+except ImportError as error:
+    assert "trimtab.decode" in str(error), error
+else:
+    raise AssertionError(decode)
+try:
+    import decode.types
+except ImportError:
+    print("ok")
+"""
+    assert run(code, repository).split() == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import trimtab.decode as d; assert d.Request and d.InvalidRequest",
+        "import trimtab.decode as d; assert 'Engine' in dir(d)",
+        "import trimtab.decode.commands",
+        "import trimtab.decode.commands as c\ntry: c.main(['--help'])\nexcept SystemExit: pass",
+        "import trimtab.decode.commands as c; c.main(['models', 'list'])",
+    ],
+)
+def test_light_things_stay_light(tmp_path: Path, code: str) -> None:
+    heavy = "{'torch', 'transformers', 'numpy', 'grpc', 'tokenizers', 'safetensors'}"
+    printed = run(f"{code}\nimport sys\nprint('heavy:', sorted({heavy} & set(sys.modules)))", tmp_path)
+    assert printed.splitlines()[-1] == "heavy: []"
+
+
+def test_everything_public_is_exported() -> None:
+    import trimtab.decode
+    from trimtab.decode import errors, types
+
+    for name in (*types.__all__, *errors.__all__):
+        assert name in trimtab.decode.__all__
+        assert getattr(trimtab.decode, name) is getattr(types if name in types.__all__ else errors, name)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = trimtab.decode.no_such_name
+
+
+PROMISED = {
+    "torch": ("2.11.0", "2.13.0"),
+    "transformers": ("5.17.0", "5.23.0"),
+    "grpcio": ("1.75.1", "1.85.1"),
+    "protobuf": ("6.31.1", "7.36.2"),
+}
+
+
+def test_requirements_admit_what_is_promised() -> None:
+    requirements = [Requirement(text) for text in importlib.metadata.requires("trimtab") or []]
+    always = {r.name: r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
+    for name, versions in PROMISED.items():
+        for version in versions:
+            assert always[name].specifier.contains(version), f"{name} {version} is refused"
+    assert "triton" not in always, "torch brings the one it was built with"
+    assert not [str(r) for r in requirements if r.name == "triton" and r.specifier]
+
+
+def test_constraints_pin_versions_and_nothing_else(repository: Path) -> None:
+    text = (repository / "constraints.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    for line in lines:
+        assert re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line), line
+    pinned = {line.partition("==")[0] for line in lines}
+    assert not {name for name in pinned if "triton" in name or name.startswith(("nvidia", "cuda"))}
+    extras = {"", "dev", "bench"}
+    for requirement in map(Requirement, importlib.metadata.requires("trimtab") or []):
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
+            assert requirement.name.lower() in pinned, f"{requirement.name} is not pinned"
+            version = text.partition(f"\n{requirement.name.lower()}==")[2].split()[0]
+            assert requirement.specifier.contains(version), f"{requirement} is pinned to {version}"
