@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Drawing"]
 
+_HELPER = 2**32 - 1  # number of the branch of models that help; forks of a search count from 0
+
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
@@ -61,6 +63,9 @@ class Answer:
         self._context, self._emit = context, emit
         self._stopping, self.top = request.stopping, request.top_logprobs
         self._drawing, self.index = drawing, index
+        # Whether a helper is asked at a position can depend on what the requested model drew there. With the same
+        # random numbers its token would depend on it too, and no longer follow its own distribution.
+        self._model, self._keys = request.model, (drawing.key, drawing.key.child(0, _HELPER))
         self._same = frozenset((request.model, *same_vocabulary))
         self._never_eos = text_only and request.stopping.ignore_eos
         stopping = request.stopping
@@ -83,9 +88,11 @@ class Answer:
 
     def ends(self, model: str, token: int) -> bool:
         """Whether ``token``, written by ``model``, is one that ends an answer."""
-        if not self._stopping.ignore_eos and token in self._context.vocabulary(model).eos_token_ids:
-            return True
-        return model in self._same and token in self._stopping.stop_token_ids
+        return self.is_eos(model, token) or (model in self._same and token in self._stopping.stop_token_ids)
+
+    def is_eos(self, model: str, token: int) -> bool:
+        """Whether ``token`` is how ``model`` ends an answer by itself, and the request lets it."""
+        return not self._stopping.ignore_eos and token in self._context.vocabulary(model).eos_token_ids
 
     def pick(self, model: str, ahead: int = 0) -> Pick:
         """How to draw the token ``ahead`` places after the next one, from ``model``."""
@@ -94,10 +101,11 @@ class Answer:
         banned: tuple[int, ...] = ()
         if early or self._never_eos:
             banned = self._context.vocabulary(model).eos_token_ids
-        if early and model in self._same:
-            banned = (*banned, *self._stopping.stop_token_ids)
+        if model in self._same:
+            stops = self._stopping.stop_token_ids
+            banned = (*banned, *stops) if early else tuple(token for token in banned if token not in stops)
         filters = self._drawing.filters if model in self._same else self._drawing.foreign
-        return Pick(filters, self._drawing.key, position, banned)
+        return Pick(filters, self._keys[model != self._model], position, banned)
 
     def token(self, model: str, read: Read, draw: TokenDraw = TokenDraw.PLAIN) -> Token:
         """The token that ``model`` drew."""
@@ -138,6 +146,8 @@ class Answer:
     def _commit(self, text: list[str], tokens: tuple[Token, ...]) -> None:
         if self.done:
             text.append(self._detokenizer.finish())
+            if self._detokenizer.match is not None and self.stop_match is None:  # in what was held back
+                self.stop_match, self.finish_reason = self._detokenizer.match.stop, FinishReason.STOP
         delta = "".join(text)
         if delta:
             self._text.append(delta)

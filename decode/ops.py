@@ -127,6 +127,10 @@ class VocabularyView(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = True, *, continues: bool = False) -> list[int]: ...
 
+    def encode_with_offsets(
+        self, text: str, add_special_tokens: bool = True, *, continues: bool = False
+    ) -> tuple[list[int], list[int]]: ...
+
     def piece(self, token_id: int) -> bytes: ...
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -49,3 +53,30 @@ def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty model cache, also for processes that the test starts."""
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """The helper module ``tiny``: random models of every architecture."""
+    name = "trimtab_tests_tiny"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("tiny.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_folder(kind, seed=0, **changes)``: the folder of a random model, made at its first use."""
+    made: dict[str, Path] = {}
+
+    def folder(kind: str, seed: int = 0, **changes: Any) -> Path:
+        key = repr((kind, seed, sorted(changes.items())))
+        if key not in made:
+            made[key] = tiny.save(tiny.make(kind, seed, **changes), tmp_path_factory.mktemp(kind))
+        return made[key]
+
+    return folder

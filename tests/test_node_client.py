@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +103,3 @@ def _is_text(piece: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-@pytest.mark.real
-def test_node_reads_a_real_stream(node_modules: Path, real_engine: Any) -> None:
-    from trimtab.server.background import BackgroundServer
-
-    with BackgroundServer(lambda: nullcontext(real_engine)) as server:
-        check(run_node(node_modules, server.address, "base", 16), 16)

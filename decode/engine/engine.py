@@ -21,12 +21,12 @@ import torch
 from trimtab.decode.answer import Drawing
 from trimtab.decode.api import ResolvedSampling, check_length, request_from_kwargs, resolve_sampling, validate
 from trimtab.decode.build import Plan, write
-from trimtab.decode.config import EngineConfig, EngineOptions, ModelConfig
+from trimtab.decode.config import ConfigError, EngineConfig, EngineOptions, ModelConfig
 from trimtab.decode.engine.run import Job, Run
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.tasks import Task
-from trimtab.decode.engine.view import PAGE_TOKENS, View, memory_for_pages
-from trimtab.decode.errors import EngineClosed, EngineFailed, InvalidRequest, NotFound, Overloaded
+from trimtab.decode.engine.view import View, memory_for_pages, page_size
+from trimtab.decode.errors import EngineClosed, EngineFailed, InvalidRequest, NotFound, Overloaded, Violation
 from trimtab.decode.models.load import load
 from trimtab.decode.prepare.templates import as_chat
 from trimtab.decode.types import (
@@ -127,10 +127,12 @@ class Engine:
         """An engine from a ``trimtab.toml`` or what was read from one.
 
         Raises:
-            ConfigError: the file can't be used.
+            ConfigError: the file can't be used, or asks for rewards, which this version doesn't have.
         """
         if not isinstance(config, EngineConfig):
             config = EngineConfig.load(config)
+        if config.rewards:
+            raise ConfigError(Violation.of("rewards", list(config.rewards), "no table: this version has no rewards"))
         return cls(config.models, limits=config.limits, options=config.engine)
 
     # ------------------------------------------------------------------------------------------------------ generation
@@ -559,11 +561,10 @@ def _views(configs: Mapping[str, ModelConfig], options: EngineOptions) -> dict[s
         shares[name] = given if given is not None else (1.0 - fixed) / len(open_)
     views = {}
     for name, model in loaded.items():
-        size = options.page_tokens or PAGE_TOKENS.get(model.device.type, 64)
-        per_page = 2 * model.layers * model.kv_heads * model.head_dim * size * model.kv_dtype.itemsize
-        memory = options.memory_bytes or memory_for_pages(model.device)
+        memory = int((options.memory_bytes or memory_for_pages(model.device)) * shares[name])
+        size = options.page_tokens or page_size(model, memory, options.max_batch_rows)
         most = options.max_batch_rows * -(-model.context // size)
-        pages = max(1, min(int(memory * shares[name]) // per_page, most))
+        pages = max(1, min(memory // (model.bytes_per_token * size), most))
         views[name] = View(model, pages, size, configs[name].template)
     return views
 

@@ -159,14 +159,9 @@ class Pages:
         last = table.pages[-1] if table.pages else -1
         cow = bool(tokens and inside) and (self._refs[last] > 1 or last in self._node_of)
         fresh = self.pages_for(table.length + tokens) - len(table.pages)
-        taken: list[int] = []
-        try:
-            for _ in range(fresh + cow):
-                taken.append(self._take())
-        except OutOfPages:
-            for page in taken:
-                self._drop(page)
-            raise
+        if fresh + cow > self.available:
+            raise OutOfPages  # before anything is evicted for it
+        taken = [self._take() for _ in range(fresh + cow)]
         copies: list[Copy] = []
         if cow:
             target = taken.pop(0)

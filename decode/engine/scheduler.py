@@ -201,9 +201,13 @@ class Scheduler:
         """Statistics and picks for every row of logits, in order."""
         rows: list[tuple[Pick | None, Sequence[int], int]] = []
         for waiting, span in batch_of:
-            picks = waiting.op.picks[len(waiting.reads) : len(waiting.reads) + span.reads]
-            waiting.run.drawn += sum(pick is not None for pick in picks)
-            rows.extend((pick, waiting.sequence.tokens, waiting.op.top) for pick in picks)
+            op, tokens = waiting.op, waiting.sequence.tokens
+            first = len(tokens) - len(op.picks) + 1  # tokens that the first read has seen
+            for i in range(len(waiting.reads), len(waiting.reads) + span.reads):
+                pick = op.picks[i]
+                waiting.run.drawn += pick is not None
+                penalised = pick is not None and pick.filters.repetition_penalty != 1.0
+                rows.append((pick, tokens[: first + i] if penalised else (), op.top))
         return sample(logits, rows, view.vocabulary.piece) if rows else []
 
     def _choose(self, view: View) -> list[tuple[_Waiting, Span]]:

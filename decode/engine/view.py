@@ -12,9 +12,11 @@ from trimtab.decode.engine.storage import Storage
 from trimtab.decode.models.load import LoadedModel
 from trimtab.decode.prepare.templates import PromptTemplate
 
-__all__ = ["LiveSequence", "View", "memory_for_pages"]
+__all__ = ["LiveSequence", "View", "memory_for_pages", "page_size"]
 
-PAGE_TOKENS = {"cpu": 256, "cuda": 64}
+# On a CPU a sequence that fits one page needs no merging of partial results, so pages are as large as memory allows.
+_CPU_PAGES = (512, 256, 128, 64)
+_GPU_PAGE = 64
 
 
 class View:
@@ -83,8 +85,16 @@ class LiveSequence:
 
 
 def memory_for_pages(device: torch.device) -> int:
-    """Bytes that all pages on a device may take together: a quarter of a CPU's memory, most of a GPU's free memory."""
+    """Bytes that all pages on a device may take together: an eighth of a CPU's memory, most of a GPU's free memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.8)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+
+
+def page_size(model: LoadedModel, memory: int, rows: int) -> int:
+    """Positions per page: on a CPU the largest with which ``rows`` sequences can run side by side."""
+    if model.device.type != "cpu":
+        return _GPU_PAGE
+    fitting = (size for size in _CPU_PAGES if memory // (model.bytes_per_token * size) >= rows)
+    return next(fitting, _CPU_PAGES[-1])

@@ -57,6 +57,11 @@ class LoadedModel:
     kv_dtype: torch.dtype
     device: torch.device
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Memory that one position takes in the cache."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_dtype.itemsize
+
     def storage(self, pages: int, page_tokens: int) -> Storage:
         return Storage(self.layers, pages, page_tokens, self.kv_heads, self.head_dim, self.kv_dtype, self.device)
 

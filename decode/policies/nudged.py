@@ -21,32 +21,31 @@ async def write_nudged(
     """Write an answer.
 
     The base's end-of-sequence token is not trusted alone: the nudger is asked for that token too, and its own ends the
-    answer. ``max_span`` nudger tokens in a row are followed by at least one of the base.
+    answer. ``max_span`` nudger tokens in a row are followed by at least one of the base, unless that would be EOS. A
+    stop token id that the request names ends the answer whoever writes it. A full context ends it when that model is
+    needed.
     """
     model, helper = base.seq.model, nudger.model
     missing: list[int] = []  # tokens of the answer that the nudger hasn't read
     span = 0
     while not answer.done:
-        if base.full or len(nudger.tokens) + len(missing) >= context.limit(helper):
+        if base.full:
             answer.finish(FinishReason.CONTEXT_FULL)
             return
-        reads = await base.propose()
-        taken: list[int] = []
-        for read in reads:
-            unsure = fires(when, read) or answer.ends(model, read.token)
-            if unsure and (max_span is None or span < max_span):
-                (found,) = await Extend(nudger, missing + taken, (answer.pick(helper),), answer.top)
-                missing, span = [], span + 1
+        for read in await base.propose():
+            gives_up = answer.is_eos(model, read.token) or answer.is_eos(helper, read.token)
+            if gives_up or (fires(when, read) and (max_span is None or span < max_span)):
+                if len(nudger.tokens) + len(missing) >= context.limit(helper):
+                    answer.finish(FinishReason.CONTEXT_FULL)
+                    return
+                (found,) = await Extend(nudger, missing, (answer.pick(helper),), answer.top)
                 answer.write([answer.token(helper, found)])
                 base.accept([found.token])
-                missing.append(found.token)
-                taken = []
+                missing, span = [found.token], span + 1
                 break
-            span = 0
-            if not answer.write([answer.token(model, read)]):
-                break
-            taken.append(read.token)
+            answer.write([answer.token(model, read)])
             base.accept([read.token])
+            missing.append(read.token)
+            span = 0
             if answer.done:
                 break
-        missing.extend(taken)

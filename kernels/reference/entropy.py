@@ -77,17 +77,17 @@ def summarise(z: torch.Tensor, parts: tiles.Partials) -> Summary:
 class Collected:
     """Rows of ``Stats`` filled in chunk by chunk."""
 
-    __slots__ = ("_argmax", "_entropy", "_flags", "_logprob", "_lse", "_top_prob")
+    __slots__ = ("_argmax", "_entropy", "_flags", "_log_mass", "_logprob", "_top", "_top_prob")
 
     def __init__(self, rows: int) -> None:
-        self._lse, self._entropy, self._top_prob, self._logprob = np.empty((4, rows))
+        self._top, self._log_mass, self._entropy, self._top_prob, self._logprob = np.empty((5, rows))
         self._argmax = np.empty(rows, np.int64)
         self._flags = np.empty(rows, np.uint8)
 
     def put(self, start: int, rows: Summary) -> None:
         """Store a chunk; logprob becomes that of the argmax."""
         at = slice(start, start + len(rows.top))
-        self._lse[at] = rows.top + rows.log_mass
+        self._top[at], self._log_mass[at] = rows.top, rows.log_mass
         self._entropy[at] = rows.entropy
         self._argmax[at] = rows.argmax
         self._flags[at] = rows.flags
@@ -104,13 +104,16 @@ class Collected:
             return
         value = logits.gather(1, torch.from_numpy(np.maximum(ids, 0))[:, None])[:, 0].double().numpy()
         usable = (ids >= 0) & np.isfinite(value) & (self._argmax >= 0)
-        self._logprob = np.where(usable, value - self._lse, -np.inf) if not usable.all() else value - self._lse
+        if usable.all():
+            self._logprob = value - self._top - self._log_mass
+        else:
+            self._logprob = np.full(len(ids), -np.inf)
+            self._logprob[usable] = value[usable] - self._top[usable] - self._log_mass[usable]
 
     def stats(self, device: torch.device) -> Stats:
         """The rows as tensors."""
-        lse, entropy, top_prob, logprob = np.stack([self._lse, self._entropy, self._top_prob, self._logprob]).astype(
-            np.float32
-        )
+        reals = np.stack([self._top + self._log_mass, self._entropy, self._top_prob, self._logprob])
+        lse, entropy, top_prob, logprob = reals.astype(np.float32)
         found = Stats(*map(torch.from_numpy, (lse, entropy, top_prob, self._argmax, logprob, self._flags)))
         return found if device.type == "cpu" else Stats(*(part.to(device) for part in found))
 
@@ -146,13 +149,10 @@ def stats(logits: torch.Tensor, tokens: torch.Tensor | None = None) -> Stats:
     host = logits.detach().to("cpu")
     rows, vocabulary = host.shape
     found = Collected(rows)
-    scratch: torch.Tensor | None = None
-    step = tiles.chunk_rows(vocabulary)
-    for start in range(0, rows, step):
-        z = tiles.load(host[start : start + step])
-        if scratch is None or scratch.shape[1] != z.shape[0]:
-            scratch = torch.empty((2, *z.shape), dtype=torch.float32)
-        found.put(start, summarise(z, tiles.partials(z, vocabulary, scratch)))
+    space = tiles.Workspace(rows, vocabulary)
+    for start in range(0, rows, space.step):
+        z = space.load(host[start : start + space.step])
+        found.put(start, summarise(z, tiles.partials(z, vocabulary, space.scratch(len(z)))))
     if tokens is not None:
         found.choose(host, tokens.to("cpu").numpy())
     return found.stats(logits.device)
@@ -175,9 +175,10 @@ def top_logprobs(logits: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tens
     ids = torch.full((rows, n), -1, dtype=torch.int64)
     values = torch.full((rows, n), float("-inf"), dtype=torch.float32)
     host = logits.detach().to("cpu")
+    space = tiles.Workspace(1, vocabulary)
     for row in range(rows):
-        z = tiles.load(host[row : row + 1])
-        parts = tiles.partials(z, vocabulary, torch.empty((2, *z.shape), dtype=torch.float32))
+        z = space.load(host[row : row + 1])
+        parts = tiles.partials(z, vocabulary, space.scratch(1))
         whole = summarise(z, parts)
         if whole.argmax[0] < 0:
             continue

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from trimtab.kernels.reference.row_scan import RowScan
 from trimtab.kernels.rng import Key
 
-__all__ = ["NO_FILTERS", "Filters", "RowPick", "edit", "inverse_temperature", "support"]
+__all__ = ["NO_FILTERS", "Filters", "RowPick", "edit", "exponents", "inverse_temperature", "support"]
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -22,9 +22,8 @@ Ids = NDArray[np.int64]
 _ROOT = Key(0)
 _MAX_SCALE = 3.0e38
 _LARGEST = np.finfo(np.float32).max
-# Columns looked at before the provable bound is used: on language models' distributions they nearly always hold the
-# nucleus.
-_FIRST_LOOK = 256
+# Tokens outside the nucleus are first taken to be as few as this; language models are seldom less sure.
+_FIRST_GUESS = 512
 
 
 def _no_bias() -> Mapping[int, float]:
@@ -79,7 +78,8 @@ class Filters:
                 raise _refuse(f"bias[{token}]", value, "a finite number, or -inf to ban the token")
         object.__setattr__(self, "bias_ids", np.fromiter(self.bias.keys(), np.int64, len(self.bias)))
         values = np.fromiter(self.bias.values(), np.float64, len(self.bias))
-        object.__setattr__(self, "bias_values", np.minimum(values, _LARGEST).astype(np.float32))
+        values = np.where(np.isfinite(values), np.clip(values, -_LARGEST, _LARGEST), values)
+        object.__setattr__(self, "bias_values", values.astype(np.float32))
 
 
 NO_FILTERS = Filters()
@@ -151,6 +151,13 @@ def inverse_temperature(filters: Filters) -> np.float32:
     return np.float32(min(1 / filters.temperature, _MAX_SCALE) if filters.temperature else _MAX_SCALE)
 
 
+def exponents(z: Floats, top: Floats | np.float32, scale: Floats | np.float32) -> Floats:
+    """(z - top) / temperature, operands broadcast. Too far below for float32 becomes -inf: no mass either way."""
+    with np.errstate(over="ignore"):
+        result: Floats = (z - top) * scale
+    return result
+
+
 def support(scan: RowScan, top: float, filters: Filters, mass: float | None) -> Ids:
     """Ids a token may be drawn from, ascending; int64 [n], n >= 1.
 
@@ -183,18 +190,25 @@ def support(scan: RowScan, top: float, filters: Filters, mass: float | None) -> 
 
 
 def _nucleus_candidates(scan: RowScan, top: float, scale: np.float32, top_p: float, mass: float) -> Floats:
-    """Logits among which the nucleus is: a look at the largest, then at all that can matter."""
-    values = scan.values(scan.at_least(scan.bound_of_largest(min(_FIRST_LOOK, scan.vocabulary))))
-    if float(_weights(values, top, scale).sum()) > top_p * mass * (1 + 1e-6):
-        return values
-    # Tokens of weight below (1 - p) mass / V weigh less than (1 - p) mass together, so none of them is in the
-    # nucleus. Half of it, against rounding.
-    least = 0.5 * (1 - top_p) * mass / scan.vocabulary
-    return scan.values(scan.at_least(top + math.log(least) / float(scale)))
+    """All logits above some value, the nucleus among them; looks further down until they hold enough mass.
+
+    Tokens that each weigh less than (1 - p) mass / n, n of them or fewer, weigh less than (1 - p) mass together. So
+    with n = V none of them is in the nucleus; smaller n are a guess, checked by the mass found.
+    """
+    n = _FIRST_GUESS
+    while True:
+        n = min(n, scan.vocabulary)
+        least = (1 - top_p) * mass / n
+        if n == scan.vocabulary:
+            least *= 0.5  # against rounding
+        values = scan.values(scan.at_least(top + math.log(least) / float(scale)))
+        if n == scan.vocabulary or float(_weights(values, top, scale).sum()) > top_p * mass * (1 + 1e-6):
+            return values
+        n *= 8
 
 
 def _weights(values: Floats, top: float, scale: np.float32) -> NDArray[np.float64]:
-    weights: NDArray[np.float64] = np.exp((values - np.float32(top)) * scale).astype(np.float64)
+    weights: NDArray[np.float64] = np.exp(exponents(values, np.float32(top), scale)).astype(np.float64)
     return weights
 
 

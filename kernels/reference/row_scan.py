@@ -52,11 +52,14 @@ class RowScan:
     def at_least(self, bound: float) -> Ids:
         """Ids of logits >= bound, ascending; int64 [n]."""
         threshold = np.float32(bound)
-        tile, column = np.nonzero(self._groups >= threshold)
-        if 8 * tile.size > self._columns:
+        columns = np.flatnonzero(self._groups >= threshold)  # one-dimensional: np.nonzero is ten times slower
+        if 4 * columns.size > self._columns:
             return np.flatnonzero(self._flat >= threshold)
-        which, line = np.nonzero(self._z[tile, :, column] >= threshold)
-        ids = tile[which] * TILE + line * GROUP + column[which]
+        tile, column = columns // GROUP, columns % GROUP
+        lines = self._z.shape[1]
+        found = np.flatnonzero(self._z[tile, :, column] >= threshold)
+        which = found // lines
+        ids: Ids = (tile * TILE + column)[which] + (found - which * lines) * GROUP
         ids.sort()
         return ids[: np.searchsorted(ids, self.vocabulary)]
 

@@ -18,10 +18,9 @@ __all__ = [
     "GROUP",
     "TILE",
     "Partials",
+    "Workspace",
     "check_logits",
-    "chunk_rows",
     "column_maxima",
-    "load",
     "partials",
     "tiling",
 ]
@@ -44,7 +43,7 @@ _LOW = -1.0e30
 # exp of it is 0 in float32, and 0 times it is 0.
 _FLOOR = -1000.0
 # float32 values per pass. Rows are worked on a few at a time so that the buffers of a pass stay in the caches.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 19
 
 
 class Partials(NamedTuple):
@@ -76,32 +75,41 @@ def check_logits(logits: torch.Tensor) -> None:
 
 
 def tiling(vocabulary: int) -> tuple[int, int]:
-    """Number of tiles and their width."""
+    """Number of tiles and their width: TILE, or for a smaller vocabulary its own size rounded up to full columns."""
     if vocabulary <= TILE:
         return 1, -(-vocabulary // GROUP) * GROUP
     return -(-vocabulary // TILE), TILE
 
 
-def chunk_rows(vocabulary: int) -> int:
-    """How many rows to work on at a time."""
-    tiles, width = tiling(vocabulary)
-    return max(1, _CHUNK // (tiles * width))
+class Workspace:
+    """Buffers for a chunk of rows, used again for every chunk of a call: fresh pages cost more than a pass over them.
 
-
-def load(logits: torch.Tensor) -> torch.Tensor:
-    """Logits [R, V] as a new float32 buffer [R, NT, TILE] on the CPU, padded with a large negative number.
-
-    A vocabulary smaller than a tile makes one tile of its own size, rounded up to a multiple of GROUP.
+    Attributes:
+        step: rows in a chunk.
     """
-    rows, vocabulary = logits.shape
-    tiles, width = tiling(vocabulary)
-    z = torch.empty((rows, tiles * width), dtype=torch.float32)
-    if vocabulary < tiles * width:
-        z[:, vocabulary:] = _PAD
-        z[:, :vocabulary].copy_(logits)
-    else:
-        z.copy_(logits)
-    return z.view(rows, tiles, width)
+
+    def __init__(self, rows: int, vocabulary: int) -> None:
+        tiles, width = tiling(vocabulary)
+        self.step = max(1, min(rows, _CHUNK // (tiles * width)))
+        self._vocabulary = vocabulary
+        self._z = torch.empty((self.step, tiles, width), dtype=torch.float32)
+        self._scratch = torch.empty((2, self.step, tiles, width), dtype=torch.float32)
+
+    def load(self, logits: torch.Tensor) -> torch.Tensor:
+        """A chunk of logits [r, V], r <= step, as float32 [r, NT, width], padded with a large negative number.
+
+        The result is valid until the next call and may be written to.
+        """
+        z = self._z[: logits.shape[0]]
+        flat = z.flatten(1)
+        flat[:, : self._vocabulary].copy_(logits)
+        if self._vocabulary < flat.shape[1]:
+            flat[:, self._vocabulary :] = _PAD  # each time: cleaning a row changes its padding
+        return z
+
+    def scratch(self, rows: int) -> torch.Tensor:
+        """float32 [2, rows, NT, width] to write to."""
+        return self._scratch[:, :rows]
 
 
 def column_maxima(z: torch.Tensor) -> torch.Tensor:
@@ -114,9 +122,9 @@ def partials(z: torch.Tensor, vocabulary: int, scratch: torch.Tensor) -> Partial
     """Maxima, masses and first moments of every tile (the shifted form: its error does not grow with an offset).
 
     Args:
-        z: from ``load``; where a row holds NaN or an infinity it is cleaned in place.
+        z: from ``Workspace.load``; where a row holds NaN or an infinity it is cleaned in place.
         vocabulary: V, the number of real tokens.
-        scratch: float32 [2, R, NT, TILE], overwritten.
+        scratch: float32 of the shape [2, *z.shape], overwritten.
     """
     shifted, weights = scratch[0], scratch[1]
     groups = column_maxima(z)

@@ -1,0 +1,155 @@
+"""``trimtab bench``: run benchmarks, record their results, keep the documents' tables up to date."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["register"]
+
+_RESULTS = Path("bench/results")
+
+
+def register(subparsers: Any) -> None:
+    """Adds ``bench`` with its benchmarks; without one, the default set runs."""
+    bench = subparsers.add_parser(
+        "bench",
+        help="run benchmarks",
+        description="Run benchmarks and record their results; without a benchmark, the default set: decode.",
+    )
+    _decode_options(bench)
+    bench.set_defaults(run=_decode)
+    actions = bench.add_subparsers(dest="action", metavar="BENCHMARK")
+
+    # Without defaults of its own, it doesn't undo options that were given before its name.
+    decode = actions.add_parser(
+        "decode", help="speed of plain decoding, beside transformers", argument_default=argparse.SUPPRESS
+    )
+    _decode_options(decode)
+    decode.set_defaults(run=_decode)
+
+    nudging = actions.add_parser(
+        "nudging",
+        help="answer the prompts of a data set: base alone, nudger alone, nudged",
+        description="Write greedy answers of the base alone, of the nudger alone and nudged, a file of answers each. "
+        "A run that was cut short goes on where it was.",
+    )
+    _nudging_options(nudging)
+    nudging.set_defaults(run=_nudging)
+
+    score = actions.add_parser(
+        "nudging-report",
+        help="score answers to IFEval prompts",
+        description="Check the constraints of answers that 'trimtab bench nudging' wrote, and record the result.",
+    )
+    score.add_argument("--responses", type=Path, nargs="+", required=True, metavar="FILE")
+    score.add_argument("--case", default="IFEval", metavar="NAME", help="name of the prompts in the table")
+    _results_option(score)
+    score.set_defaults(run=_nudging_report)
+
+    report = actions.add_parser(
+        "report",
+        help="write the recorded results into the documents",
+        description="Write the tables between the markers of README.md and docs/ from the last recorded runs.",
+    )
+    report.add_argument("--check", action="store_true", help="only say whether the tables are up to date")
+    report.add_argument("--document", type=Path, action="append", metavar="FILE", help="instead of README.md and docs/")
+    report.add_argument(
+        "--plot", type=Path, metavar="FILE", help="also draw the speed of decoding, e.g. docs/decode.svg"
+    )
+    _results_option(report)
+    report.set_defaults(run=_report)
+
+
+def _results_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help=f"where results are kept (default: {_RESULTS})")
+
+
+def _decode_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_const", const=True, help="a smoke run; recorded only with --results")
+    parser.add_argument("--model", metavar="MODEL", help="a bundled name, a folder or a hub id")
+    parser.add_argument("--batches", type=int, nargs="+", metavar="N", help="prompts at a time (default: 1 4 16)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens per prompt (default: 64)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="measured rounds (default: 5)")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL of prompts instead of the project's own")
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch (default: its own choice)")
+    _results_option(parser)
+
+
+def _nudging_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL of prompts")
+    parser.add_argument("--out", type=Path, default=Path("build/nudging"), metavar="FOLDER", help="where answers go")
+    parser.add_argument("--split", metavar="NAME", help="only rows with this split, e.g. tune or report")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
+    parser.add_argument("--methods", nargs="+", default=["base", "nudger", "nudged"], metavar="METHOD")
+    parser.add_argument("--trigger", metavar="WHEN", help="top_prob:0.3, entropy:2.0 or branching:8")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    parser.add_argument("--concurrency", type=int, default=64, metavar="N", help="answers written at a time")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a trimtab.toml; without it, the demo pair")
+    parser.add_argument("--base", default="base", metavar="NAME", help="the base's name in it (default: base)")
+    parser.add_argument("--nudger", default="chat", metavar="NAME", help="the nudger's (default: chat)")
+
+
+def _decode(args: argparse.Namespace) -> int:
+    from trimtab.bench.decode import Options, bench_decode
+    from trimtab.bench.tables import table
+
+    names = ("quick", "model", "max_new_tokens", "repeats", "data", "threads")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.batches is not None:
+        given["batches"] = tuple(args.batches)
+    recorder = bench_decode(Options(**given))
+    print(table("decode", recorder.rows))
+    if args.results or not args.quick:
+        _say(f"recorded in {recorder.save(args.results or _RESULTS)}")
+    return 0
+
+
+def _nudging(args: argparse.Namespace) -> int:
+    from trimtab.bench.quality import Options, nudging
+
+    names = ("data", "out", "trigger", "split", "limit", "max_new_tokens", "concurrency", "config", "base", "nudger")
+    options = Options(methods=tuple(args.methods), **{name: getattr(args, name) for name in names})
+    for path in nudging(options):
+        print(path)
+    return 0
+
+
+def _nudging_report(args: argparse.Namespace) -> int:
+    from trimtab.bench.ifeval import Checkers
+    from trimtab.bench.quality import collect, record, score
+    from trimtab.bench.tables import table
+
+    recorder = record(score(collect(args.responses), Checkers()), args.case)
+    print(table("nudging", recorder.rows))
+    _say(f"recorded in {recorder.save(args.results or _RESULTS)}")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from trimtab.bench.record import latest, load
+    from trimtab.bench.report import default_documents, stale, update
+
+    results = args.results or _RESULTS
+    documents = args.document or default_documents(Path())
+    if not documents:
+        _say("no document has a marker like <!-- bench:decode -->")
+    if args.check:
+        old = stale(documents, results)
+        for path in old:
+            _say(f"{path} is not up to date; run: trimtab bench report")
+        return 1 if old else 0
+    for path in update(documents, results):
+        print(path)
+    if args.plot:
+        from trimtab.bench.plot import plot_decode
+
+        plot_decode(latest(load(results / "decode.jsonl")), args.plot)
+        print(args.plot)
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"trimtab: {line}\n")

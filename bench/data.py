@@ -1,0 +1,77 @@
+"""Rows of JSON, one a line: data sets, responses and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab.decode.errors import InvalidRequest
+
+__all__ = ["append_rows", "prompt_of", "read_rows", "select"]
+
+_PROMPT_FIELDS = ("prompt", "instruction", "question")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; empty lines are skipped.
+
+    Raises:
+        InvalidRequest: the file can't be read, or a line is not a JSON object; names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest.of("path", path.name, f"a readable JSONL file ({error})") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InvalidRequest.of(f"{path.name}:{number}", line, f"a JSON object ({error})") from error
+        if not isinstance(row, dict):
+            raise InvalidRequest.of(f"{path.name}:{number}", line, "a JSON object")
+        rows.append(row)
+    return rows
+
+
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows, each in one write, so that a killed process loses at most the row it was writing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            stream.flush()
+
+
+def prompt_of(row: Mapping[str, Any]) -> str:
+    """The text to answer: the field ``prompt``, ``instruction`` or ``question``, or the first of ``turns``.
+
+    Raises:
+        InvalidRequest: the row has none of them.
+    """
+    for name in _PROMPT_FIELDS:
+        if isinstance(row.get(name), str):
+            return str(row[name])
+    turns = row.get("turns")
+    if isinstance(turns, Sequence) and turns and isinstance(turns[0], str):
+        return turns[0]
+    raise InvalidRequest.of("data", sorted(row), f"rows with one of the fields {', '.join(_PROMPT_FIELDS)}, turns")
+
+
+def select(rows: Sequence[dict[str, Any]], split: str | None, limit: int | None) -> list[dict[str, Any]]:
+    """Rows of one ``split`` (all if None), the first ``limit`` of them.
+
+    Raises:
+        InvalidRequest: no row has that split, or the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise InvalidRequest.of("limit", limit, "1 or more")
+    chosen = [row for row in rows if split is None or row.get("split") == split]
+    if not chosen:
+        known = sorted({str(row["split"]) for row in rows if "split" in row})
+        raise InvalidRequest.of("split", split, f"one of {', '.join(known) or '(the file has no splits)'}")
+    return chosen[:limit]

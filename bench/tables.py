@@ -1,0 +1,100 @@
+"""Results as markdown tables, one function per benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from trimtab.bench.record import Row
+
+__all__ = ["TABLES", "table"]
+
+_NOTHING = "*No results are recorded yet.*"
+
+
+def table(bench: str, rows: Sequence[Row]) -> str:
+    """The rows of one run, with a line that says what it ran on.
+
+    Raises:
+        KeyError: no such benchmark.
+    """
+    body = TABLES[bench](rows) if rows else []
+    return "\n".join(body) if body else _NOTHING
+
+
+def _decode(rows: Sequence[Row]) -> list[str]:
+    found = {(row.case, row.subject, row.metric): row for row in rows}
+    cases = list(dict.fromkeys(row.case for row in rows))
+    ratio = next(row.subject for row in rows if " / " in row.subject)
+    ours, other = ratio.split(" / ")
+    lines = [
+        f"| prompts at a time | {ours} | {other} | ratio | first token | decoding alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        a, b, r = (found[case, subject, "speed"] for subject in (ours, other, ratio))
+        first = [found[case, subject, "first token"] for subject in (ours, other)]
+        alone = [found[case, subject, "decoding alone"] for subject in (ours, other)]
+        lines.append(
+            f"| {case.split()[0]} | **{_spread(a)}** | {_spread(b)} | **{r.value:.2f}×** {_interval(r, '{:.2f}')} "
+            f"| {1000 * first[0].value:.0f} / {1000 * first[1].value:.0f} ms "
+            f"| {alone[0].value:.0f} / {alone[1].value:.0f} |"
+        )
+    row = rows[0]
+    settings = row.settings
+    caption = (
+        f"{settings['model']}, {row.dtype}, {settings['max_new_tokens']} new tokens per prompt, tokens per second end "
+        f"to end, reading the prompts included: median (20th to 80th percentile) of {a.repeats} interleaved repeats; "
+        f"the ratio with its 95 % interval. {_run(row)}"
+    )
+    return [*lines, "", caption]
+
+
+def _nudging(rows: Sequence[Row]) -> list[str]:
+    found = {(row.case, row.subject, row.metric): row for row in rows}
+    lines = [
+        "| prompts | method | constraints kept | prompts kept whole | tokens nudged | mean length | tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    differences = []
+    for case, subject in dict.fromkeys((row.case, row.subject) for row in rows):
+        kept, whole = (found[case, subject, metric] for metric in ("constraints kept", "prompts kept whole"))
+        if " - " in subject:
+            text = f"{100 * kept.value:+.1f} points {_interval(kept, '{:+.1f}', 100)}"
+            differences.append(f"{subject.replace(' - ', ' against ')}: {text}")
+            continue
+        nudged, length, speed = (found[case, subject, metric] for metric in ("tokens nudged", "length", "speed"))
+        name = f"**{subject}**" if subject.startswith("nudged") else subject
+        lines.append(
+            f"| {case} | {name} | {100 * kept.value:.1f} % {_interval(kept, '{:.1f}', 100)} "
+            f"| {100 * whole.value:.1f} % | {100 * nudged.value:.1f} % | {length.value:.0f} | {speed.value:.0f} |"
+        )
+    row = rows[0]
+    caption = (
+        f"IFEval's strict checkers, greedy, at most {row.settings['max_new_tokens']} tokens, over {row.repeats} "
+        f"prompts, with 95 % intervals. Difference in constraints kept, paired by prompt: {'; '.join(differences)}. "
+        f"{_run(row)}"
+    )
+    return [*lines, "", caption]
+
+
+TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {"decode": _decode, "nudging": _nudging}
+
+
+def _spread(row: Row) -> str:
+    if row.p20 is None or row.p80 is None:
+        return f"{row.value:.0f}"
+    return f"{row.value:.0f} ({row.p20:.0f} to {row.p80:.0f})"
+
+
+def _interval(row: Row, form: str, scale: float = 1) -> str:
+    if row.low is None or row.high is None:
+        return ""
+    return f"[{form.format(scale * row.low)}, {form.format(scale * row.high)}]"
+
+
+def _run(row: Row) -> str:
+    device = row.device
+    threads = f"{device.threads} thread{'s' * (device.threads != 1)}"
+    versions = f"torch {device.torch}, transformers {device.transformers}"
+    at = f" at {row.commit}" if row.commit else ""
+    return f"{device.name}, {threads}, {versions}; trimtab {device.trimtab}{at}, {row.time[:10]}: `{row.command}`."

@@ -1,0 +1,408 @@
+"""Who wrote what, on a terminal and on a page; and the commands that show it, over a scripted engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.decode.commands import main
+from trimtab.decode.serial import from_json
+from trimtab.decode.text import Detokenizer
+from trimtab.decode.types import (
+    Candidate,
+    Chunk,
+    Completed,
+    Event,
+    FinishReason,
+    Result,
+    Started,
+    Token,
+    TopLogprob,
+    Usage,
+)
+from trimtab.server import demo
+from trimtab.server.attribution import Attribution, Span, spans_of
+from trimtab.server.background import BackgroundServer
+from trimtab.server.display import Marker, show
+from trimtab.server.figures import nudged_share, summary, tokens_per_second
+from trimtab.server.page import page
+
+AUTHORS = ("base", "chat")
+
+
+def result_of(tokens: list[Token], text: str | None = None, seconds: float = 2.0) -> Result:
+    if text is None:
+        text = b"".join(token.piece for token in tokens).decode(errors="replace")
+    candidate = Candidate(0, text, tuple(tokens), FinishReason.EOS)
+    return Result(
+        model="base",
+        models=AUTHORS,
+        candidates=(candidate,),
+        usage=Usage(prompt_tokens=1, total_time=seconds, queue_time=seconds / 2),
+        seed=1,
+    )
+
+
+def tok(piece: str | bytes, author: str = "base", number: int = 0) -> Token:
+    data = piece.encode() if isinstance(piece, str) else piece
+    return Token(number, data, author, logprob=-0.5, entropy=1.0, top_prob=0.6)
+
+
+# ---------------------------------------------------------------------------------------------------------- attribution
+
+
+@st.composite
+def answers(draw: Any) -> tuple[str, list[Token]]:
+    """A text and its tokens, which may cut characters."""
+    text = draw(st.text(st.sampled_from("ab é本🙂 \n"), max_size=20))
+    data = text.encode()
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(data) - 1)), max_size=8))) if len(data) > 1 else []
+    pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    return text, [tok(piece, draw(st.sampled_from(AUTHORS)), number) for number, piece in enumerate(pieces)]
+
+
+def oracle(text: str, tokens: list[Token]) -> list[int]:
+    """For each character the number of the token that holds its first byte."""
+    owner = [token.id for token in tokens for _ in token.piece]
+    starts, position = [], 0
+    for character in text:
+        starts.append(owner[position])
+        position += len(character.encode())
+    return starts
+
+
+def flat(spans: list[Span]) -> list[int | None]:
+    return [None if span.token is None else span.token.id for span in spans for _ in span.text]
+
+
+@given(answers(), st.data())
+def test_every_character_belongs_to_the_token_of_its_first_byte(answer: tuple[str, list[Token]], data: Any) -> None:
+    text, tokens = answer
+    spans = spans_of(result_of(tokens, text))
+    assert "".join(span.text for span in spans) == text
+    assert flat(spans) == oracle(text, tokens)
+
+    # As a stream: tokens come no later than the text behind them.
+    attribution, detokenizer, streamed = Attribution(), Detokenizer(), list[Span]()
+    pending: list[Token] = []
+    for token in tokens:
+        pending.append(token)
+        released = detokenizer.feed(token.piece)
+        if data.draw(st.booleans()) or released:
+            streamed += attribution.feed(released, pending)
+            pending = []
+    streamed += attribution.feed(detokenizer.finish(), pending)
+    assert flat(streamed) == oracle(text, tokens)
+
+
+def test_tokens_without_text_are_passed_over() -> None:
+    tokens = [
+        tok("<bos>", number=0),
+        tok(" The", number=1),
+        tok("<pad>", number=2),
+        tok(" end", "chat", 3),
+        tok("</s>"),
+    ]
+    spans = spans_of(result_of(tokens, "The end"))
+    assert [(span.text, span.token and span.token.id) for span in spans] == [("The", 1), (" end", 3)]
+
+
+def test_bytes_that_are_no_character_keep_their_author() -> None:
+    tokens = [tok("a", number=0), tok(b"\xff", "chat", 1), tok("b", number=2)]
+    spans = spans_of(result_of(tokens))
+    assert [(span.text, span.token and span.token.id) for span in spans] == [("a", 0), ("�", 1), ("b", 2)]
+
+
+def test_text_that_no_token_accounts_for_is_still_shown() -> None:
+    assert spans_of(result_of([], "abc")) == [Span("abc", None)]
+
+
+# -------------------------------------------------------------------------------------------------------------- display
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def events_of(result: Result) -> Iterator[Event]:
+    yield Started("g", result.models, 1, 1, 9)
+    for token in result.tokens:
+        yield Chunk(0, token.piece.decode(), (token,))
+    yield Completed(result)
+
+
+STORY = [tok("\n The"), tok(" quick", "chat"), tok(" fox", "chat"), tok(" runs"), tok(".", "chat")]
+
+
+def test_brackets_enclose_what_the_nudger_wrote() -> None:
+    out = io.StringIO()
+    result = result_of(STORY)
+    assert show(events_of(result), out, marked=True) == result
+    assert out.getvalue() == "[base writes plain text, ⟦chat⟧ the marked]\nThe ⟦quick fox⟧ runs⟦.⟧\n"
+
+
+def test_colours_on_a_terminal_unless_unwanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    show(events_of(result_of(STORY)), out, marked=True, legend=False)
+    assert out.getvalue() == "The \x1b[1;33mquick fox\x1b[0m runs\x1b[1;33m.\x1b[0m\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = Terminal()
+    show(events_of(result_of(STORY)), out, marked=True)
+    assert "\x1b" not in out.getvalue()
+
+
+def test_unmarked_is_the_text_alone() -> None:
+    out = io.StringIO()
+    show(events_of(result_of(STORY)), out, marked=False)
+    assert out.getvalue() == "\n The quick fox runs.\n"
+
+
+def test_a_mark_is_closed_when_the_stream_breaks() -> None:
+    def broken() -> Iterator[Event]:
+        yield Started("g", AUTHORS, 1, 1, 9)
+        yield Chunk(0, "half", (tok("half", "chat"),))
+        raise KeyboardInterrupt
+
+    out = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        show(broken(), out, marked=True, legend=False)
+    assert out.getvalue() == "⟦half⟧\n"
+
+
+@given(answers())
+def test_marks_change_nothing_but_themselves(answer: tuple[str, list[Token]]) -> None:
+    text, tokens = answer
+    marker = Marker(AUTHORS, colour=False)
+    marked = marker.mark(Attribution().feed(text, tokens)) + marker.close()
+    assert marked.replace("⟦", "").replace("⟧", "") == text.lstrip()
+    assert marked.count("⟦") == marked.count("⟧")
+    assert "⟦⟧" not in marked
+
+
+def test_figures() -> None:
+    result = result_of(STORY)
+    assert nudged_share(result) == pytest.approx(0.6)
+    assert tokens_per_second(result) == pytest.approx(5.0), "time in the queue is not work"
+    assert summary(result) == "5 tokens, 60% nudged, branching factor 2.72, 5.0 tokens/s"
+    assert tokens_per_second(result_of([], seconds=0.0)) == 0.0
+
+
+# ----------------------------------------------------------------------------------------------------------------- page
+
+
+class Reader(HTMLParser):
+    """Collects the answer's text and what is said of each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = ""
+        self.answer = ""
+        self.tokens: list[tuple[str, str]] = []
+        self.tags: list[str] = []
+        self.prompt = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        if tag == "p":
+            self.inside = given.get("class") or ""
+        if tag == "span":
+            self.tokens.append((given.get("class") or "", given.get("data-about") or ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "p":
+            self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside == "answer":
+            self.answer += data
+        if self.inside == "prompt":
+            self.prompt += data
+
+
+def test_the_page_holds_the_answer_and_its_authors() -> None:
+    tokens = [
+        tok("a <b>&amp; "),
+        Token(7, b'"</p>', "chat", logprob=-1.0, top=(TopLogprob(3, b"<i>", -2.0),)),
+        tok("é"),
+    ]
+    html = page(result_of(tokens), 'Is 1 < 2 & "so"?')
+    reader = Reader()
+    reader.feed(html)
+    assert reader.answer == 'a <b>&amp; "</p>é'
+    assert reader.prompt == 'Is 1 < 2 & "so"?'
+    assert [cls for cls, _ in reader.tokens] == ["t m0", "t m1", "t m0"]
+    assert reader.tokens[1][1].startswith("chat  id 7")
+    assert "-1.000" in reader.tokens[1][1]
+    assert "<i>" in reader.tokens[1][1]
+    assert "script" not in reader.tags
+    assert "http" not in html, "nothing is fetched"
+    assert "prefers-color-scheme: dark" in html
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
+
+_SPEC = importlib.util.spec_from_file_location("scripted_engine", Path(__file__).with_name("scripted_engine.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+scripted = sys.modules["scripted_engine"] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(scripted)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Any:
+    return scripted.ScriptedEngine()
+
+
+@pytest.fixture(scope="module")
+def address(engine: Any) -> Iterator[str]:
+    with BackgroundServer(lambda: engine) as server:
+        yield server.address
+
+
+def test_generate_streams_from_a_server(address: str, engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--server",
+        address,
+        "--max-new-tokens",
+        "9",
+        "--temperature",
+        "0",
+        "--system",
+        "Be brief.",
+        "--seed",
+        "3",
+    ]
+    assert main(["generate", "Hello", *arguments]) == 0
+    request = engine.jobs[-1].request
+    assert [(m.role, m.content) for m in request.prompt] == [("system", "Be brief."), ("user", "Hello")]
+    assert capsys.readouterr().out == scripted.expected_text(request, 3) + "\n"
+    assert (request.sampling.temperature, request.sampling.seed, request.stopping.max_new_tokens) == (0.0, 3, 9)
+
+
+def test_generate_marks_and_writes_a_page(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html = tmp_path / "answer.html"
+    arguments = ["--server", address, "--nudger", "chat", "--above", "1.5", "--show", "--html", str(html)]
+    assert main(["generate", "Hello", *arguments, "--max-new-tokens", "12"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("[base writes plain text, ⟦chat⟧ the marked]\n")
+    assert "tokens, 50% nudged, branching factor" in out
+    assert 'class="t m1"' in html.read_text(encoding="utf-8")
+
+
+def test_generate_writes_json(
+    address: str, engine: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("From a pipe"))
+    assert main(["generate", "-", "--raw", "--json", "--server", address, "--stop", "zzz", "--stop", "q"]) == 0
+    result = from_json(json.loads(capsys.readouterr().out))
+    assert isinstance(result, Result)
+    assert engine.jobs[-1].request.prompt == "From a pipe"
+    assert engine.jobs[-1].request.stopping.stop == ("zzz", "q")
+    assert result.text == scripted.expected_text(engine.jobs[-1].request, result.seed)
+
+
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        (["--top-prob-below", "0.4"], "TopProb(below=0.4)"),
+        (["--branching-above", "9"], "Branching(above=9.0)"),
+        ([], "None"),
+    ],
+)
+def test_generate_passes_the_trigger_on(address: str, engine: Any, options: list[str], policy: str) -> None:
+    assert main(["generate", "x", "--server", address, "--nudger", "chat", "--max-new-tokens", "1", *options]) == 0
+    assert repr(engine.jobs[-1].request.policy.when) == policy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--above", "2"], 2, "--above needs --nudger"),
+        (["--raw", "--system", "x"], 2, "--system"),
+        (["--show", "--json"], 2, "not allowed with"),
+        (["--model", "gpt"], 2, "model = 'gpt'"),
+        (["--temperature", "-1"], 2, "sampling.temperature = -1.0"),
+    ],
+)
+def test_generate_refuses_clearly(
+    address: str, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, says: str
+) -> None:
+    try:
+        code: object = main(["generate", "x", "--server", address, *arguments])
+    except SystemExit as exit_:  # of argparse
+        code = exit_.code
+    assert code == status
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_interrupting_generate_cancels_and_says_so_briefly() -> None:
+    engine = scripted.ScriptedEngine(tick=0.01)
+    with BackgroundServer(lambda: engine) as server:
+        command = [
+            "generate",
+            "x",
+            "--server",
+            server.address,
+            "--max-new-tokens",
+            "4000",
+            "--show",
+            "--nudger",
+            "chat",
+        ]
+        with subprocess.Popen(
+            [sys.executable, "-m", "trimtab.decode.commands", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.read(60)  # the legend and the beginning of the answer
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+            error = process.stderr.read()
+            assert "interrupted" in error
+            assert "Traceback" not in error
+        assert engine.wait_idle(2.0)
+        assert engine.jobs[0].state == "cancelled"
+
+
+def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "x", "--server", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--port", "700000"], ["--config", "/nowhere.toml"]])
+def test_serve_refuses_a_bad_configuration(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", *arguments]) in (1, 2)
+    assert "trimtab: error: " in capsys.readouterr().err
+
+
+def test_the_demonstration_compares_alone_and_nudged() -> None:
+    out = io.StringIO()
+    demo.run(scripted.ScriptedEngine, out, model="base", nudger="chat", max_new_tokens=12)
+    text = out.getvalue()
+    for question in demo.QUESTIONS:
+        assert f"=== {question}" in text
+    assert text.count("--- base alone") == text.count("--- base, nudged by chat") == len(demo.QUESTIONS)
+    last = text.splitlines()[-1]
+    assert last.startswith("mean")
+    assert last.endswith("50%")

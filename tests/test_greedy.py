@@ -1,0 +1,153 @@
+"""Greedy answers of the bundled models are those of transformers' ``generate``, token for token, in float32.
+
+Where two tokens are so nearly tied that the order of additions decides, either is right: the margin is computed with
+transformers' own forward and shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import transformers as hf
+
+from trimtab.decode.config import EngineOptions, ModelConfig
+from trimtab.decode.engine.engine import Engine
+from trimtab.decode.types import FinishReason, Result
+
+if TYPE_CHECKING:
+    from conftest import RealModels
+
+pytestmark = pytest.mark.real
+
+NEW = 48
+NEAR_TIE = 1e-4  # nats between the two most likely tokens
+PROMPTS = (
+    "What is the capital of Portugal, and which river flows through it?",
+    "Give me three tips for sleeping better.",
+    "Write a haiku about the sea in winter.",
+    "def fibonacci(n):\n    ",
+    "Explain the difference between a list and a tuple in Python.",
+    "SELECT name, COUNT(*) FROM orders WHERE",
+    "Calculate 17 * 23 step by step.",
+    "If a train travels 120 km in 1.5 hours, what is its average speed?",
+    "Was ist der Unterschied zwischen Wetter und Klima?",
+    "¿Cuáles son los planetas del sistema solar?",
+    "Traduisez en anglais : « La petite maison est près de la gare. »",
+    "日本の首都はどこですか。",
+    "Привет! Как дела?",
+    "Summarise in one sentence: The committee met on Tuesday, could not agree on a budget, and will meet again next week.",
+    'Return a JSON object with the keys "name" and "age" for a person called Ada who is 36.',
+    "Once upon a time, in a village at the edge of a great forest,",
+    "List the prime numbers below 30.",
+    "🙂🙃 What do these two emojis express?",
+    "Correct the grammar: he go to school every days and like it much",
+    "x",
+)
+ALONE = (0, 3, 11)  # also run one at a time
+
+
+@pytest.fixture(scope="module")
+def engine(real_models: RealModels) -> Iterator[Engine]:
+    models = {
+        "chat": ModelConfig(source=str(real_models.aligned), dtype="float32"),
+        "base": ModelConfig(source=str(real_models.base), dtype="float32"),
+    }
+    options = EngineOptions(memory_bytes=1 << 30, token_budget=200)  # so that prompts are cut into chunks
+    with Engine(models=models, options=options) as engine:
+        yield engine
+        engine.check()
+
+
+def reference(folder: Any) -> Any:
+    return hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def generate(model: Any, prompts: Sequence[list[int]], new: int) -> list[list[int]]:
+    """transformers' greedy continuations, in one batch padded on the left."""
+    longest = max(map(len, prompts))
+    eos = model.generation_config.eos_token_id
+    ends = [eos] if isinstance(eos, int) else list(eos)
+    ids = torch.tensor([[ends[0]] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    config = hf.GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=ends, pad_token_id=ends[0])
+    with torch.inference_mode():
+        rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    answers = []
+    for row in rows[:, longest:].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        answers.append(row[:end])
+    return answers
+
+
+def check(model: Any, prompt: list[int], expected: list[int], result: Result) -> None:
+    """``result`` is the expected answer, up to a near tie."""
+    found = [token.id for token in result.tokens]
+    if found == expected:
+        return
+    at = next(i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b)
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + found[:at]])).logits[0, -1].double()
+    margin = abs(float(logits[found[at]] - logits[expected[at]]))
+    best = float(logits.max() - logits[found[at]])
+    print(f"near tie at token {at}: {found[at]} and {expected[at]} differ by {margin:.2e}")  # noqa: T201
+    assert margin < NEAR_TIE, (at, found[at], expected[at], margin)
+    assert best < NEAR_TIE, "neither of the two is the most likely token"
+
+
+def test_twenty_prompts_at_once_and_some_alone(engine: Engine, real_models: RealModels) -> None:
+    model = reference(real_models.aligned)
+    chats = [[{"role": "user", "content": prompt}] if i % 2 else prompt for i, prompt in enumerate(PROMPTS)]
+    template = engine._views["chat"].template
+    prompts = [template.encode(chat) for chat in chats]
+    expected = generate(model, prompts, NEW)
+    together = [
+        engine.generate(prompt, model="chat", temperature=0, repetition_penalty=1.0, max_new_tokens=NEW)
+        for prompt in [prompts]
+    ][0]
+    assert len(together) == len(PROMPTS)
+    for prompt, answer, result in zip(prompts, expected, together, strict=True):
+        check(model, prompt, answer, result)
+        ended = answer[-1] in engine.models["chat"].eos_token_ids
+        assert result.finish_reason is (FinishReason.EOS if ended else FinishReason.MAX_NEW_TOKENS)
+    for i in ALONE:
+        result = engine.generate(chats[i], model="chat", temperature=0, repetition_penalty=1.0, max_new_tokens=NEW)
+        check(model, prompts[i], expected[i], result)
+    assert len({tuple(answer) for answer in expected}) == len(PROMPTS), "the prompts do not tell the answers apart"
+
+
+def test_statistics_are_those_of_the_model(engine: Engine, real_models: RealModels) -> None:
+    """Log-probability, entropy and top probability of every written token, from transformers' logits in float64."""
+    model = reference(real_models.aligned)
+    prompt = engine._views["chat"].template.encode(PROMPTS[1])
+    result = engine.generate(prompt, model="chat", temperature=0.8, seed=3, max_new_tokens=24, top_logprobs=3)
+    ids = [token.id for token in result.tokens]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
+    logprobs = logits.log_softmax(-1)
+    for token, row in zip(result.tokens, logprobs, strict=True):
+        assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-3)
+        assert token.entropy == pytest.approx(float(-(row.exp() * row).sum()), abs=1e-3)
+        assert token.top_prob == pytest.approx(float(row.max().exp()), abs=1e-3)
+        assert [top.logprob for top in token.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
+
+
+def test_gemma(engine: Engine, real_models: RealModels) -> None:
+    model = reference(real_models.base)
+    prompts = [engine._views["base"].template.encode(PROMPTS[i]) for i in (0, 3, 7, 9, 15)]
+    assert all(prompt[0] == model.config.bos_token_id for prompt in prompts), "Gemma needs its BOS"
+    expected = generate(model, prompts, 32)
+    results = engine.generate(prompts, model="base", temperature=0, repetition_penalty=1.0, max_new_tokens=32)
+    for prompt, answer, result in zip(prompts, expected, results, strict=True):
+        check(model, prompt, answer, result)
+
+
+def test_negative_control_one_other_token_in_the_prompt_changes_answers(engine: Engine) -> None:
+    prompts = [engine._views["chat"].template.encode(prompt) for prompt in PROMPTS[:6]]
+    other = [[*prompt[:-2], (prompt[-2] + 1) % 40_000, prompt[-1]] for prompt in prompts]
+    options: dict[str, Any] = {"model": "chat", "temperature": 0, "max_new_tokens": 16}
+    ours, theirs = engine.generate(prompts, **options), engine.generate(other, **options)
+    changed = sum(a.text != b.text for a, b in zip(ours, theirs, strict=True))
+    assert changed >= 5
