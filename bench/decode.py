@@ -3,6 +3,7 @@
 Both get the same token ids, load the same weights in the same dtype, use the same threads, decode greedily and write
 exactly the same number of tokens per prompt. What a repeat asks is new to both (its prompts begin with its number), so
 neither can answer from a cache. The time ends when all tokens are there: reading the prompts is part of it.
+transformers gets its prompts as one batch padded to the longest, the only form in which ``generate`` takes several.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def bench_decode(options: Options) -> Recorder:
     source = str(ensure(options.model)) if options.model in names else options.model
     with Engine(models={"model": source}, options=EngineOptions(threads=options.threads)) as engine:
         info = engine.models["model"]
+        sizes = {text: len(engine.tokenize("model", text)[0]) for text in texts}
         theirs = Transformers(source, getattr(torch, info.dtype), info.device)
         contestants: dict[str, Contestant] = {"trimtab": Trimtab(engine, "model"), "transformers": theirs}
         recorder = Recorder(
@@ -98,12 +100,12 @@ def bench_decode(options: Options) -> Recorder:
                 "model": options.model if options.model in names else Path(options.model).name,
                 "max_new_tokens": options.max_new_tokens,
                 "prompts": "own" if options.data is None else options.data.name,
+                "prompt_tokens": [min(sizes.values()), max(sizes.values())],
             },
             quick=options.quick,
         )
-        lengths = sorted(texts, key=lambda text: len(engine.tokenize("model", text)[0]))
         for size in options.batches:
-            chosen = spaced(lengths, size)
+            chosen = spaced(sorted(texts, key=sizes.__getitem__), size)
 
             def prompts(repeat: int, chosen: Sequence[str] = chosen) -> list[list[int]]:
                 return [engine.tokenize("model", f"[{repeat}] {text}")[0] for text in chosen]

@@ -41,10 +41,11 @@ def _decode(rows: Sequence[Row]) -> list[str]:
         )
     row = rows[0]
     settings = row.settings
+    shortest, longest = settings["prompt_tokens"]
     caption = (
-        f"{settings['model']}, {row.dtype}, {settings['max_new_tokens']} new tokens per prompt, tokens per second end "
-        f"to end, reading the prompts included: median (20th to 80th percentile) of {a.repeats} interleaved repeats; "
-        f"the ratio with its 95 % interval. {_run(row)}"
+        f"{settings['model']}, {row.dtype}, prompts of {shortest} to {longest} tokens, {settings['max_new_tokens']} "
+        f"new tokens each. Tokens per second end to end, prompts included: median (20th to 80th percentile) "
+        f"of {a.repeats} interleaved repeats; the ratio with its 95 % interval. {_run(row)}"
     )
     return [*lines, "", caption]
 

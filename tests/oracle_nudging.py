@@ -73,13 +73,13 @@ class Speaker:
                 here = [k for k, (_, end) in enumerate(self.spelled) if end == p]
                 if here:
                     settled, start = here[-1] + 1, p
-        before = list(self.spelled)
+        before = self.tokens
         del self.spelled[settled:]
         tail = shown[start:].decode(errors="replace")
         ids = self.vocabulary.encode(tail, False, continues=True)
         ends = self._ends(ids, tail, shown[start:])
         self.spelled += [(token, start + end) for token, end in zip(ids, ends, strict=True)]
-        return self.spelled != before
+        return self.tokens != before
 
     def _ends(self, ids: list[int], tail: str, raw: bytes) -> list[int]:
         pieces = [self.vocabulary.piece(token) for token in ids]

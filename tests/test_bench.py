@@ -192,7 +192,7 @@ def test_select_refuses_an_unknown_split() -> None:
 
 
 def recorder(bench: str = "decode", quick: bool = False) -> Recorder:
-    settings = {"model": "tiny", "max_new_tokens": 8, "prompts": "own"}
+    settings = {"model": "tiny", "max_new_tokens": 8, "prompts": "own", "prompt_tokens": [1, 9]}
     return Recorder(bench, seed=3, dtype="float32", settings=settings, quick=quick)
 
 
@@ -260,8 +260,20 @@ def test_triggers_have_one_spelling(trigger: Trigger) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    "|0.3|top_prob|top_prob:|top_prob:0|top_prob:1.1|top_prob:0.3:1|entropy:-1|entropy:nan|entropy:inf|"
-    "branching:0.5|surprise:2".split("|"),
+    [
+        "",
+        "0.3",
+        "top_prob",
+        "top_prob:",
+        "top_prob:0",
+        "top_prob:1.1",
+        "top_prob:0.3:1",
+        "entropy:-1",
+        "entropy:nan",
+        "entropy:inf",
+        "branching:0.5",
+        "surprise:2",
+    ],
 )
 def test_other_triggers_are_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="top_prob:P"):

@@ -26,7 +26,15 @@ from trimtab.decode.engine.run import Job, Run
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.view import View, memory_for_pages, page_size
-from trimtab.decode.errors import EngineClosed, EngineFailed, InvalidRequest, NotFound, Overloaded, Violation
+from trimtab.decode.errors import (
+    EngineClosed,
+    EngineFailed,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    TrimtabError,
+    Violation,
+)
 from trimtab.decode.models.load import load
 from trimtab.decode.prepare.templates import as_chat
 from trimtab.decode.types import (
@@ -181,15 +189,22 @@ class Engine:
         """As ``stream``, of a request object."""
         events: queue.SimpleQueue[Event | Exception] = queue.SimpleQueue()
         job = self.submit(request, events.put)
-        return _drain(events, job)
+        return _Events(events, job)
 
     async def agenerate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Any:
         """``generate`` for asyncio; cancelling the task cancels the request."""
         many, requests = await asyncio.to_thread(self._requests, prompt, options)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._aresult(request)) for request in requests]
-        results = [task.result() for task in tasks]
-        return results if many else results[0]
+        if not many:
+            return await self._aresult(requests[0])
+        first: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._aresult(request)) for request in requests]
+        except BaseExceptionGroup as failures:
+            first = failures.exceptions[0]  # the rest were cancelled because of it
+        if first is not None:
+            raise first
+        return [task.result() for task in tasks]
 
     def astream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Event, None]:
         """``stream`` for asyncio. Close the iterator, or cancel the task that reads it, to cancel the request."""
@@ -277,6 +292,13 @@ class Engine:
         validate(request, self.models, self.limits)
         plan, resolved = self._prepare(request)
         needed = self._needed_pages(plan)
+
+        def deliver(event: Event | Exception) -> None:
+            if isinstance(event, (Completed, Exception)):
+                with self._lock:
+                    self._open -= 1  # before its owner hears of the end, who may submit the next at once
+            on_event(event)
+
         job = Job(f"{os.urandom(8).hex()}", self._wake.set)
         run = Run(
             job=job,
@@ -284,15 +306,18 @@ class Engine:
             request=plan.request,
             views={name: self._views[name] for name in plan.models},
             needed_pages=needed,
-            on_event=on_event,
+            on_event=deliver,
             submitted=submitted,
         )
         run.task = Task(self._answer(run, plan, resolved), lambda task, op: self._scheduler.submit(run, task, op))
         with self._lock:
-            self._check_open()
-            if self._open >= self.limits.max_queue:
-                run.release()
-                raise Overloaded(f"{self._open} requests are waiting or running; limits.max_queue is {self._open}")
+            try:
+                self._check_open()
+                if self._open >= (most := self.limits.max_queue):
+                    raise Overloaded(f"{self._open} requests are waiting or running; limits.max_queue is {most}")
+            except TrimtabError:
+                run.release()  # its coroutine never starts
+                raise
             self._open += 1
             self._inbox.append(run)
             if self._thread is None:
@@ -413,18 +438,16 @@ class Engine:
             with torch.inference_mode():
                 while True:
                     self._wake.clear()
+                    closing = self._closing  # read first: what was accepted before it was set is in the inbox
                     while self._inbox:
                         scheduler.queue.append(self._inbox.popleft())
-                    if self._closing:
+                    if closing:
                         scheduler.abort(EngineClosed("the engine was closed"))
-                        self._settle_open()
                         return
                     if scheduler.idle:
-                        self._settle_open()
                         self._wake.wait()
                         continue
                     scheduler.tick()
-                    self._settle_open()
         except Exception as error:
             log.exception("the engine thread failed")
             with self._lock:
@@ -432,11 +455,9 @@ class Engine:
                 self._closing = True
             while self._inbox:
                 scheduler.queue.append(self._inbox.popleft())
-            scheduler.abort(EngineFailed(f"the engine thread failed: {type(error).__name__}"))
-
-    def _settle_open(self) -> None:
-        with self._lock:
-            self._open = len(self._inbox) + len(self._scheduler.queue) + len(self._scheduler.running)
+            failure = EngineFailed(f"the engine thread failed: {type(error).__name__}")
+            failure.__cause__ = error
+            scheduler.abort(failure)
 
     def _check_open(self) -> None:
         if self._failure is not None:
@@ -530,17 +551,30 @@ class _Waiter:
         return last.result
 
 
-def _drain(events: queue.SimpleQueue[Event | Exception], job: Job) -> Iterator[Event]:
-    try:
-        while True:
-            event = events.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if isinstance(event, Completed):
-                return
-    finally:
-        job.cancel()
+class _Events(Iterator[Event]):
+    """The events of a request. Closing the iterator or dropping it cancels the request, read or not."""
+
+    def __init__(self, events: queue.SimpleQueue[Event | Exception], job: Job) -> None:
+        self._events, self._job = events, job
+        self._ended = False
+
+    def __next__(self) -> Event:
+        if self._ended:
+            raise StopIteration
+        event = self._events.get()
+        if isinstance(event, Exception):
+            self._ended = True
+            raise event
+        self._ended = isinstance(event, Completed)
+        return event
+
+    def close(self) -> None:
+        """Read no further."""
+        self._ended = True
+        self._job.cancel()
+
+    def __del__(self) -> None:
+        self._job.cancel()
 
 
 def _is_many(prompt: Sequence[Any]) -> bool:

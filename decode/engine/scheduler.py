@@ -39,6 +39,7 @@ class _Waiting:
     op: Extend
     sequence: LiveSequence
     reads: list[Read] = field(default_factory=list)
+    overtaken: bool = False  # left out of the last pass, which a later request was in
 
 
 class Scheduler:
@@ -69,9 +70,12 @@ class Scheduler:
                 self._pass(view)
 
     def abort(self, error: TrimtabError) -> None:
-        """End every request with ``error``."""
+        """End every request with ``error``, even those that can't be cleaned up any more."""
         for run in list(self.running):
-            self._end(run, error)
+            try:
+                self._end(run, error)
+            except Exception:
+                log.exception("request %s could not be cleaned up", run.job.generation_id)
         while self.queue:
             self._conclude(self.queue.popleft(), error)
 
@@ -109,13 +113,14 @@ class Scheduler:
         if sequence.closed:
             task.fail(ValueError("the sequence is closed"))
             return
+        total = len(sequence.tokens) + len(op.tokens)
+        if not 1 <= len(op.picks) <= total:
+            task.fail(ValueError(f"{len(op.picks)} reads of a sequence of {total} tokens"))
+            return
+        if total > sequence.view.context:
+            task.fail(ValueError(f"{total} tokens exceed the context of {sequence.view.context}"))
+            return
         sequence.tokens.extend(op.tokens)
-        if not 1 <= len(op.picks) <= len(sequence.tokens):
-            task.fail(ValueError(f"{len(op.picks)} reads of a sequence of {len(sequence.tokens)} tokens"))
-            return
-        if len(sequence.tokens) > sequence.view.context:
-            task.fail(ValueError(f"{len(sequence.tokens)} tokens exceed the context of {sequence.view.context}"))
-            return
         self._waiting[sequence.view.name].append(_Waiting(run, task, op, sequence))
 
     def _settle(self, run: Run) -> None:
@@ -138,17 +143,22 @@ class Scheduler:
         for name, waiting in self._waiting.items():
             if any(w.run is run for w in waiting):
                 self._waiting[name] = [w for w in waiting if w.run is not run]
-        run.release()
-        self._conclude(run, error)
+        try:
+            run.release()
+        finally:
+            self._conclude(run, error)
 
     def _conclude(self, run: Run, error: Exception | None) -> None:
         if run.task is not None and not run.task.done:
             run.task.close()
         run.job.finished.set()
-        if error is not None:
-            run.on_event(error)
-        elif run.task is not None:
-            run.on_event(run.task.result)
+        try:
+            if error is not None:
+                run.on_event(error)
+            elif run.task is not None:
+                run.on_event(run.task.result)
+        except Exception:  # a fault of whoever listens is not the engine's
+            log.exception("the listener of request %s failed at its last event", run.job.generation_id)
 
     # ------------------------------------------------------------------------------------------------- forward passes
 
@@ -212,9 +222,12 @@ class Scheduler:
 
     def _choose(self, view: View) -> list[tuple[_Waiting, Span]]:
         """The ops of this pass and the part of each that it computes; pages are reserved."""
+        # A task that its siblings' failure has closed wants no answer.
+        self._waiting[view.name] = [w for w in self._waiting[view.name] if not w.task.done]
         waiting = sorted(self._waiting[view.name], key=lambda w: w.run.arrival)
-        # Who writes goes before who reads a prompt: a chunk of a prompt must not delay answers under way.
-        waiting.sort(key=lambda w: len(w.sequence.tokens) - w.sequence.table.length > _SHORT)
+        # Who writes goes before who reads a prompt: a chunk of a prompt must not delay answers under way. But not twice
+        # in a row for later requests' sake: the oldest would wait for as long as new ones come.
+        waiting.sort(key=lambda w: not w.overtaken and len(w.sequence.tokens) - w.sequence.table.length > _SHORT)
         chosen: list[tuple[_Waiting, Span]] = []
         budget = self.token_budget
         for item in waiting:
@@ -230,6 +243,10 @@ class Scheduler:
             if span is not None:
                 chosen.append((item, span))
                 budget -= len(span.tokens)
+        taken = {id(item) for item, _ in chosen}
+        latest = max((item.run.arrival for item, _ in chosen), default=-1)
+        for item in waiting:
+            item.overtaken = id(item) not in taken and item.run.arrival < latest
         return chosen
 
     def _reserve(self, view: View, item: _Waiting, budget: int) -> Span | None:

@@ -100,7 +100,7 @@ class Spelling:
         if kept < fixed:
             return None
         self.ids[kept:] = tail[common:]
-        self.ends[kept:] = [start + end for end in ends[common:]]
+        self.ends[keep:] = [start + end for end in ends]  # those kept too: what follows may have no tokens
         return kept
 
     def cut(self, count: int) -> None:

@@ -10,7 +10,7 @@ from trimtab.decode.types import Branching, Entropy, TopProb, Trigger
 __all__ = ["DEFAULT_TRIGGER", "fires"]
 
 # Chosen on the tune rows of IFEval and AlpacaEval with the bundled pair: see docs/nudging.md.
-DEFAULT_TRIGGER: Trigger = TopProb(below=0.3)
+DEFAULT_TRIGGER: Trigger = Entropy(above=1.5)
 
 
 def fires(when: Trigger, read: Read) -> bool:
