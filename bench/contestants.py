@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from trimtab.decode.engine.engine import Engine
 
-__all__ = ["Batch", "Contestant", "Transformers", "Trimtab"]
+__all__ = ["Apart", "Batch", "Contestant", "Transformers", "Trimtab"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,50 @@ class Transformers:
         end = time.perf_counter() - started
         first = clock.first - started
         return Batch(written, [first] * len(prompts), end, len(prompts))
+
+
+class Apart:
+    """A contestant in a process of its own, so that the OpenMP workers of one never hold back the other's.
+
+    Args:
+        make: makes the contestant there; must be picklable.
+        threads: of torch in that process; None leaves its own setting.
+    """
+
+    def __init__(self, make: Callable[[], Contestant], threads: int | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, threads), daemon=True)
+        self._process.start()
+        self._answer()
+
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Batch:
+        self._pipe.send((prompts, new_tokens))
+        batch = self._answer()
+        assert isinstance(batch, Batch)
+        return batch
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+    def _answer(self) -> Batch | None:
+        answer: Batch | Exception | None = self._pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _serve(pipe: Any, make: Callable[[], Contestant], threads: int | None) -> None:
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        contestant = make()
+        pipe.send(None)
+        while True:
+            pipe.send(contestant.run(*pipe.recv()))
+    except Exception as error:
+        pipe.send(error)
 
 
 class _Clock(BaseStreamer):

@@ -1,4 +1,4 @@
-"""Speed of plain decoding: this engine beside transformers' ``generate``, in one process, in turn.
+"""Speed of plain decoding: this engine beside transformers' ``generate``, each in its own process, in turn.
 
 Both get the same token ids, load the same weights in the same dtype, use the same threads, decode greedily and write
 exactly the same number of tokens per prompt. What a repeat asks is new to both (its prompts begin with its number), so
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def bench_decode(options: Options) -> Recorder:
     """
     import torch
 
-    from trimtab.bench.contestants import Transformers, Trimtab
+    from trimtab.bench.contestants import Apart, Transformers, Trimtab
     from trimtab.decode.config import EngineOptions
     from trimtab.decode.engine.engine import Engine
     from trimtab.decode.models.bundled import bundled, ensure
@@ -90,7 +91,7 @@ def bench_decode(options: Options) -> Recorder:
     with Engine(models={"model": source}, options=EngineOptions(threads=options.threads)) as engine:
         info = engine.models["model"]
         sizes = {text: len(engine.tokenize("model", text)[0]) for text in texts}
-        theirs = Transformers(source, getattr(torch, info.dtype), info.device)
+        theirs = Apart(partial(Transformers, source, getattr(torch, info.dtype), info.device), options.threads)
         contestants: dict[str, Contestant] = {"trimtab": Trimtab(engine, "model"), "transformers": theirs}
         recorder = Recorder(
             "decode",
@@ -111,6 +112,7 @@ def bench_decode(options: Options) -> Recorder:
                 return [engine.tokenize("model", f"[{repeat}] {text}")[0] for text in chosen]
 
             compare(recorder, f"{size} prompt{'s' * (size > 1)}", contestants, prompts, options)
+        theirs.close()
     return recorder
 
 

@@ -47,7 +47,7 @@ class Checkers:
             raise CheckersMissing("no package lm_eval")
         folder = Path(found.submodule_search_locations[0]) / "tasks" / "ifeval"
         try:
-            with _plain_nltk(), patch.dict(sys.modules):  # what is put into sys.modules here leaves with the block
+            with _quiet():
                 self._classes: Mapping[str, Any] = _registry(folder)
         except (ImportError, OSError) as error:
             raise CheckersMissing(str(error)) from error
@@ -57,16 +57,13 @@ class Checkers:
 
         An empty answer keeps none, nor does one that a checker can't read.
         """
-        with _plain_nltk():
+        with _quiet():
             return [
                 self._keeps(row, name, kwargs or {})
                 for name, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True)
             ]
 
     def _keeps(self, row: Mapping[str, Any], name: str, kwargs: Mapping[str, Any]) -> bool:
-        import langdetect  # type: ignore[import-untyped, import-not-found, unused-ignore]
-
-        langdetect.DetectorFactory.seed = 0  # it samples, and a score must not depend on the run
         checker = self._classes[name](name)
         checker.build_description(**{key: value for key, value in kwargs.items() if value is not None})
         if "prompt" in (checker.get_instruction_args() or {}):
@@ -89,13 +86,15 @@ def _words(text: str, *_: Any, **__: Any) -> list[str]:
 
 
 @contextmanager
-def _plain_nltk() -> Iterator[None]:
-    """nltk without data files: splitters by plain rules, nothing fetched."""
+def _quiet() -> Iterator[None]:
+    """nltk without data files, its splitters replaced by plain rules; langdetect, which samples, with a fixed seed."""
+    import langdetect  # type: ignore[import-untyped, import-not-found, unused-ignore]
     import nltk  # type: ignore[import-untyped, import-not-found, unused-ignore]
     import nltk.data  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     splitter = types.SimpleNamespace(tokenize=_sentences)
     with (
+        patch.object(langdetect.DetectorFactory, "seed", 0),
         patch.object(nltk, "download", lambda *_, **__: True),
         patch.object(nltk.data, "find", lambda *_, **__: True),
         patch.object(nltk.data, "load", lambda *_, **__: splitter),
@@ -108,19 +107,25 @@ def _plain_nltk() -> Iterator[None]:
 
 
 def _registry(folder: Path) -> Mapping[str, Any]:
-    for name in _PACKAGES:
-        package = types.ModuleType(name)
-        package.__path__ = [str(folder)]
-        sys.modules[name] = package
-    module = sys.modules[_PACKAGES[-1]]
-    for name in _MODULES:
-        spec = importlib.util.spec_from_file_location(f"{_PACKAGES[-1]}.{name}", folder / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = loaded
-        setattr(module, name, loaded)
-        spec.loader.exec_module(loaded)
-        module = sys.modules[_PACKAGES[-1]]
-    registry: Mapping[str, Any] = loaded.INSTRUCTION_DICT
-    return registry
+    """The checkers' table. The packages that their files believe to be in are gone afterwards."""
+    names = [*_PACKAGES, *(f"{_PACKAGES[-1]}.{name}" for name in _MODULES)]
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    try:
+        for name in _PACKAGES:
+            package = types.ModuleType(name)
+            package.__path__ = [str(folder)]
+            sys.modules[name] = package
+        for name in _MODULES:
+            spec = importlib.util.spec_from_file_location(f"{_PACKAGES[-1]}.{name}", folder / f"{name}.py")
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            setattr(sys.modules[_PACKAGES[-1]], name, module)
+            spec.loader.exec_module(module)
+        registry: Mapping[str, Any] = module.INSTRUCTION_DICT
+        return registry
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)

@@ -451,6 +451,18 @@ def test_the_public_checkers_check() -> None:
     assert checkers.followed(row | {"response": "  "}) == [False, False, False]
 
 
+def test_a_score_does_not_depend_on_the_run() -> None:
+    pytest.importorskip("lm_eval")
+    langdetect = pytest.importorskip("langdetect")
+    from trimtab.bench.ifeval import Checkers
+
+    text = "global normal animal"  # of several languages; the detector draws at random
+    row = {"prompt": "", "instruction_id_list": ["language:response_language"], "kwargs": [{"language": "tl"}]}
+    checkers = Checkers()
+    assert len({checkers.followed(row | {"response": text})[0] for _ in range(40)}) == 1
+    assert len({langdetect.detect(text) for _ in range(80)}) > 1  # by itself it does, and nobody has seeded it for good
+
+
 def test_missing_checkers_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     from trimtab.bench import ifeval
 

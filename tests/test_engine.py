@@ -1448,7 +1448,9 @@ def _reopened(engine: Engine) -> Engine:
     fresh._scheduler = type(engine._scheduler)(engine._views, 64, 512)
     fresh._lock, fresh._wake = threading.Lock(), threading.Event()
     fresh._inbox = type(engine._inbox)()
-    fresh._open, fresh._closing, fresh._thread = 0, False, None
+    fresh._open, fresh._closing = 0, False
+    fresh._thread = threading.Thread(target=fresh._loop, daemon=True)
+    fresh._thread.start()
     return fresh
 
 

@@ -6,6 +6,7 @@ freed too early or a prefix taken for another shows as wrong content.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -232,6 +233,39 @@ def test_random_programs_read_their_own_tokens(machine: type[Machine]) -> None:
     run_state_machine_as_test(machine, settings=PROGRAM)
 
 
+@pytest.mark.parametrize("count", [5, 12, 400])
+def test_long_random_programs(count: int) -> None:
+    """The same at length: what takes many steps to go wrong is out of reach of short programs."""
+    for seed in range(12):
+        rng = random.Random(seed)
+        pool = Pool(count)
+        for _ in range(250):
+            _random_step(pool, rng)
+            pool.check()
+        for sequence in list(pool.open):
+            pool.close(sequence)
+        pool.check()
+        assert pool.pages.held == 0
+
+
+def _random_step(pool: Pool, rng: random.Random) -> None:
+    tokens = [rng.randrange(2) for _ in range(rng.randrange(1, 10))]
+    one = rng.choice(pool.open) if pool.open else None
+    match rng.randrange(10):
+        case 0 | 1 if len(pool.open) < 8:
+            pool.begin(tokens)
+        case 2 | 3 if one and len(pool.open) < 8:
+            pool.fork(one)
+        case 4 if one:
+            pool.truncate(one, rng.randrange(one.table.length + 1))
+        case 5 if one:
+            pool.close(one)
+        case 6 if one:
+            pool.reserve(one, len(tokens))
+        case _ if one:
+            pool.write(one, tokens, rng.randrange(len(tokens) + 1))
+
+
 class _NoCopies(Pool):
     """A storage that forgets to copy."""
 
@@ -267,6 +301,29 @@ def test_the_check_notices_a_write_into_a_shared_page() -> None:
     pool.write(twin, [0])
     with pytest.raises(AssertionError):
         pool.check()
+
+
+def test_forks_part_at_their_next_token() -> None:
+    pool = Pool(16)
+    root = filled(pool, [1, 1])
+    twins = [pool.fork(root) for _ in range(3)]
+    for i, sequence in enumerate([root, *twins]):
+        pool.write(sequence, [5 + i])
+        pool.check()
+    assert len({sequence.table.pages[0] for sequence in [root, *twins]}) == 4
+
+
+def test_a_page_of_ones_own_is_written_in_place() -> None:
+    pool = Pool(16)
+    sequence = filled(pool, [1, 1])
+    assert pool.pages.reserve(sequence.table, 1) == []
+    twin = pool.fork(sequence)
+    pool.close(twin)
+    assert pool.pages.reserve(sequence.table, 1), "the twin left the page to whoever begins alike"
+    lone = filled(pool, [3])
+    twin = pool.fork(lone)
+    pool.close(twin)
+    assert pool.pages.reserve(lone.table, 1) == [], "too short for anybody to reuse"
 
 
 # ------------------------------------------------------------------------------------------------------ prefix reuse
@@ -408,6 +465,7 @@ def test_a_retained_page_above_one_in_use_can_be_had() -> None:
     pool.write(one, page_of(1))
     pool.write(other, page_of(1))  # the same content on a second page, which stays private
     pool.write(other, page_of(2))  # hangs below the first one's page
+    assert found(pool, [*page_of(1), *page_of(2)]) == 2 * SIZE
     pool.close(one)
     assert pool.pages.retained == 1
     assert pool.pages.available == 2
