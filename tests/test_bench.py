@@ -456,8 +456,8 @@ def test_a_score_does_not_depend_on_the_run() -> None:
     langdetect = pytest.importorskip("langdetect")
     from trimtab.bench.ifeval import Checkers
 
-    text = "global normal animal"  # of several languages; the detector draws at random
-    row = {"prompt": "", "instruction_id_list": ["language:response_language"], "kwargs": [{"language": "tl"}]}
+    text = "station de service"  # of several languages; the detector draws at random
+    row = {"prompt": "", "instruction_id_list": ["language:response_language"], "kwargs": [{"language": "it"}]}
     checkers = Checkers()
     assert len({checkers.followed(row | {"response": text})[0] for _ in range(40)}) == 1
     assert len({langdetect.detect(text) for _ in range(80)}) > 1  # by itself it does, and nobody has seeded it for good
