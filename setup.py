@@ -70,6 +70,8 @@ setup(
         # On a GPU, torch brings the Triton it was built with; this extra is for the interpreter on a CPU.
         "triton": ['triton; platform_system == "Linux"'],
         "bench": ["matplotlib", "psutil"],
+        # What IFEval's checkers import; they are files of lm-eval, to be had without its own needs (pip --no-deps).
+        "eval": ["immutabledict", "langdetect", "nltk>=3.9.1"],
         "dev": [
             "hypothesis",
             "mypy>=1.18",

@@ -9,6 +9,7 @@ transformers gets its prompts as one batch padded to the longest, the only form 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,7 @@ class Options:
         repeats: measured rounds per batch size.
         data: JSONL file of prompts; None takes the project's own.
         threads: of torch; None leaves torch's setting alone.
-        quick: whether this is a smoke run: sizes 1 and 4, 8 tokens, 2 repeats.
+        quick: whether this is a smoke run: sizes 1 and 4, 8 tokens, one repeat.
     """
 
     model: str = _MODEL
@@ -68,7 +69,7 @@ class Options:
             raise InvalidRequest.of("threads", self.threads, "1 or more")
         if not self.quick:
             return self
-        return replace(self, batches=(1, 4), max_new_tokens=min(self.max_new_tokens, 8), repeats=min(self.repeats, 2))
+        return replace(self, batches=(1, 4), max_new_tokens=min(self.max_new_tokens, 8), repeats=1)
 
 
 def bench_decode(options: Options) -> Recorder:
@@ -105,14 +106,14 @@ def bench_decode(options: Options) -> Recorder:
             },
             quick=options.quick,
         )
-        for size in options.batches:
-            chosen = spaced(sorted(texts, key=sizes.__getitem__), size)
+        with closing(theirs):
+            for size in options.batches:
+                chosen = spaced(sorted(texts, key=sizes.__getitem__), size)
 
-            def prompts(repeat: int, chosen: Sequence[str] = chosen) -> list[list[int]]:
-                return [engine.tokenize("model", f"[{repeat}] {text}")[0] for text in chosen]
+                def prompts(repeat: int, chosen: Sequence[str] = chosen) -> list[list[int]]:
+                    return [engine.tokenize("model", f"[{repeat}] {text}")[0] for text in chosen]
 
-            compare(recorder, f"{size} prompt{'s' * (size > 1)}", contestants, prompts, options)
-        theirs.close()
+                compare(recorder, f"{size} prompt{'s' * (size > 1)}", contestants, prompts, options)
     return recorder
 
 
