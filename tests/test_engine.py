@@ -855,6 +855,31 @@ def test_reads_depend_only_on_the_tokens(
                 assert found.entropy == pytest.approx(float(-(truth.exp() * truth).sum()), abs=1e-4)
 
 
+def test_branches_of_one_request_take_pages_from_one_another(make: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request whose sequences don't all fit is slow, but it is answered, and in the same way."""
+    answers: list[list[int]] = []
+
+    async def branch(seq: Any, steps: int) -> list[int]:
+        written = []
+        for _ in range(steps):
+            (found,) = await Extend(seq, written[-1:])
+            written.append(found.token)
+        return written
+
+    async def method(context: Any, plan: Any, emit: Any) -> Candidate:
+        seqs = [context.open("llama", [i, *plan.prompts["llama"]]) for i in range(5)]
+        answers.extend(await gather(*(branch(seq, 8) for seq in seqs)))
+        return Candidate(0, "", (), FinishReason.STOP)
+
+    monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
+    for pages in (100, 12):
+        engine = make("llama", page_tokens=4, memory_bytes=pages * 4 * 576)
+        run_each(engine, [request("llama", [9] * 26, 1)])
+    assert len(answers) == 10
+    assert answers[:5] == answers[5:]
+    assert engine.stats().forward_passes["llama"] > 8, "everything fitted"
+
+
 def test_a_failing_branch_closes_the_others_and_gives_their_pages_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1234,6 +1259,18 @@ def test_ids_outside_the_vocabulary_have_no_bytes(engine: Engine) -> None:
         engine.detokenize("base", [0, 304])
     with pytest.raises(NotFound):
         engine.tokenize("nobody", "a")
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, SystemExit])
+def test_a_fault_while_loading_reaches_the_caller(
+    fault: type[BaseException], tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str, config: ModelConfig) -> Any:
+        raise fault("no such luck")
+
+    monkeypatch.setattr("trimtab.decode.engine.engine.load", broken)
+    with pytest.raises(fault, match="no such luck"):
+        Engine({"m": ModelConfig(source=str(tiny_folder("llama")))})
 
 
 def test_no_models_is_refused() -> None:

@@ -119,14 +119,14 @@ class Engine:
         self._wake = threading.Event()
         self._closing = False
         self._failure: Exception | None = None
-        loaded: queue.SimpleQueue[dict[str, View] | Exception] = queue.SimpleQueue()
+        loaded: queue.SimpleQueue[dict[str, View] | BaseException] = queue.SimpleQueue()
         self._loaded = threading.Event()
         self._thread = threading.Thread(
             target=self._run, args=(configs, options, loaded), name="trimtab-engine", daemon=True
         )
         self._thread.start()
         views = loaded.get()
-        if isinstance(views, Exception):
+        if isinstance(views, BaseException):
             raise views
         self._views = views
         self.models: Mapping[str, ModelInfo] = MappingProxyType(_infos(self._views, configs))
@@ -440,7 +440,7 @@ class Engine:
         self,
         configs: Mapping[str, ModelConfig],
         options: EngineOptions,
-        loaded: queue.SimpleQueue[dict[str, View] | Exception],
+        loaded: queue.SimpleQueue[dict[str, View] | BaseException],
     ) -> None:
         """Load the models and serve them, all on this thread.
 
@@ -452,7 +452,7 @@ class Engine:
             if options.threads is not None:
                 torch.set_num_threads(options.threads)
             loaded.put(_views(configs, options))
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the constructor waits for it
             loaded.put(error)
             return
         self._loaded.wait()
