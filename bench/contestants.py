@@ -6,6 +6,7 @@ import multiprocessing
 import queue
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -166,20 +167,30 @@ class Apart:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, threads), daemon=True)
         self._process.start()
+        theirs.close()  # held by the process alone, so that its end is seen as the end of the pipe
         self._answer()
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Batch:
-        self._pipe.send((prompts, new_tokens))
+        with suppress(OSError):  # what became of the process is said where its answer is read
+            self._pipe.send((prompts, new_tokens))
         batch = self._answer()
         assert isinstance(batch, Batch)
         return batch
 
     def close(self) -> None:
-        self._process.terminate()
+        """Let the process end; it is killed if it doesn't within ten seconds. Idempotent."""
+        with suppress(OSError):  # it has ended already
+            self._pipe.send(None)
+        self._process.join(timeout=10)
+        self._process.kill()
         self._process.join()
 
     def _answer(self) -> Batch | None:
-        answer: Batch | Exception | None = self._pipe.recv()
+        try:
+            answer: Batch | Exception | None = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(timeout=10)
+            raise RuntimeError(f"the process of a contestant ended with status {self._process.exitcode}") from None
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -191,8 +202,8 @@ def _serve(pipe: Any, make: Callable[[], Contestant], threads: int | None) -> No
             torch.set_num_threads(threads)
         contestant = make()
         pipe.send(None)
-        while True:
-            pipe.send(contestant.run(*pipe.recv()))
+        while (work := pipe.recv()) is not None:
+            pipe.send(contestant.run(*work))
     except Exception as error:
         pipe.send(error)
 

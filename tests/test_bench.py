@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from trimtab.bench import decode, quality
 from trimtab.bench.answers import Method, answer, methods, parse_trigger, trigger_text
 from trimtab.bench.commands import register
-from trimtab.bench.contestants import Batch
+from trimtab.bench.contestants import Apart, Batch
 from trimtab.bench.data import append_rows, prompt_of, read_rows, select
 from trimtab.bench.prompts import PROMPTS, spaced
 from trimtab.bench.record import Recorder, Row, _command, latest, load
@@ -504,6 +505,21 @@ def test_speeds_are_of_equal_work() -> None:
     assert len({json.dumps(asked) for asked in ours.asked}) == len(ours.asked)  # a repeat asks what is new
     with pytest.raises(RuntimeError, match="instead of 8"):
         decode.compare(made, "x", {"a": ours, "b": FakeContestant(1.0, short=True)}, lambda r: [[1]], options)
+
+
+def test_a_contestant_apart_answers_fails_and_ends() -> None:
+    apart = Apart(partial(FakeContestant, 2.0))
+    try:
+        assert apart.run([[1, 2]], 4) == FakeContestant(2.0).run([[1, 2]], 4)
+        with pytest.raises(TypeError):
+            apart.run([["x"]], 4)  # type: ignore[list-item]
+        with pytest.raises(RuntimeError, match="ended with status 0"):
+            apart.run([[1]], 4)  # after a failure it is gone
+    finally:
+        apart.close()
+        apart.close()
+    with pytest.raises(TypeError):
+        Apart(FakeContestant)  # type: ignore[arg-type]  # cannot be made without its seconds
 
 
 @pytest.mark.parametrize("change", [{"batches": ()}, {"batches": (0,)}, {"max_new_tokens": 1}, {"repeats": 0}])
