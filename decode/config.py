@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConfigError", "DType", "EngineConfig", "EngineOptions", "ModelConfig", "Role"]
 
-Role = Literal["base", "aligned", "draft"]
+Role = Literal["base", "aligned", "draft", "reward"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

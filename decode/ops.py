@@ -7,17 +7,35 @@ Tests drive the same methods with a table of logits.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from trimtab.decode.types import TopLogprob
+from trimtab.decode.types import Length, Prompt, TokenDraw, TopLogprob
 
 if TYPE_CHECKING:
+    from trimtab.decode.rewards.base import Reward
     from trimtab.kernels.reference.filters import Filters
+    from trimtab.kernels.reference.mix import Blend
     from trimtab.kernels.rng import Key
 
-__all__ = ["Context", "Extend", "Gather", "Pick", "Read", "Seq", "VocabularyView", "gather"]
+__all__ = [
+    "Call",
+    "Context",
+    "Draft",
+    "Drafted",
+    "Extend",
+    "Gather",
+    "Given",
+    "Mixed",
+    "Pick",
+    "Read",
+    "Seq",
+    "Value",
+    "Verify",
+    "VocabularyView",
+    "gather",
+]
 
 T = TypeVar("T")
 
@@ -40,16 +58,24 @@ class Pick:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """Take this token at a position, whatever the model says: its logprob is wanted."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """What a model says after one position: statistics of its distribution at temperature 1, and a token.
 
     Attributes:
-        token: the drawn token, or the most likely one where no ``Pick`` was given.
+        token: the drawn or given token, or the most likely one where no pick was given.
         logprob: ln p of ``token``.
         entropy: nats.
         top_prob: largest probability.
         argmax: the most likely token, the lowest id on ties.
         top: most likely tokens, as many as asked for; pieces included.
+        draw: how the token came about.
     """
 
     token: int
@@ -58,6 +84,7 @@ class Read:
     top_prob: float
     argmax: int
     top: tuple[TopLogprob, ...] = ()
+    draw: TokenDraw = TokenDraw.PLAIN
 
 
 class Seq(Protocol):
@@ -82,6 +109,43 @@ class Seq(Protocol):
         ...
 
 
+class Mixed:
+    """Sequences of several models whose distributions are mixed, used as one sequence.
+
+    All share one vocabulary and, after prompts of their own, the same tokens. What is read after a position is the
+    mixture; ``tokens``, ``model`` and lengths are those of the first sequence, the base.
+
+    Args:
+        parts: the base's sequence and those of the experts.
+        blend: weights, gate and plausibility; see ``trimtab.kernels.reference.mix``.
+    """
+
+    __slots__ = ("blend", "parts")
+
+    def __init__(self, parts: Sequence[Seq], blend: Blend) -> None:
+        self.parts, self.blend = tuple(parts), blend
+
+    @property
+    def model(self) -> str:
+        return self.parts[0].model
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        return self.parts[0].tokens
+
+    def fork(self) -> Mixed:
+        return Mixed([part.fork() for part in self.parts], self.blend)
+
+    def rewind(self, length: int) -> None:
+        back = len(self.tokens) - length
+        for part in self.parts:
+            part.rewind(len(part.tokens) - back)
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
+
+
 @dataclass(slots=True)
 class Extend:
     """Append tokens to a sequence and read the model after the last ``reads`` of all its tokens.
@@ -97,10 +161,112 @@ class Extend:
 
     seq: Seq
     tokens: Sequence[int] = ()
-    picks: Sequence[Pick | None] = (None,)
+    picks: Sequence[Pick | Given | None] = (None,)
     top: int = 0
 
     def __await__(self) -> Generator[Extend, list[Read], list[Read]]:
+        return (yield self)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """What a draft proposes.
+
+    Attributes:
+        tokens: ids in the target's vocabulary.
+        source: the distributions that they were drawn from, for the engine's eyes; None where they are certain (copied
+            from the text).
+    """
+
+    tokens: tuple[int, ...]
+    source: object = None
+
+
+@dataclass(slots=True)
+class Draft:
+    """Append tokens to a draft's sequence, then draw a block of further ones, until the length rule stops.
+
+    Attributes:
+        seq: of the draft model.
+        tokens: appended first.
+        picks: how to draw each token of the longest block, by the target's filters and positions; at least one. For a
+            block that will be verified as coupled the keys are the target's own, else ``Key.drafting`` of them.
+        length: the rule. A token that ends answers ends the block, too.
+        target: model that will verify, whose measured cost and batch the rule ``Acceptance`` takes into account.
+
+    Awaiting it returns ``Drafted``; its tokens, but for the last, are then part of ``seq``.
+    """
+
+    seq: Seq
+    tokens: Sequence[int]
+    picks: Sequence[Pick]
+    length: Length
+    target: str
+
+    def __await__(self) -> Generator[Draft, Drafted, Drafted]:
+        return (yield self)
+
+
+@dataclass(slots=True)
+class Verify:
+    """Append tokens, read the model after them and after each drafted token, and accept a prefix of the drafted ones.
+
+    Attributes:
+        seq: of the target, or a mixture.
+        tokens: appended first; they are certain.
+        drafted: K >= 0 proposed tokens.
+        picks: how the target draws at each of the K + 1 positions.
+        top: number of most likely tokens to report per read.
+        coupled: accept while the target draws the drafted token itself; otherwise by speculative sampling.
+
+    Awaiting it returns n + 1 reads: n accepted tokens (``ACCEPTED``) and the one after them (``CORRECTED``, or
+    ``BONUS`` where all were accepted). The sequence then holds ``tokens`` and the n accepted ones.
+    """
+
+    seq: Seq
+    tokens: Sequence[int]
+    drafted: Drafted
+    picks: Sequence[Pick]
+    top: int = 0
+    coupled: bool = False
+
+    def __await__(self) -> Generator[Verify, list[Read], list[Read]]:
+        return (yield self)
+
+
+@dataclass(slots=True)
+class Value:
+    """Append tokens to the sequence of a reward model and read its head after the last one.
+
+    Awaiting it returns the head's outputs, one float per label.
+    """
+
+    seq: Seq
+    tokens: Sequence[int] = ()
+
+    def __await__(self) -> Generator[Value, list[float], list[float]]:
+        return (yield self)
+
+
+@dataclass(slots=True)
+class Call:
+    """Run a plain function away from the engine's thread.
+
+    Attributes:
+        function: with ``process`` it must be picklable, as must its arguments and its result.
+        args: its arguments.
+        where: a thread, or a process of its own where it holds the interpreter's lock or may crash.
+        timeout: seconds until the wait is given up with ``TimeoutError``; the time it waits for a free worker counts.
+
+    Awaiting it returns the function's result or raises its exception.
+    """
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    where: Literal["thread", "process"] = "thread"
+    timeout: float = 30.0
+
+    def __await__(self) -> Generator[Call, Any, Any]:
         return (yield self)
 
 
@@ -149,4 +315,16 @@ class Context(Protocol):
 
     def out_of_time(self) -> bool:
         """Whether the request's time budget is spent."""
+        ...
+
+    def render(self, model: str, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt for a model, by its own template; for methods that write prompts of their own."""
+        ...
+
+    def reward(self, name: str) -> Reward:
+        """A reward that the engine serves."""
+        ...
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Add to the request's drafted and accepted tokens."""
         ...

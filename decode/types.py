@@ -13,37 +13,57 @@ from types import MappingProxyType
 from typing import Literal
 
 __all__ = [
+    "Acceptance",
+    "AnyObjective",
     "Autoregressive",
     "Base",
+    "BestOfN",
     "Branching",
     "Candidate",
     "ChatMessage",
+    "Choose",
     "Chunk",
+    "Combine",
     "Completed",
+    "Confidence",
     "Draw",
     "Entropy",
     "Event",
+    "Evolution",
     "FinishReason",
+    "Fixed",
+    "Length",
     "Limits",
+    "Mixture",
     "ModelInfo",
     "ModelUsage",
     "Nudged",
+    "Objective",
     "Policy",
     "Progress",
     "Prompt",
+    "PromptLookup",
+    "Refine",
+    "RejectSegments",
     "Request",
     "Result",
+    "RewardInfo",
+    "RewardTerm",
     "Sampling",
     "Search",
+    "Segments",
     "Single",
+    "Speculative",
     "Started",
     "Stopping",
     "Token",
     "TokenDraw",
+    "TokenReward",
     "TopLogprob",
     "TopProb",
     "Trigger",
     "Usage",
+    "Weighted",
 ]
 
 # ---------------------------------------------------------------------------------------------------------- request
@@ -144,7 +164,47 @@ class Nudged:
     max_span_tokens: int | None = None
 
 
-Policy = Base | Nudged
+@dataclass(frozen=True, slots=True)
+class Weighted:
+    """A model of a mixture and its weight, which may be negative."""
+
+    model: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The log-linear mixture ln p = ln p_base + sum of weight x ln p_expert, normalised.
+
+    Proxy tuning (Liu et al., 2024): a small tuned model with weight 1 and its untuned twin with -1. Contrastive
+    decoding (Li et al., 2023): a small model with a negative weight, and ``plausibility``. Autoregressive reward models
+    (GenARM; Xu et al., 2025): one or several with weights 1 / beta. All models share one vocabulary.
+
+    Attributes:
+        experts: one or several models.
+        plausibility: in [0, 1): only tokens with p_base >= plausibility x max p_base can be drawn; None keeps all.
+    """
+
+    experts: tuple[Weighted, ...]
+    plausibility: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReward:
+    """Each token is chosen among the base's most likely ones by ln p + weight x reward (ARGS; Khanov et al., 2024).
+
+    Attributes:
+        reward: name of a prefix or token reward; it rates the answer with each token appended.
+        weight: of the reward against ln p.
+        width: tokens rated per position, in [2, 64].
+    """
+
+    reward: str
+    weight: float = 1.0
+    width: int = 10
+
+
+Policy = Base | Nudged | Mixture | TokenReward
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +212,130 @@ class Autoregressive:
     """One token per forward pass of the model."""
 
 
-Draw = Autoregressive
+@dataclass(frozen=True, slots=True)
+class PromptLookup:
+    """Drafts by copying what followed the last n-gram of the text where it occurred before (Saxena, 2023).
+
+    Attributes:
+        max_ngram: longest n-gram looked for; shorter ones are tried after it.
+    """
+
+    max_ngram: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Always drafts this many tokens, in [1, 32]."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confidence:
+    """Stops drafting after a token whose top probability under the draft was below a bound (the rule of transformers).
+
+    Attributes:
+        top_prob_below: in (0, 1).
+        max_tokens: in [1, 32].
+    """
+
+    top_prob_below: float = 0.4
+    max_tokens: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Stops drafting where some drafted token is probably rejected (SpecDec++; Huang et al., 2024, theorem 3.1).
+
+    The probability comes from the draft's trained acceptance head.
+
+    Attributes:
+        max_tokens: in [1, 32].
+        stop: the bound, in (0, 1); None takes the theorem's (c2 + D) / (c1 + c2 + D) from costs measured at the
+            current batch.
+    """
+
+    max_tokens: int = 16
+    stop: float | None = None
+
+
+Length = Fixed | Confidence | Acceptance
+
+
+@dataclass(frozen=True, slots=True)
+class Speculative:
+    """A draft proposes several tokens, which the policy's own distribution accepts or rejects in one forward pass.
+
+    The distribution of the answer does not change (Leviathan et al., 2023; Chen et al., 2023).
+
+    Attributes:
+        draft: name of a draft model, or ``PromptLookup``.
+        length: when to stop drafting; None takes ``Acceptance`` where the draft has a trained head, else
+            ``Confidence``.
+        coupled: draw as plain decoding would, token for token, and accept what agrees. Accepts somewhat fewer tokens.
+    """
+
+    draft: str | PromptLookup
+    length: Length | None = None
+    coupled: bool = False
+
+
+Draw = Autoregressive | Speculative
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTerm:
+    """A reward by name, and its weight."""
+
+    reward: str
+    weight: float = 1.0
+
+
+class Combine(StrEnum):
+    """How the terms of an objective become one number."""
+
+    SUM = "sum"  # weighted sum
+    LOG_SIGMOID = "log_sigmoid"  # weighted sum of ln sigmoid(reward, centred by its calibration): a soft AND
+    MIN = "min"  # of weight x reward
+    CONSERVATIVE = "conservative"  # weighted mean minus the spread: against over-optimisation
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a search maximises. Wherever one is wanted, the name of a reward will do.
+
+    Attributes:
+        terms: one or several rewards.
+        combine: how they are put together.
+        spread: factor of the standard deviation for ``Combine.CONSERVATIVE``.
+    """
+
+    terms: tuple[RewardTerm, ...]
+    combine: Combine = Combine.SUM
+    spread: float = 1.0
+
+    @classmethod
+    def of(cls, value: str | Mapping[str, float] | Objective) -> Objective:
+        """From the name of a reward, or from names and weights."""
+        if isinstance(value, Objective):
+            return value
+        if isinstance(value, str):
+            return cls((RewardTerm(value),))
+        return cls(tuple(RewardTerm(name, weight) for name, weight in value.items()))
+
+
+AnyObjective = str | Mapping[str, float] | Objective
+
+
+class Choose(StrEnum):
+    """How ``BestOfN`` takes one of its candidates."""
+
+    BEST = "best"  # the largest reward
+    SOFT = "soft"  # drawn with probability proportional to exp(reward / temperature)
+    WORST = "worst"  # the smallest reward, for red-teaming
+    MAJORITY = "majority"  # the answer given most often
+    CONSENSUS = "consensus"  # minimum Bayes risk: the answer most similar to the others
+    TOURNAMENT = "tournament"  # most pairwise wins, by a pairwise reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +343,126 @@ class Single:
     """One candidate, which is the answer."""
 
 
-Search = Single
+@dataclass(frozen=True, slots=True)
+class BestOfN:
+    """Writes n candidates side by side and takes one.
+
+    Attributes:
+        n: candidates, in [1, limits.max_n].
+        objective: what is good; not needed by ``MAJORITY`` and ``CONSENSUS``.
+        choose: how one is taken.
+        temperature: of ``SOFT``, > 0.
+        reject_fraction: in (0, 1): at each check this share of the unfinished candidates, the worst by their partial
+            answers, is dropped (speculative rejection; Sun et al., 2024). Needs ``check_every_tokens`` and rewards that
+            can rate a beginning.
+        check_every_tokens: tokens between two checks.
+        threshold: candidates below this reward are not acceptable; if none is above, the answer is an abstention.
+    """
+
+    n: int
+    objective: AnyObjective | None = None
+    choose: Choose = Choose.BEST
+    temperature: float = 1.0
+    reject_fraction: float | None = None
+    check_every_tokens: int | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Look-ahead search over segments (DeAL; Huang et al., 2024); beams or trees over steps (Beeching et al., 2024).
+
+    Each round, every beam is continued ``samples_per_beam`` times by one segment; the continuations are looked ahead,
+    rated by reward_weight x reward + logprob_weight x mean log-probability, and the best ``beams`` go on.
+
+    Attributes:
+        objective: what is good; its rewards must be able to rate a beginning.
+        beams: kept after each round.
+        samples_per_beam: continuations of each.
+        max_tokens: a segment ends after so many tokens,
+        delimiter: or after this text,
+        entropy_above: or before a token of larger entropy (nats) than this, whichever comes first.
+        lookahead: tokens written beyond the segment for its rating only.
+        reward_weight, logprob_weight: of the two parts of a score.
+        diverse: every beam is a tree of its own and keeps its own best continuation (DVTS).
+    """
+
+    objective: AnyObjective
+    beams: int = 4
+    samples_per_beam: int = 4
+    max_tokens: int = 32
+    delimiter: str | None = None
+    entropy_above: float | None = None
+    lookahead: int = 0
+    reward_weight: float = 1.0
+    logprob_weight: float = 0.0
+    diverse: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RejectSegments:
+    """Draws segment by segment and redraws those whose answer so far is rated too low (CARDS; Li et al., 2024).
+
+    A segment ends before a token whose entropy is above ``entropy_above``. It is accepted with probability
+    min(1, exp((reward - bar) / beta)); the bar rises linearly from the prompt's own rating to ``target``.
+
+    Attributes:
+        objective: what is good; its rewards must be able to rate a beginning.
+        target: the reward that a whole answer should have.
+        beta: tolerance; 0 accepts exactly what reaches the bar.
+        entropy_above: nats.
+        min_tokens, max_tokens: bounds on a segment.
+        max_tries: draws of one segment; then the best of them is taken.
+        start: share of ``target`` in the bar of the first segment, in [0, 1].
+    """
+
+    objective: AnyObjective
+    target: float
+    beta: float = 0.7
+    entropy_above: float = 3.0
+    min_tokens: int = 4
+    max_tokens: int = 64
+    max_tries: int = 20
+    start: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Evolution:
+    """Evolves instructions and answers together (DARWIN; Hung et al., 2024).
+
+    Attributes:
+        objective: what is good; its rewards must be able to rate a beginning.
+        population: answers written side by side.
+        survivors: best ones that replace the others at the end of each period.
+        period_tokens: tokens between replacements.
+        rounds: of mutating the instruction.
+        mutator: model that rewrites the instruction; None takes the requested one.
+    """
+
+    objective: AnyObjective
+    population: int = 8
+    survivors: int = 3
+    period_tokens: int = 40
+    rounds: int = 2
+    mutator: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refine:
+    """Answers, criticises its answer, revises it, and keeps the best under the objective.
+
+    Attributes:
+        objective: what is good.
+        rounds: of critique and revision.
+        critic: model that criticises; None takes the requested one.
+    """
+
+    objective: AnyObjective
+    rounds: int = 2
+    critic: str | None = None
+
+
+Search = Single | BestOfN | Segments | RejectSegments | Evolution | Refine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +476,7 @@ class Request:
     policy: Policy = Base()
     draw: Draw = Autoregressive()
     search: Search = Single()
+    references: tuple[str, ...] = ()  # answers that rewards may compare with
     top_logprobs: int = 0  # [0, 20] most likely tokens reported beside each token
 
 
@@ -187,6 +490,7 @@ class FinishReason(StrEnum):
     CONTEXT_FULL = "context_full"
     TIME_BUDGET = "time_budget"
     REPETITION = "repetition"  # a loop guard of the nudging policy ended the answer
+    PRUNED = "pruned"  # a search dropped the candidate before its end
 
 
 class TokenDraw(StrEnum):
@@ -217,6 +521,7 @@ class Token:
         entropy: nats, of the same distribution.
         top_prob: its largest probability.
         top: the most likely tokens, if asked for.
+        reward: of the answer up to this token, under a policy that rates tokens.
     """
 
     id: int
@@ -227,6 +532,7 @@ class Token:
     entropy: float | None = None
     top_prob: float | None = None
     top: tuple[TopLogprob, ...] = ()
+    reward: float | None = None  # of a policy that rates tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +544,7 @@ class Candidate:
     tokens: tuple[Token, ...]
     finish_reason: FinishReason
     stop_match: str | None = None
-    rewards: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    rewards: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))  # by name, and "objective"
 
     @property
     def sum_logprob(self) -> float:
@@ -265,7 +571,9 @@ class Usage:
     generated_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    discarded_tokens: int = 0  # drafted and not accepted
     nudged_tokens: int = 0
+    reward_calls: int = 0
     models: tuple[ModelUsage, ...] = ()
     queue_time: float = 0.0
     time_to_first_token: float = 0.0
@@ -283,6 +591,7 @@ class Result:
     seed: int
     selected: int = 0
     reproducible: bool = True
+    abstained: bool = False  # no candidate reached the threshold; the selected one is the best of them
 
     @property
     def chosen(self) -> Candidate:
@@ -377,11 +686,31 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RewardInfo:
+    """What an engine says of a reward it serves.
+
+    Attributes:
+        kind: ``sequence`` rates whole answers only, ``prefix`` also beginnings of answers, ``token`` is a prefix reward
+            that is cheap enough to rate every candidate token.
+        models: models of the engine that it runs on.
+        pairwise: whether it compares two answers instead of rating one.
+        needs_reference: whether it wants a reference answer with each prompt.
+    """
+
+    name: str
+    kind: Literal["sequence", "prefix", "token"]
+    description: str = ""
+    models: tuple[str, ...] = ()
+    pairwise: bool = False
+    needs_reference: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What an engine says of a model it serves."""
 
     name: str
-    role: Literal["base", "aligned", "draft"]
+    role: Literal["base", "aligned", "draft", "reward"]
     source: str
     architecture: str
     dtype: str
@@ -390,4 +719,5 @@ class ModelInfo:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     nudge_models: tuple[str, ...] = ()
+    draft_models: tuple[str, ...] = ()
     ready: bool = True

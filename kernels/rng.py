@@ -103,6 +103,11 @@ class Key:
         """The key of the k-th fork or retry at ``position``."""
         return Key(self.seed, child_branch(self.branch, position, k))
 
+    def uniform(self, position: int, stream: int, index: int = 0) -> float:
+        """One number of ``uniform``, bit for bit, for choices that are made one at a time."""
+        word = _philox_int(self.bits, (position, int(stream), index >> 2, 0))[index & 3]
+        return float(_to_uniform(np.array([word], np.uint64))[0])
+
 
 def philox(
     keys: NDArray[np.uint64],
