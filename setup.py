@@ -28,6 +28,7 @@ PACKAGES = [
     "trimtab.decode.rewards",
     "trimtab.decode.searches",
     "trimtab.kernels.reference",
+    "trimtab.kernels.triton",
 ]
 
 setup(
@@ -70,6 +71,15 @@ setup(
         # On a GPU, torch brings the Triton it was built with; this extra is for the interpreter on a CPU.
         "triton": ['triton; platform_system == "Linux"'],
         "bench": ["matplotlib", "psutil"],
+        # What some types of rewards import: json, readability, profanity, bleu, language, and fitting "logistic".
+        "rewards": [
+            "alt-profanity-check>=1.6",
+            "jsonschema>=4.18",
+            "langdetect",
+            "sacrebleu>=2.4",
+            "scikit-learn>=1.4",
+            "textstat>=0.7.6,<0.7.9",  # later ones fetch their dictionary over the network when they are used
+        ],
         # What IFEval's checkers import; they are files of lm-eval, to be had without its own needs (pip --no-deps).
         "eval": ["immutabledict", "langdetect", "nltk>=3.9.1"],
         "dev": [
@@ -93,6 +103,29 @@ setup(
             "models = trimtab.decode.models.commands:register",
             "server = trimtab.server.commands:register",
             "bench = trimtab.bench.commands:register",
+        ],
+        # Types of rewards: factories, called with the options of a table [rewards.NAME].
+        "trimtab.rewards": [
+            "bleu = trimtab.decode.rewards.overlap:bleu",
+            "calibrated = trimtab.decode.rewards.calibration:calibrated",
+            "case = trimtab.decode.rewards.constraints:case",
+            "certainty = trimtab.decode.rewards.likelihood:certainty",
+            "classifier = trimtab.decode.rewards.classifier:classifier",
+            "constraints = trimtab.decode.rewards.constraints:constraints",
+            "implicit = trimtab.decode.rewards.likelihood:implicit",
+            "json = trimtab.decode.rewards.constraints:json_format",
+            "judge = trimtab.decode.rewards.judge:judge",
+            "keywords = trimtab.decode.rewards.constraints:keywords",
+            "length = trimtab.decode.rewards.constraints:length",
+            "likelihood = trimtab.decode.rewards.likelihood:likelihood",
+            "logistic = trimtab.decode.rewards.logistic:logistic",
+            "pairwise_judge = trimtab.decode.rewards.judge:pairwise_judge",
+            "profanity = trimtab.decode.rewards.wording:profanity",
+            "profile = trimtab.decode.rewards.profile:profile",
+            "python = trimtab.decode.rewards.functions:python",
+            "readability = trimtab.decode.rewards.wording:readability",
+            "regex = trimtab.decode.rewards.constraints:regex",
+            "similarity = trimtab.decode.rewards.similarity:similarity",
         ],
     },
 )

@@ -21,7 +21,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         InvalidRequest: the file can't be read, or a line is not a JSON object; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also splits at U+2028 and its like, and JSON strings may hold those.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest.of("path", path.name, f"a readable JSONL file ({error})") from error
     rows = []

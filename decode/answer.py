@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from trimtab.decode.ops import Context, Pick, Read
@@ -62,10 +63,8 @@ class Answer:
     ) -> None:
         self._context, self._emit = context, emit
         self._stopping, self.top = request.stopping, request.top_logprobs
-        self._drawing, self.index = drawing, index
-        # Whether a helper is asked at a position can depend on what the requested model drew there. With the same
-        # random numbers its token would depend on it too, and no longer follow its own distribution.
-        self._model, self._keys = request.model, (drawing.key, drawing.key.child(0, _HELPER))
+        self._drawing, self.index, self._model = drawing, index, request.model
+        self._keys = _keys(drawing.key)
         self._same = frozenset((request.model, *same_vocabulary))
         self._never_eos = text_only and request.stopping.ignore_eos
         stopping = request.stopping
@@ -80,6 +79,27 @@ class Answer:
     @property
     def done(self) -> bool:
         return self.finish_reason is not None
+
+    @property
+    def key(self) -> Key:
+        """Of the candidate's random numbers."""
+        return self._drawing.key
+
+    @property
+    def filters(self) -> Filters:
+        """The request's sampling, for the requested model's vocabulary."""
+        return self._drawing.filters
+
+    @property
+    def text(self) -> str:
+        """The answer so far, with characters that are held back because a stop string may begin with them."""
+        return "".join(self._text) + self._detokenizer.held
+
+    @property
+    def mean_logprob(self) -> float:
+        """Mean ln p of the tokens under their authors; 0 if there are none."""
+        known = [token.logprob for token in self.tokens if token.logprob is not None]
+        return sum(known) / len(known) if known else 0.0
 
     @property
     def remaining(self) -> int:
@@ -112,8 +132,48 @@ class Answer:
         piece = self._context.vocabulary(model).piece(read.token)
         return Token(read.token, piece, model, draw, read.logprob, read.entropy, read.top_prob, read.top)
 
+    def fork(self, key: Key, index: int | None = None, emit: Callable[[Chunk], None] | None = None) -> Answer:
+        """A copy that goes on with random numbers of its own; ``index`` None keeps the number of this one."""
+        twin = object.__new__(Answer)
+        twin.__dict__.update(self.__dict__)
+        twin.index, twin._emit = self.index if index is None else index, emit
+        twin._drawing, twin._keys = replace(self._drawing, key=key), _keys(key)
+        twin.adopt(self)
+        return twin
+
+    def adopt(self, other: Answer) -> None:
+        """Take over what ``other`` has written, text and end included, and forget what was written here."""
+        self.tokens, self._text = list(other.tokens), list(other._text)
+        self._detokenizer = other._detokenizer.copy()
+        self.finish_reason, self.stop_match = other.finish_reason, other.stop_match
+
+    def preview(self, tokens: Sequence[Token]) -> Answer:
+        """What the answer would be after these tokens; nothing is emitted, nothing changes here."""
+        twin = self.fork(self.key)
+        _, text = twin._take(tokens)
+        twin._commit(text, ())
+        return twin
+
     def write(self, tokens: Sequence[Token]) -> int:
         """Append tokens, in order, until one ends the answer; returns how many were taken."""
+        taken, text = self._take(tokens)
+        if not self.done and self._context.out_of_time():
+            self.finish_reason = FinishReason.TIME_BUDGET
+        self._commit(text, tuple(tokens[:taken]))
+        return taken
+
+    def replay(self, other: Answer, count: int | None = None) -> None:
+        """Write what ``other`` has and this one has not, up to its first ``count`` tokens, or all and its end.
+
+        What is written here must be a beginning of what ``other`` has.
+        """
+        fresh = other.tokens[len(self.tokens) : count]
+        _, text = self._take(fresh)
+        if count is None and not self.done:
+            self.finish_reason = other.finish_reason
+        self._commit(text, tuple(fresh))
+
+    def _take(self, tokens: Sequence[Token]) -> tuple[int, list[str]]:
         text: list[str] = []
         taken = 0
         for token in tokens:
@@ -132,10 +192,7 @@ class Answer:
                 self.finish_reason = FinishReason.STOP
             elif len(self.tokens) >= self._stopping.max_new_tokens:
                 self.finish_reason = FinishReason.MAX_NEW_TOKENS
-        if not self.done and self._context.out_of_time():
-            self.finish_reason = FinishReason.TIME_BUDGET
-        self._commit(text, tuple(tokens[:taken]))
-        return taken
+        return taken, text
 
     def finish(self, reason: FinishReason) -> None:
         """End the answer for a reason other than its last token."""
@@ -154,7 +211,17 @@ class Answer:
         if self._emit is not None and (delta or tokens):
             self._emit(Chunk(self.index, delta, tokens))
 
-    def candidate(self) -> Candidate:
-        """The finished candidate."""
+    def candidate(self, rewards: Mapping[str, float] = MappingProxyType({})) -> Candidate:
+        """The finished candidate, with what it was rated."""
         assert self.finish_reason is not None
-        return Candidate(self.index, "".join(self._text), tuple(self.tokens), self.finish_reason, self.stop_match)
+        text = "".join(self._text)
+        return Candidate(self.index, text, tuple(self.tokens), self.finish_reason, self.stop_match, rewards)
+
+
+def _keys(key: Key) -> tuple[Key, Key]:
+    """Random numbers of the requested model, and of those that help it.
+
+    Whether a helper is asked at a position can depend on what the requested model drew there. With the same random
+    numbers its token would depend on it too, and no longer follow its own distribution.
+    """
+    return key, key.child(0, _HELPER)

@@ -6,11 +6,13 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from trimtab.decode.errors import InvalidRequest, NotFound, UnsupportedRequest, Violation
+from trimtab.decode.axes import AxesCheck
+from trimtab.decode.checking import MAX_UINT32, SHOWN_PER_LIST, is_number, token_ids_of
+from trimtab.decode.errors import InvalidRequest, Violation
 from trimtab.decode.generation_config import from_generation_config
 from trimtab.decode.prepare.messages import (
     PROMPT_ACCEPTED,
@@ -23,20 +25,19 @@ from trimtab.decode.prepare.messages import (
 from trimtab.decode.types import (
     Autoregressive,
     Base,
-    Branching,
     Draw,
-    Entropy,
     Limits,
+    Mixture,
     ModelInfo,
-    Nudged,
+    Objective,
     Policy,
     Prompt,
     Request,
+    RewardInfo,
     Sampling,
     Search,
     Single,
     Stopping,
-    TopProb,
 )
 
 if TYPE_CHECKING:
@@ -53,14 +54,13 @@ __all__ = [
 _MAX_TEMPERATURE = 10.0
 _MAX_PENALTY = 10.0
 _MAX_SEED = 2**32 - 1
-_MAX_UINT32 = 2**32 - 1
-_SHOWN_PER_LIST = 8  # a list of a thousand bad ids is one mistake
+_MAX_REFERENCES = 64
 
 # --------------------------------------------------------------------------------------------------------- keywords
 
 _SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
 _STOPPING_KEYS = tuple(f.name for f in fields(Stopping))
-_OTHER_KEYS = ("top_logprobs", "sampling", "stopping")
+_OTHER_KEYS = ("top_logprobs", "references", "sampling", "stopping")
 _NAMED_KEYS = ("model", "policy", "draw", "search", "generation_config")
 
 
@@ -80,11 +80,12 @@ def request_from_kwargs(
     Args:
         prompt: text, token ids or chat messages.
         model: name of the requested model.
-        policy, draw, search: the three axes; None takes ``Base()``, ``Autoregressive()``, ``Single()``.
+        policy, draw, search: the three axes; None takes ``Base()``, ``Autoregressive()``, ``Single()``. A search's
+            objective may be the name of a reward, or names and weights.
         generation_config: a transformers configuration; flat keywords override its fields, as in ``generate``.
         model_generation_config: the model's own, which ``generate`` would fill unset fields of it from.
-        **flat: the fields of ``Sampling`` and ``Stopping`` (``stop`` also as one string), ``top_logprobs``, and
-            ``sampling=``/``stopping=`` as whole objects in their place.
+        **flat: the fields of ``Sampling`` and ``Stopping`` (``stop`` also as one string), ``references`` (also one
+            string), ``top_logprobs``, and ``sampling=``/``stopping=`` as whole objects in their place.
 
     Raises:
         InvalidRequest: an unknown keyword, fields given twice (flat and as an object), or an unsupported field of
@@ -109,9 +110,10 @@ def request_from_kwargs(
         prompt=canonical_prompt(prompt),
         sampling=flat.get("sampling") or Sampling(**_canonical_sampling(sampling_fields)),
         stopping=flat.get("stopping") or Stopping(**_canonical_stopping(stopping_fields)),
-        policy=Base() if policy is None else policy,
+        policy=Base() if policy is None else _canonical_policy(policy),
         draw=Autoregressive() if draw is None else draw,
-        search=Single() if search is None else search,
+        search=Single() if search is None else _canonical_search(search),
+        references=_canonical_references(flat.get("references")),
         top_logprobs=flat.get("top_logprobs", 0),
     )
 
@@ -161,35 +163,72 @@ def _canonical_stopping(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _canonical_policy(policy: Policy) -> Policy:
+    if isinstance(policy, Mixture) and isinstance(cast("object", policy.experts), list):
+        return replace(policy, experts=tuple(policy.experts))
+    return policy
+
+
+def _canonical_search(search: Search) -> Search:
+    """The search with its objective written out, as it comes over the wire; what is no objective is left alone."""
+    if not isinstance(search, Single) and isinstance(getattr(search, "objective", None), str | Mapping):
+        return replace(search, objective=Objective.of(search.objective))  # type: ignore[arg-type]
+    return search
+
+
+def _canonical_references(references: Any) -> Any:
+    match references:
+        case None:
+            return ()
+        case str():
+            return (references,)
+        case list():
+            return tuple(references)
+    return references
+
+
 # ------------------------------------------------------------------------------------------------------- validation
 
 
-def validate(request: Request, models: Mapping[str, ModelInfo], limits: Limits) -> None:
+def validate(
+    request: Request,
+    models: Mapping[str, ModelInfo],
+    limits: Limits,
+    rewards: Mapping[str, RewardInfo] = MappingProxyType({}),
+    same_ids: Callable[[str, str], bool] = lambda one, other: True,
+) -> None:
     """Refuse a request that can never run, before any work is done for it.
 
     ``check_length`` completes it once the prompt has been tokenised.
 
+    Args:
+        request: to be checked.
+        models, rewards: what the engine serves, by name.
+        limits: bounds on one request.
+        same_ids: whether two models, given by name, share their token ids.
+
     Raises:
-        InvalidRequest: listing every field at fault, by its path in the proto (an unknown model among them).
-        NotFound: an unknown model is all that is wrong.
-        UnsupportedRequest: a policy, draw or search that this engine does not know.
+        InvalidRequest: listing every field at fault, by its path in the proto (unknown names among them).
+        NotFound: unknown models or rewards are all that is wrong.
+        UnsupportedRequest: a policy, draw or search that this engine does not know, or two things that cannot be
+            combined.
     """
-    check = _Check(models, limits)
-    check.model("model", request.model)
-    info = models.get(request.model) if isinstance(request.model, str) else None
+    check = _RequestCheck(models, rewards, limits)
+    info = check.model("model", request.model)
     check.prompt(request.prompt, info)
     if check.kind("sampling", request.sampling, Sampling):
         check.sampling(request.sampling, info)
     if check.kind("stopping", request.stopping, Stopping):
         check.stopping(request.stopping, info)
     check.integer("top_logprobs", request.top_logprobs, 0, limits.max_top_logprobs)
-    unsupported = check.axes(request, info)
+    check.references(request.references)
+    check.axes(request, info, same_ids)
     if check.found:
         raise InvalidRequest(check.found + check.unknown)
     if check.unknown_error is not None:
         raise check.unknown_error
-    if unsupported is not None:
-        raise unsupported
+    if check.unsupported is not None:
+        raise check.unsupported
 
 
 def check_length(prompt_tokens: int, max_new_tokens: int, max_context: int) -> int:
@@ -208,65 +247,8 @@ def check_length(prompt_tokens: int, max_new_tokens: int, max_context: int) -> i
     return min(max_new_tokens, max_context - prompt_tokens)
 
 
-class _Check:
-    """Collects violations; each method checks one part and accepts exactly what the types document."""
-
-    def __init__(self, models: Mapping[str, ModelInfo], limits: Limits) -> None:
-        self.models = models
-        self.limits = limits
-        self.found: list[Violation] = []
-        self.unknown: list[Violation] = []
-        self.unknown_error: NotFound | None = None
-
-    def refuse(self, path: str, value: object, accepted: str) -> None:
-        self.found.append(Violation.of(path, value, accepted))
-
-    def kind(self, path: str, value: object, kind: type) -> bool:
-        if isinstance(value, kind):
-            return True
-        self.refuse(path, value, f"a {kind.__name__}")
-        return False
-
-    def integer(self, path: str, value: object, low: int, high: int) -> bool:
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-            return True
-        self.refuse(path, value, f"a whole number in [{low}, {high}]")
-        return False
-
-    def number(self, path: str, value: object, accepted: str, holds: Callable[[float], bool]) -> None:
-        """A finite number for which ``holds``; ``accepted`` says so in words."""
-        if not (_is_number(value) and holds(cast("float", value))):
-            self.refuse(path, value, f"a finite number {accepted}")
-
-    def flag(self, path: str, value: object) -> None:
-        if not isinstance(value, bool):
-            self.refuse(path, value, "True or False")
-
-    def each(self, path: str, values: object, what: str, problem: Callable[[object], str | None]) -> None:
-        """A list of values, of which ``problem`` says what would be accepted instead."""
-        if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-            self.refuse(path, values, f"a tuple of {what}")
-            return
-        self.some(path, [(f"[{i}]", v, said) for i, v in enumerate(values) if (said := problem(v)) is not None])
-
-    def some(self, path: str, wrong: list[tuple[str, object, str]]) -> None:
-        """Refuse elements of a collection, given as (subscript, value, accepted), naming at most a few of them."""
-        for subscript, value, accepted in wrong[:_SHOWN_PER_LIST]:
-            self.refuse(f"{path}{subscript}", value, accepted)
-        if len(wrong) > _SHOWN_PER_LIST:
-            self.refuse(path, f"{len(wrong)} elements at fault", wrong[-1][2])
-
-    def model(self, path: str, name: object) -> None:
-        if not isinstance(name, str) or not name:
-            self.refuse(path, name, "the name of a model")
-        elif name not in self.models:
-            error = NotFound(path, name, sorted(self.models))
-            self.unknown += error.violations
-            self.unknown_error = self.unknown_error or error
-
-    def token_ids(self, path: str, ids: object, info: ModelInfo | None) -> None:
-        accepted, is_token = _token_ids_of(info)
-        self.each(path, ids, f"token ids, each {accepted}", lambda value: None if is_token(value) else accepted)
+class _RequestCheck(AxesCheck):
+    """Checks a request: its axes, and here what is beside them."""
 
     def prompt(self, prompt: object, info: ModelInfo | None) -> None:
         match prompt_kind(prompt):
@@ -278,18 +260,25 @@ class _Check:
                 self.token_ids("prompt.token_ids", prompt, info)
             case PromptKind.CHAT:
                 wrong = message_violations(cast("Sequence[object]", prompt))
-                self.found += wrong[:_SHOWN_PER_LIST]
-                if len(wrong) > _SHOWN_PER_LIST:
+                self.found += wrong[:SHOWN_PER_LIST]
+                if len(wrong) > SHOWN_PER_LIST:
                     self.refuse("prompt.messages", f"{len(wrong)} faults", wrong[-1].accepted)
             case None:
                 self.refuse("prompt", prompt, PROMPT_ACCEPTED)
+
+    def references(self, references: object) -> None:
+        what = "text that UTF-8 can encode"
+        if isinstance(references, Sequence) and len(references) > _MAX_REFERENCES:
+            self.refuse("references", f"{len(references)} references", f"at most {_MAX_REFERENCES} references")
+        else:
+            self.each("references", references, "answers", lambda value: None if is_text(value) else what)
 
     def sampling(self, sampling: Sampling, info: ModelInfo | None) -> None:
         if (t := sampling.temperature) is not None:
             accepted = f"in [0, {_MAX_TEMPERATURE:g}]"
             self.number("sampling.temperature", t, accepted, lambda x: 0 <= x <= _MAX_TEMPERATURE)
         if sampling.top_k is not None:
-            self.integer("sampling.top_k", sampling.top_k, 1, _MAX_UINT32)
+            self.integer("sampling.top_k", sampling.top_k, 1, MAX_UINT32)
         if sampling.top_p is not None:
             self.number("sampling.top_p", sampling.top_p, "in (0, 1]", lambda x: 0 < x <= 1)
         if sampling.min_p is not None:
@@ -306,12 +295,12 @@ class _Check:
         if not isinstance(logit_bias, Mapping):
             self.refuse(path, logit_bias, "a mapping from token id to number")
             return
-        accepted, is_token = _token_ids_of(info)
+        accepted, is_token = token_ids_of(info)
         wrong: list[tuple[str, object, str]] = []
         for token, bias in logit_bias.items():
             if not is_token(token):
                 wrong.append((f"[{token!r}]", token, f"as a key {accepted}"))
-            elif not (_is_number(bias) or (isinstance(bias, float) and bias == -math.inf)):
+            elif not (is_number(bias) or (isinstance(bias, float) and bias == -math.inf)):
                 wrong.append((f"[{token}]", bias, "a finite number, or -inf to ban the token"))
         self.some(path, wrong)
 
@@ -333,70 +322,6 @@ class _Check:
         most = self.limits.max_stop_bytes
         fine = is_text(stop) and 1 <= len(cast("str", stop).encode()) <= most
         return None if fine else f"a string of 1 to {most} UTF-8 bytes"
-
-    def axes(self, request: Request, info: ModelInfo | None) -> UnsupportedRequest | None:
-        # Callers without a type checker, and other layers, may hand in anything.
-        policy: object = request.policy
-        draw: object = request.draw
-        search: object = request.search
-        match policy:
-            case Base():
-                pass
-            case Nudged():
-                self.nudged(policy, info)
-            case _:
-                return UnsupportedRequest("policy", policy, "Base or Nudged")
-        if not isinstance(draw, Autoregressive):
-            return UnsupportedRequest("draw", draw, "Autoregressive")
-        if not isinstance(search, Single):
-            return UnsupportedRequest("search", search, "Single")
-        return None
-
-    def nudged(self, policy: Nudged, info: ModelInfo | None) -> None:
-        path = "policy.nudged"
-        self.model(f"{path}.nudger", policy.nudger)
-        nudger = self.models.get(policy.nudger) if isinstance(policy.nudger, str) else None
-        if info is not None and nudger is not None and _same_model(info, nudger):
-            accepted = f"a model other than the requested one ({info.name!r}, from {info.source!r})"
-            self.refuse(f"{path}.nudger", policy.nudger, accepted)
-        if policy.max_span_tokens is not None:
-            self.integer(f"{path}.max_span_tokens", policy.max_span_tokens, 1, self.limits.max_new_tokens)
-        when: object = policy.when
-        match when:
-            case None:
-                pass
-            case Entropy(above=bound):
-                self.number(f"{path}.entropy_nats_above", bound, ">= 0", lambda x: x >= 0)
-            case TopProb(below=bound):
-                self.number(f"{path}.top_prob_below", bound, "in [0, 1]", lambda x: 0 <= x <= 1)
-            case Branching(above=bound):
-                self.number(f"{path}.branching_above", bound, ">= 1", lambda x: x >= 1)
-            case _:
-                self.refuse(f"{path}.trigger", when, "Entropy(above=), TopProb(below=), Branching(above=) or None")
-
-
-def _same_model(one: ModelInfo, other: ModelInfo) -> bool:
-    return one.name == other.name or (bool(one.source) and one.source == other.source)
-
-
-def _is_number(value: object) -> bool:
-    """Whether ``value`` is a finite int or float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of floats
-        return False
-
-
-def _token_ids_of(info: ModelInfo | None) -> tuple[str, Callable[[object], bool]]:
-    """What token ids a model takes, in words and as a predicate; all 32-bit ids while the model is unknown."""
-    size = info.vocab_size if info is not None else _MAX_UINT32 + 1
-
-    def is_token(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
-
-    return f"a whole number in [0, {size - 1}]", is_token
 
 
 # ------------------------------------------------------------------------------------------------------- resolution
@@ -449,7 +374,7 @@ def resolve_sampling(
 
     def default(name: str, neutral: float, holds: Callable[[float], bool], always: bool = False) -> float:
         value = getattr(generation_config, name, None) if samples or always else None
-        return value if value is not None and _is_number(value) and holds(value) else neutral
+        return value if value is not None and is_number(value) and holds(value) else neutral
 
     def chosen(value: float | None, otherwise: float) -> float:
         return float(otherwise if value is None else value)

@@ -1,17 +1,59 @@
-"""Composition root: a validated request becomes one coroutine that writes the answer."""
+"""Composition root: a validated request becomes one coroutine, search over draw over policy, that writes the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from trimtab.decode.answer import Answer, Drawing
-from trimtab.decode.draws.autoregressive import AutoregressiveDraw, write_base
-from trimtab.decode.ops import Context
-from trimtab.decode.policies.handover import Handover
-from trimtab.decode.policies.nudged import write_nudged
+from trimtab.decode.draws.autoregressive import AutoregressiveDraw
+from trimtab.decode.draws.base import TokenDraws
+from trimtab.decode.draws.foreign import ForeignDrafter
+from trimtab.decode.draws.lookup import LookupDrafter
+from trimtab.decode.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
+from trimtab.decode.ops import Context, Mixed, Seq
+from trimtab.decode.policies.base import BaseWriter
+from trimtab.decode.policies.handover import HandoverWriter
+from trimtab.decode.policies.nudged import NudgedWriter
+from trimtab.decode.policies.token_reward import RateAnswers, TokenRewardWriter
 from trimtab.decode.policies.trigger import DEFAULT_TRIGGER
-from trimtab.decode.types import Base, Candidate, Chunk, Nudged, Request
+from trimtab.decode.prepare.templates import BASE_STOPS
+from trimtab.decode.rewards import rating
+from trimtab.decode.rewards.base import Sample
+from trimtab.decode.searches.best_of_n import best_of_n
+from trimtab.decode.searches.evolution import evolution
+from trimtab.decode.searches.refine import refine
+from trimtab.decode.searches.reject_segments import reject_segments
+from trimtab.decode.searches.segments import segments
+from trimtab.decode.searches.setting import Compare, Emit, Outcome, Rate, Setting
+from trimtab.decode.searches.single import single
+from trimtab.decode.types import (
+    Autoregressive,
+    Base,
+    BestOfN,
+    ChatMessage,
+    Chunk,
+    Confidence,
+    Evolution,
+    Fixed,
+    Length,
+    Mixture,
+    Nudged,
+    Progress,
+    Prompt,
+    PromptLookup,
+    Refine,
+    RejectSegments,
+    Request,
+    Segments,
+    Single,
+    Speculative,
+    Stopping,
+    TokenReward,
+)
+from trimtab.decode.writer import Team, Writer
+from trimtab.kernels.reference.mix import Blend
+from trimtab.kernels.rng import Key
 
 __all__ = ["Plan", "write"]
 
@@ -22,10 +64,13 @@ class Plan:
 
     Attributes:
         request: as validated.
-        prompts: token ids of the prompt for each model, each rendered by the model's own template.
+        prompts: token ids of the prompt for each model that writes or drafts, each rendered by the model's own
+            template.
         drawing: filters and random numbers.
         stops: texts with which the base turns to a question of its own; see ``PromptTemplate.stops``.
-        same_vocabulary: whether the nudger shares the base's token ids.
+        same_vocabulary: whether the nudger, or all experts of a mixture, share the base's token ids.
+        same_draft: whether a draft model does.
+        length: of a speculative draw that names none.
     """
 
     request: Request
@@ -33,34 +78,175 @@ class Plan:
     drawing: Drawing
     stops: tuple[str, ...] = ()
     same_vocabulary: bool = False
+    same_draft: bool = True
+    length: Length = field(default_factory=Confidence)
 
     @property
     def models(self) -> tuple[str, ...]:
         return tuple(self.prompts)
 
 
-async def write(context: Context, plan: Plan, emit: Callable[[Chunk], None] | None) -> Candidate:
-    """Write one candidate: policy x draw under the search ``Single``."""
-    request, policy = plan.request, plan.request.policy
-    foreign = isinstance(policy, Nudged) and not plan.same_vocabulary
-    answer = Answer(
+async def write(
+    context: Context,
+    plan: Plan,
+    emit: Emit | None = None,
+    *,
+    rate: Rate = rating.rate,
+    compare: Compare = rating.compare,
+) -> Outcome:
+    """Write the answer to a request: its search, over its policy, over its draw.
+
+    Args:
+        context: of the running request.
+        plan: the request.
+        emit: takes chunks of text that will not be retracted, and progress where there is none yet.
+        rate, compare: of rewards.
+
+    However it ends, every sequence that was opened is closed.
+    """
+    maker = _Maker(context, plan, rate)
+    setting = Setting(
         context,
-        request,
-        plan.drawing,
-        stops=() if foreign else plan.stops,
-        same_vocabulary=plan.models if plan.same_vocabulary else (),
-        text_only=foreign,
-        emit=emit,
+        plan.request,
+        plan.drawing.key,
+        maker.root,
+        maker.complete,
+        rate,
+        compare,
+        emit or _silent,
     )
-    base = AutoregressiveDraw(context, answer, context.open(request.model, plan.prompts[request.model]))
-    match policy:
-        case Base():
-            await write_base(base, answer)
-        case Nudged(nudger, when, max_span):
-            helper = context.open(nudger, plan.prompts[nudger])
-            trigger = when or DEFAULT_TRIGGER
-            if plan.same_vocabulary:
-                await write_nudged(context, base, helper, answer, trigger, max_span)
+    try:
+        match plan.request.search:
+            case Single():
+                return await single(setting)
+            case BestOfN() as search:
+                return await best_of_n(setting, search)
+            case Segments() as search:
+                return await segments(setting, search)
+            case RejectSegments() as search:
+                return await reject_segments(setting, search)
+            case Evolution() as search:
+                return await evolution(setting, search)
+            case Refine() as search:
+                return await refine(setting, search)
+    finally:
+        maker.team.close()
+
+
+def _silent(_: Chunk | Progress) -> None:
+    pass
+
+
+class _Maker:
+    """Makes the writers of a request."""
+
+    def __init__(self, context: Context, plan: Plan, rate: Rate) -> None:
+        self.context, self.plan, self.rate = context, plan, rate
+        self.team = Team()
+
+    def root(
+        self, key: Key, index: int = 0, *, emit: Callable[[Chunk], None] | None = None, prompt: Prompt | None = None
+    ) -> Writer:
+        """A writer by the request's policy and draw, at the beginning of an answer."""
+        plan, request = self.plan, self.plan.request
+        prompts = plan.prompts if prompt is None else self._render(prompt)
+        stops = plan.stops if prompt is None else tuple(dict.fromkeys((*plan.stops, *BASE_STOPS)))
+        policy = request.policy
+        foreign = isinstance(policy, Nudged) and not plan.same_vocabulary
+        answer = Answer(
+            self.context,
+            request,
+            replace(plan.drawing, key=key),
+            stops=() if foreign else stops,
+            same_vocabulary=plan.models if plan.same_vocabulary else (),
+            text_only=foreign,
+            index=index,
+            emit=emit,
+        )
+        seq = self._open(request.model, prompts)
+        match policy:
+            case Base():
+                return BaseWriter(self._draw(answer, seq, prompts), answer, self.team)
+            case Mixture(experts, plausibility):
+                parts = (seq, *(self._open(expert.model, prompts) for expert in experts))
+                weights = (1.0, *(expert.weight for expert in experts))
+                mixed = Mixed(parts, Blend(weights, plausibility=plausibility or 0.0))
+                return BaseWriter(self._draw(answer, mixed, prompts), answer, self.team)
+            case TokenReward(reward, weight, width):
+                return TokenRewardWriter(self.context, seq, answer, self.team, self._rating_of(reward), weight, width)
+            case Nudged(nudger, when, max_span):
+                draw, helper = self._draw(answer, seq, prompts), self._open(nudger, prompts)
+                trigger = when or DEFAULT_TRIGGER
+                if plan.same_vocabulary:
+                    return NudgedWriter(self.context, draw, helper, answer, self.team, trigger, max_span)
+                return HandoverWriter(self.context, draw, helper, answer, self.team, trigger, max_span, stops)
+
+    async def complete(
+        self, model: str, turns: Sequence[ChatMessage], key: Key, most: int, varied: bool = False
+    ) -> str:
+        """What ``model`` alone answers to a few turns: at most ``most`` tokens, drawn by the request's sampling.
+
+        With ``varied`` it is drawn at temperature 1 where the request is greedy: several should differ.
+        """
+        request = replace(
+            self.plan.request,
+            model=model,
+            stopping=Stopping(max_new_tokens=most, time_budget=self.plan.request.stopping.time_budget),
+            top_logprobs=0,
+        )
+        filters = self.plan.drawing.foreign
+        if varied and filters.temperature == 0:
+            filters = replace(filters, temperature=1.0)
+        answer = Answer(self.context, request, Drawing(filters, filters, key), stops=BASE_STOPS)
+        seq = self.context.open(model, self.context.render(model, turns))
+        writer = BaseWriter(AutoregressiveDraw(self.context, answer, seq), answer, self.team)
+        await writer.advance()
+        writer.close()
+        return answer.text
+
+    def _open(self, model: str, prompts: dict[str, list[int]]) -> Seq:
+        return self.context.open(model, prompts[model])
+
+    def _draw(self, answer: Answer, seq: Seq, prompts: dict[str, list[int]]) -> TokenDraws:
+        draw, context = self.plan.request.draw, self.context
+        if isinstance(draw, Autoregressive):
+            return AutoregressiveDraw(context, answer, seq)
+        return SpeculativeDraw(context, answer, seq, self._drafter(draw, seq, prompts), coupled=draw.coupled)
+
+    def _drafter(self, draw: Speculative, seq: Seq, prompts: dict[str, list[int]]) -> Drafter:
+        context, prompt = self.context, len(seq.tokens)
+        if isinstance(draw.draft, PromptLookup):
+            tokens = draw.length.tokens if isinstance(draw.length, Fixed) else None
+            return LookupDrafter(seq.tokens, draw.draft.max_ngram, tokens)
+        own, limit = self._open(draw.draft, prompts), context.limit(draw.draft)
+        length = draw.length or self.plan.length
+        if self.plan.same_draft:
+            return ModelDrafter(own, seq.model, prompt, length, limit)
+        vocabularies = context.vocabulary(draw.draft), context.vocabulary(seq.model)
+        return ForeignDrafter(own, vocabularies[0], seq.model, vocabularies[1], prompt, length, limit)
+
+    def _rating_of(self, reward: str) -> RateAnswers:
+        """Ratings of what an answer might become."""
+        request = self.plan.request
+
+        async def rated(answers: Sequence[Answer]) -> list[float]:
+            samples = [
+                Sample(request.prompt, answer.text, answer.done, tuple(answer.tokens), request.references)
+                for answer in answers
+            ]
+            return [found.value for found in await self.rate(self.context, reward, samples)]
+
+        return rated
+
+    def _render(self, prompt: Prompt) -> dict[str, list[int]]:
+        """A prompt of a search's own, for every model of the plan."""
+        request, plan = self.plan.request, self.plan
+        own = self.context.render(request.model, prompt)
+        helper = request.policy.nudger if isinstance(request.policy, Nudged) else None
+        rendered: dict[str, list[int]] = {}
+        for name, ids in plan.prompts.items():
+            if name == request.model or (name != helper and ids == plan.prompts[request.model]):
+                rendered[name] = own  # a draft that reads the base's own prompt
             else:
-                await Handover(context, base, helper, answer, trigger, max_span, plan.stops).write()
-    return answer.candidate()
+                rendered[name] = self.context.render(name, prompt)
+        return rendered

@@ -13,6 +13,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "RequestCancelled",
+    "RewardFailed",
     "TrimtabError",
     "UnsupportedModel",
     "UnsupportedRequest",
@@ -111,6 +112,21 @@ class Overloaded(TrimtabError):
 
 class RequestCancelled(TrimtabError):
     """The request was cancelled by its owner before it finished."""
+
+
+class RewardFailed(TrimtabError):
+    """A reward raised, took too long or gave no finite numbers; the request that asked for it ends, and no other.
+
+    Attributes:
+        reward: its name.
+        reason: what it did.
+        timed_out: whether its time limit passed; then a retry may help.
+    """
+
+    def __init__(self, reward: str, reason: str, *, timed_out: bool = False) -> None:
+        self.reward, self.reason, self.timed_out = reward, reason, timed_out
+        self.retryable = timed_out
+        super().__init__(f"reward {reward!r} failed: {reason}")
 
 
 class EngineClosed(TrimtabError):

@@ -193,6 +193,7 @@ class Draft:
             block that will be verified as coupled the keys are the target's own, else ``Key.drafting`` of them.
         length: the rule. A token that ends answers ends the block, too.
         target: model that will verify, whose measured cost and batch the rule ``Acceptance`` takes into account.
+        coupled: the block will be verified as coupled.
 
     Awaiting it returns ``Drafted``; its tokens, but for the last, are then part of ``seq``.
     """
@@ -202,6 +203,7 @@ class Draft:
     picks: Sequence[Pick]
     length: Length
     target: str
+    coupled: bool = False
 
     def __await__(self) -> Generator[Draft, Drafted, Drafted]:
         return (yield self)
@@ -319,6 +321,10 @@ class Context(Protocol):
 
     def render(self, model: str, prompt: Prompt) -> list[int]:
         """Token ids of a prompt for a model, by its own template; for methods that write prompts of their own."""
+        ...
+
+    def turn_end(self, model: str) -> list[int]:
+        """Token ids that a model's template writes after an answer of the assistant's; none for most base models."""
         ...
 
     def reward(self, name: str) -> Reward:

@@ -6,6 +6,7 @@ The JSON follows the dataclasses field by field. What JSON lacks is written so:
 - infinities and NaN are the strings ``"inf"``, ``"-inf"``, ``"nan"`` (a number where a number is expected otherwise);
 - a policy, draw or search, and any other value of a request that is one of several classes, carries its class in
   ``"kind"``;
+- an objective is as it was given: a name, names and weights, or a whole one with its ``"kind"``;
 - a prompt is ``{"text": ...}``, ``{"token_ids": [...]}`` or ``{"messages": [...]}``;
 - integer keys are strings.
 
@@ -89,10 +90,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 @cache
 def _variants() -> frozenset[type]:
-    """The classes that carry their name: those of the axes, and of every union of classes within a request.
-
-    An axis is tagged even while it has a single class, so that a second one does not change the form of the first.
-    """
+    """The classes that carry their name: those of the axes, and of every union of alternatives within a request."""
     found: set[type] = {cls for axis in (Policy, Draw, Search) for cls in _classes(axis)}
     seen: set[type] = set()
     waiting: list[type] = [Request, *found]
@@ -104,8 +102,13 @@ def _variants() -> frozenset[type]:
         for hint in _hints(cls).values():
             inner = _classes(hint)
             waiting += inner
-            found.update(inner if len(inner) > 1 else ())
+            found.update(inner if len(_choices(hint)) > 1 else ())
     return frozenset(found - {ChatMessage})
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The alternatives of a union beside None; of any other type, itself."""
+    return [arm for arm in _alternatives(hint) if arm is not type(None)]
 
 
 def _classes(hint: Any) -> list[type]:
@@ -205,14 +208,15 @@ def _read_prompt(value: Any, path: str) -> Any:
 
 def _read(hint: Any, value: Any, path: str) -> Any:
     """``value`` as the annotated type ``hint``."""
-    origin, arms = get_origin(hint), _alternatives(hint)
-    if value is None and type(None) in arms:
+    choices = _choices(hint)
+    if value is None and len(choices) < len(_alternatives(hint)):
         return None
-    if _variants().issuperset(classes := [arm for arm in arms if arm is not type(None)]):
-        return _read_variant(classes, value, path)
-    if origin in (Union, types.UnionType):
-        (inner_hint,) = classes  # all other unions are with None
-        return _read(inner_hint, value, path)
+    if len(choices) > 1:
+        return _read_union(choices, value, path)
+    (hint,) = choices
+    if isinstance(hint, type) and hint in _variants():
+        return _read_variant([hint], value, path)
+    origin = get_origin(hint)
     if origin is tuple:
         (element, _) = get_args(hint)  # every tuple of the types is tuple[X, ...]
         if not isinstance(value, Sequence) or isinstance(value, str | bytes):
@@ -234,6 +238,22 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     if type(value) is not hint:  # exact: True is no integer
         raise FormatError(path, value, f"a value of type {getattr(hint, '__name__', hint)}")
     return value
+
+
+def _read_union(choices: Sequence[Any], value: Any, path: str) -> Any:
+    """One of several alternatives: classes by their kind, and what has none by its type."""
+    classes = {arm.__name__: arm for arm in choices if isinstance(arm, type) and arm in _variants()}
+    others = [arm for arm in choices if arm not in classes.values()]
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not others or (isinstance(kind, str) and kind in classes):
+        return _read_variant(list(classes.values()), value, path)
+    for arm in others:
+        if arm is str and isinstance(value, str):
+            return value
+        if get_origin(arm) is Mapping and isinstance(value, Mapping):
+            return _read_mapping(arm, value, path)
+    accepted = ", ".join("a string" if arm is str else "names and numbers" for arm in others)
+    raise FormatError(path, value, f"{accepted}, or an object of kind {', '.join(classes)}")
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -472,6 +472,11 @@ class Detokenizer:
         return other
 
     @property
+    def held(self) -> str:
+        """Characters fed that are held back because a stop string may begin with them."""
+        return self._held
+
+    @property
     def held_tokens(self) -> int:
         """Tokens fed of whose text some is still held back (0 after a stop)."""
         return 0 if self.match is not None else len(self._ends)

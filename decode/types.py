@@ -50,6 +50,7 @@ __all__ = [
     "RewardInfo",
     "RewardTerm",
     "Sampling",
+    "Scored",
     "Search",
     "Segments",
     "Single",
@@ -621,6 +622,21 @@ class Result:
         from math import exp
 
         return exp(self.mean_entropy)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The score of a given answer.
+
+    Attributes:
+        value: the reward, or the sum of ln p of the tokens.
+        token_count: tokens of the answer, where a model scored it.
+        tokens: these, with their log-probabilities.
+    """
+
+    value: float
+    token_count: int = 0
+    tokens: tuple[Token, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- events

@@ -7,25 +7,46 @@ from collections.abc import Sequence
 import torch
 
 from trimtab.kernels.paths import Call, Path, PathUnavailable, record, resolve
-from trimtab.kernels.reference import entropy
+from trimtab.kernels.paging import Schedule, Spans
+from trimtab.kernels.reference import entropy, paged
+from trimtab.kernels.reference import lm_head as heads
+from trimtab.kernels.reference import mix as mixing
 from trimtab.kernels.reference import pick as picking
-from trimtab.kernels.reference.entropy import Stats
+from trimtab.kernels.reference import verify as verification
+from trimtab.kernels.reference.entropy import Nucleus, Stats
 from trimtab.kernels.reference.filters import Filters, RowPick
+from trimtab.kernels.reference.mix import Blend, Blended, Gate, Mixed
 from trimtab.kernels.reference.pick import Picked
+from trimtab.kernels.reference.verify import Draft, Verified, Window
 
 __all__ = [
+    "Blend",
+    "Blended",
     "Call",
+    "Draft",
     "Filters",
+    "Gate",
+    "Mixed",
+    "Nucleus",
     "Path",
     "PathUnavailable",
     "Picked",
     "RowPick",
     "Stats",
+    "Verified",
+    "Window",
+    "blend",
     "filtered_logprobs",
+    "lm_head",
+    "mix",
+    "nucleus_entropy",
+    "paged_attend",
+    "paged_write",
     "pick",
     "record",
     "stats",
     "top_logprobs",
+    "verify",
 ]
 
 
@@ -33,6 +54,12 @@ def stats(logits: torch.Tensor, tokens: torch.Tensor | None = None, *, path: Pat
     """Statistics of every row: see ``reference.entropy.stats``."""
     resolve("stats", path, logits.device, kernels=False)
     return entropy.stats(logits, tokens)
+
+
+def nucleus_entropy(logits: torch.Tensor, top_p: float, *, path: Path = "auto") -> Nucleus:
+    """Entropy renormalised over the nucleus: see ``reference.entropy.nucleus_entropy``."""
+    resolve("nucleus_entropy", path, logits.device, kernels=False)
+    return entropy.nucleus_entropy(logits, top_p)
 
 
 def top_logprobs(logits: torch.Tensor, n: int, *, path: Path = "auto") -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +74,91 @@ def pick(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") 
     return picking.pick(logits, rows)
 
 
+def mix(
+    logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[RowPick], *, path: Path = "auto"
+) -> Mixed:
+    """One token from every row of a mixture of models: see ``reference.mix.mix``."""
+    resolve("mix", path, _device(logits), kernels=False)
+    return mixing.mix(logits, blends, rows)
+
+
+def blend(logits: Sequence[torch.Tensor], blends: Sequence[Blend], *, path: Path = "auto") -> Blended:
+    """The mixed logits themselves: see ``reference.mix.blend``."""
+    resolve("blend", path, _device(logits), kernels=False)
+    return mixing.blend(logits, blends)
+
+
 def filtered_logprobs(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> torch.Tensor:
     """The distribution ``pick`` draws from: see ``reference.pick.filtered_logprobs``."""
     resolve("filtered_logprobs", path, logits.device, kernels=False)
     return picking.filtered_logprobs(logits, rows)
+
+
+def verify(logits: torch.Tensor, windows: Sequence[Window], *, path: Path = "auto") -> Verified:
+    """Speculation verified: see ``reference.verify.verify``."""
+    resolve("verify", path, logits.device, kernels=False)
+    return verification.verify(logits, windows)
+
+
+def lm_head(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    rows: Sequence[RowPick],
+    bias: torch.Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    *,
+    path: Path = "auto",
+) -> Picked:
+    """The last product of a model and a token from every row of its logits.
+
+    Up to 64 rows that ask for no filters, penalties or bans can be fused. The others take the product and ``pick``,
+    which draw the same tokens up to the rounding of the product.
+
+    Args:
+        hidden, head, bias, scale, softcap: as in ``reference.lm_head.project``.
+        rows: R of them.
+
+    Raises:
+        TypeError, ValueError: dtypes, shapes, devices or numbers that don't fit.
+        PathUnavailable: kernels are asked for by name, and the rows can't be fused.
+    """
+    heads.check(hidden, head, rows, bias, scale, softcap)
+    if resolve("lm_head", path, hidden.device, kernels=heads.fusable(rows, head.shape[0])) == "torch":
+        return pick(heads.project(hidden, head, bias, scale, softcap), rows, path=path)
+    from trimtab.kernels.triton import lm_head as kernels
+
+    return kernels.lm_head(hidden, head, rows, bias, scale, softcap)
+
+
+def paged_write(pool: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor, *, path: Path = "auto") -> None:
+    """Store the keys and values of new tokens on their pages: see ``reference.paged.write``."""
+    if resolve("paged_write", path, pool.device) == "torch":
+        paged.write(pool, kv, slots)
+        return
+    from trimtab.kernels.triton import paged as kernels
+
+    kernels.write(pool, kv, slots)
+
+
+def paged_attend(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    batch: Spans,
+    work: Schedule,
+    scale: float,
+    softcap: float = 0.0,
+    *,
+    path: Path = "auto",
+) -> torch.Tensor:
+    """Attention of ragged queries over pages: see ``reference.paged.attend``."""
+    if resolve("paged_attend", path, pool.device) == "torch":
+        return paged.attend(q, pool, batch, work, scale, softcap)
+    from trimtab.kernels.triton import paged as kernels
+
+    return kernels.attend(q, pool, batch, work, scale, softcap)
+
+
+def _device(logits: Sequence[torch.Tensor]) -> torch.device:
+    mixing.check_logits(logits)
+    return logits[0].device

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import cast
 
 import numpy as np
 import torch
@@ -51,6 +52,8 @@ _STEPS = np.arange(_ROUNDS).astype(np.uint64)[:, None] * np.array(_WEYL, np.uint
 # Last counter word of the hashes. It is 0 for draws, so a hash and a draw never share a block.
 _HASH_KEY = 0x6B657931
 _HASH_CHILD = 0x63686C64
+_HASH_DRAFTING = 0x64726674
+_HASH_RESIDUAL = 0x72657364
 
 # 2^-31 rounded down, so that the largest uniform number is below 1 (the constant of ``tl.rand``).
 _SCALE = np.float32(4.6566127342e-10)
@@ -62,7 +65,7 @@ class Stream(IntEnum):
     """What a random number is for. Two purposes never share bits; the numbers are part of the contract.
 
     A token is drawn in three steps, tile, column and line (``reference.races``), or among the tokens of a filtered
-    support in one.
+    support in one. Draws that must not share bits with these, yet happen at the same position, use a derived key.
     """
 
     TILE = 0
@@ -70,15 +73,7 @@ class Stream(IntEnum):
     LINE = 2
     TOKEN = 3
     ACCEPT = 4  # whether a drafted token is accepted
-    DRAFT_TILE = 5
-    DRAFT_COLUMN = 6
-    DRAFT_LINE = 7
-    DRAFT_TOKEN = 8
-    RESIDUAL_TILE = 9
-    RESIDUAL_COLUMN = 10
-    RESIDUAL_LINE = 11
-    RESIDUAL_TOKEN = 12
-    SEARCH = 13  # choices of a search: resampling, tie breaking
+    SEARCH = 5  # choices of a search: resampling, tie breaking
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +88,8 @@ class Key:
     seed: int
     branch: int = ROOT_BRANCH
     bits: int = field(init=False, repr=False, compare=False)
+    _drafting: Key | None = field(init=False, repr=False, compare=False, default=None)
+    _residual: Key | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         seed, branch = _unsigned("seed", self.seed, 64), _unsigned("branch", self.branch, 64)
@@ -102,6 +99,24 @@ class Key:
     def child(self, position: int, k: int) -> Key:
         """The key of the k-th fork or retry at ``position``."""
         return Key(self.seed, child_branch(self.branch, position, k))
+
+    @property
+    def drafting(self) -> Key:
+        """The key under which a draft proposes this branch's tokens. Made at its first use and kept.
+
+        What was proposed decides how far a block goes and what is left after a rejection, so the target must draw
+        there with bits that the proposal has not seen.
+        """
+        if self._drafting is None:
+            object.__setattr__(self, "_drafting", Key(self.seed, _derived(self.branch, _HASH_DRAFTING)))
+        return cast(Key, self._drafting)
+
+    @property
+    def residual(self) -> Key:
+        """The key under which this branch's token is drawn after a rejection. Made at its first use and kept."""
+        if self._residual is None:
+            object.__setattr__(self, "_residual", Key(self.seed, _derived(self.branch, _HASH_RESIDUAL)))
+        return cast(Key, self._residual)
 
     def uniform(self, position: int, stream: int, index: int = 0) -> float:
         """One number of ``uniform``, bit for bit, for choices that are made one at a time."""
@@ -195,6 +210,11 @@ def child_branch(parent: int, position: int, k: int) -> int:
     parent = _unsigned("parent", parent, 64)
     counter = (_unsigned("position", position, 32), _unsigned("k", k, 32), 0, _HASH_CHILD)
     low, high, _, _ = _philox_int(parent, counter)
+    return low | high << 32
+
+
+def _derived(branch: int, purpose: int) -> int:
+    low, high, _, _ = _philox_int(branch, (0, 0, 0, purpose))
     return low | high << 32
 
 

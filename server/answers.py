@@ -22,8 +22,8 @@ __all__ = [
     "progress_message",
     "result_of",
     "started_message",
-    "summary_message",
     "token_message",
+    "token_of",
 ]
 
 T = TypeVar("T")
@@ -60,6 +60,7 @@ def token_message(token: lib.Token, authors: Mapping[str, int]) -> pb.TokenInfo:
         author=authors[token.author],
         logprob=token.logprob,
         entropy_nats=token.entropy,
+        reward=token.reward,
         top_prob=token.top_prob,
         top=[pb.TopLogprob(id=t.id, piece=t.piece, logprob=t.logprob) for t in token.top],
     )
@@ -74,24 +75,33 @@ def progress_message(event: lib.Progress) -> pb.Progress:
     )
 
 
-def summary_message(candidate: lib.Candidate) -> pb.Candidate:
-    """A candidate without its text and tokens: how it ended, after it was streamed in chunks."""
+def candidate_message(
+    candidate: lib.Candidate,
+    authors: Mapping[str, int],
+    *,
+    tokens: bool,
+    sent_text: int = 0,
+    sent_tokens: int = 0,
+) -> pb.Candidate:
+    """A candidate.
+
+    Args:
+        candidate: what to send.
+        authors: as for ``token_message``.
+        tokens: whether its tokens were asked for.
+        sent_text, sent_tokens: characters and tokens at its beginning that were sent in chunks already.
+    """
+    kept = candidate.tokens[sent_tokens:] if tokens else ()
     return pb.Candidate(
         index=candidate.index,
+        text=candidate.text[sent_text:],
+        tokens=[token_message(token, authors) for token in kept],
         finish_reason=_FINISH[candidate.finish_reason],
         stop_match=candidate.stop_match,
         rewards=dict(candidate.rewards),
         sum_logprob=candidate.sum_logprob,
         token_count=len(candidate.tokens),
     )
-
-
-def candidate_message(candidate: lib.Candidate, authors: Mapping[str, int], *, tokens: bool) -> pb.Candidate:
-    message = summary_message(candidate)
-    message.text = candidate.text
-    if tokens:
-        message.tokens.extend(token_message(token, authors) for token in candidate.tokens)
-    return message
 
 
 def candidate_parts(message: pb.Candidate, limit: int) -> Iterator[pb.Candidate]:
@@ -144,6 +154,7 @@ def completed_message(result: lib.Result) -> pb.Completed:
     return pb.Completed(
         selected=result.chosen.index,
         reproducible=result.reproducible,
+        abstained=result.abstained,
         usage=pb.Usage(
             prompt_tokens=usage.prompt_tokens,
             cached_prompt_tokens=usage.cached_prompt_tokens,
@@ -151,7 +162,9 @@ def completed_message(result: lib.Result) -> pb.Completed:
             generated_tokens=usage.generated_tokens,
             drafted_tokens=usage.drafted_tokens,
             accepted_tokens=usage.accepted_tokens,
+            discarded_tokens=usage.discarded_tokens,
             nudged_tokens=usage.nudged_tokens,
+            reward_calls=usage.reward_calls,
             models=[
                 pb.ModelUsage(
                     model=m.model,
@@ -185,7 +198,12 @@ def _author(models: Sequence[str], index: int) -> str:
     return models[index]
 
 
-def _token_of(message: pb.TokenInfo, models: Sequence[str]) -> lib.Token:
+def token_of(message: pb.TokenInfo, models: Sequence[str]) -> lib.Token:
+    """The inverse of ``token_message``; ``models`` are those of Started.
+
+    Raises:
+        MalformedAnswer: an author or a draw that is not known.
+    """
     return lib.Token(
         id=message.id,
         piece=message.piece,
@@ -193,6 +211,7 @@ def _token_of(message: pb.TokenInfo, models: Sequence[str]) -> lib.Token:
         draw=_known(_DRAW_OF, message.draw),
         logprob=message.logprob if message.HasField("logprob") else None,
         entropy=message.entropy_nats if message.HasField("entropy_nats") else None,
+        reward=message.reward if message.HasField("reward") else None,
         top_prob=message.top_prob if message.HasField("top_prob") else None,
         top=tuple(lib.TopLogprob(t.id, t.piece, t.logprob) for t in message.top),
     )
@@ -206,7 +225,9 @@ def _usage_of(message: pb.Usage) -> lib.Usage:
         generated_tokens=message.generated_tokens,
         drafted_tokens=message.drafted_tokens,
         accepted_tokens=message.accepted_tokens,
+        discarded_tokens=message.discarded_tokens,
         nudged_tokens=message.nudged_tokens,
+        reward_calls=message.reward_calls,
         models=tuple(
             lib.ModelUsage(m.model, m.forward_passes, m.tokens_read, m.tokens_written) for m in message.models
         ),
@@ -268,7 +289,7 @@ class Assembler:
         return self._started
 
     def _chunk(self, message: pb.Chunk, models: Sequence[str]) -> lib.Chunk:
-        tokens = tuple(_token_of(token, models) for token in message.tokens)
+        tokens = tuple(token_of(token, models) for token in message.tokens)
         self._texts.setdefault(message.candidate, []).append(message.text_delta)
         self._tokens.setdefault(message.candidate, []).extend(tokens)
         return lib.Chunk(message.candidate, message.text_delta, tokens)
@@ -279,7 +300,7 @@ class Assembler:
         texts = self._texts.setdefault(message.index, [])
         tokens = self._tokens.setdefault(message.index, [])
         texts.append(message.text)
-        tokens.extend(_token_of(token, self._started.models) for token in message.tokens)
+        tokens.extend(token_of(token, self._started.models) for token in message.tokens)
         if message.finish_reason != pb.FINISH_REASON_UNSPECIFIED:
             self._ended[message.index] = lib.Candidate(
                 index=message.index,
@@ -303,6 +324,7 @@ class Assembler:
             seed=started.seed,
             selected=[candidate.index for candidate in candidates].index(message.selected),
             reproducible=message.reproducible,
+            abstained=message.abstained,
         )
 
 

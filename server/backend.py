@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
-from trimtab.decode.types import Event, Limits, ModelInfo, Request
+from trimtab.decode.types import Event, Limits, ModelInfo, Prompt, Request, RewardInfo, Scored
 
 __all__ = ["Backend"]
 
@@ -17,11 +17,18 @@ class Backend(Protocol):
     def models(self) -> Mapping[str, ModelInfo]: ...
 
     @property
+    def rewards(self) -> Mapping[str, RewardInfo]: ...
+
+    @property
     def limits(self) -> Limits: ...
 
     @property
     def failure(self) -> Exception | None:
         """What stopped the engine, if it failed; it then answers nothing any more."""
+        ...
+
+    def same_ids(self, a: str, b: str) -> bool:
+        """Whether two models share their token ids."""
         ...
 
     def astream_request(self, request: Request) -> AsyncIterator[Event]:
@@ -33,3 +40,9 @@ class Backend(Protocol):
         ...
 
     def detokenize(self, model: str, ids: list[int], skip_special_tokens: bool = False) -> bytes: ...
+
+    def score(
+        self, items: Sequence[tuple[Prompt, str]], *, reward: str | None, model: str | None, tokens: bool
+    ) -> Sequence[Scored]:
+        """Scores of (prompt, answer) pairs by a reward, or by a model: the sum of ln p of the answer's tokens."""
+        ...

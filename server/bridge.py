@@ -7,20 +7,19 @@ from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
 from trimtab.decode.errors import EngineFailed
-from trimtab.decode.types import Chunk, Completed, Event, Progress, Request, Started
+from trimtab.decode.types import Candidate, Chunk, Completed, Event, Progress, Request, Result, Started
 from trimtab.server.answers import (
     candidate_message,
     candidate_parts,
     completed_message,
     progress_message,
     started_message,
-    summary_message,
     token_message,
 )
 from trimtab.server.backend import Backend
 from trimtab.v1 import decoding_pb2 as pb
 
-__all__ = ["MESSAGE_BYTES", "StreamMessages", "answer", "events_of"]
+__all__ = ["MESSAGE_BYTES", "StreamMessages", "answer", "events_of", "kept_candidates"]
 
 MESSAGE_BYTES = 3 * 1024 * 1024  # clients accept 4 MiB unless told otherwise
 _ROOM = MESSAGE_BYTES - 64  # for what wraps a candidate or a chunk
@@ -55,14 +54,15 @@ class StreamMessages:
 
     Args:
         tokens: whether the client asked for tokens.
-        max_candidates: how many candidates it asked for; 0 is the selected one.
+        max_candidates: how many candidates it asked for; 0 is the selected one, None all.
     """
 
-    def __init__(self, *, tokens: bool, max_candidates: int) -> None:
+    def __init__(self, *, tokens: bool, max_candidates: int | None) -> None:
         self._tokens = tokens
-        self._max_candidates = max_candidates
+        self._most = max_candidates
         self._authors: dict[str, int] = {}
-        self._streamed: set[int] = set()
+        self._texts: dict[int, list[str]] = {}  # of chunks, by candidate
+        self._sent: dict[int, int] = {}  # tokens of chunks, sent or not asked for, by candidate
         self._unreported: dict[int, int] = {}  # tokens of chunks that gave no text and so no message
         self.completed = False
 
@@ -80,7 +80,8 @@ class StreamMessages:
                 yield from self._completed(event)
 
     def _chunk(self, event: Chunk) -> Iterator[pb.GenerateStreamResponse]:
-        self._streamed.add(event.candidate)
+        self._texts.setdefault(event.candidate, []).append(event.text)
+        self._sent[event.candidate] = self._sent.get(event.candidate, 0) + len(event.tokens)
         count = self._unreported.pop(event.candidate, 0) + len(event.tokens)
         if not event.text and not (self._tokens and event.tokens):
             self._unreported[event.candidate] = count
@@ -95,13 +96,26 @@ class StreamMessages:
 
     def _completed(self, event: Completed) -> Iterator[pb.GenerateStreamResponse]:
         result = event.result
-        others = [c for c in result.candidates if c is not result.chosen]
-        for candidate in (result.chosen, *others[: max(0, self._max_candidates - 1)]):
-            if candidate.index in self._streamed:
-                yield pb.GenerateStreamResponse(candidate=summary_message(candidate))
-                continue
-            message = candidate_message(candidate, self._authors, tokens=self._tokens)
+        for candidate in kept_candidates(result, self._most):
+            streamed = "".join(self._texts.get(candidate.index, ()))
+            if not candidate.text.startswith(streamed):
+                raise EngineFailed(
+                    f"candidate {candidate.index} does not begin with the text that was committed for it"
+                )
+            message = candidate_message(
+                candidate,
+                self._authors,
+                tokens=self._tokens,
+                sent_text=len(streamed),
+                sent_tokens=self._sent.get(candidate.index, 0),
+            )
             for part in candidate_parts(message, _ROOM):
                 yield pb.GenerateStreamResponse(candidate=part)
         self.completed = True
         yield pb.GenerateStreamResponse(completed=completed_message(result))
+
+
+def kept_candidates(result: Result, most: int | None) -> list[Candidate]:
+    """The selected candidate and as many of the others, in order, as make ``most`` together; None takes all."""
+    others = [candidate for candidate in result.candidates if candidate is not result.chosen]
+    return [result.chosen, *(others if most is None else others[: max(0, most - 1)])]

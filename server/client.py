@@ -8,7 +8,7 @@ with Client("localhost:50051") as client:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,11 +19,24 @@ from grpc_status import rpc_status
 
 from trimtab.decode.api import request_from_kwargs
 from trimtab.decode.errors import TrimtabError
-from trimtab.decode.types import Draw, Event, Limits, ModelInfo, Policy, Prompt, Request, Result, Search
+from trimtab.decode.types import (
+    Draw,
+    Event,
+    Limits,
+    ModelInfo,
+    Policy,
+    Prompt,
+    Request,
+    Result,
+    RewardInfo,
+    Scored,
+    Search,
+)
 from trimtab.server.answers import Assembler, result_of
 from trimtab.server.convert import spec_of
-from trimtab.server.listing import info_of
+from trimtab.server.listing import info_of, reward_info_of
 from trimtab.server.numbers import seconds
+from trimtab.server.scoring import score_request, scores_of
 from trimtab.server.status import error_of
 from trimtab.v1 import decoding_pb2 as pb
 from trimtab.v1.decoding_pb2_grpc import DecodingServiceStub
@@ -46,8 +59,8 @@ class Client:
     """Blocking client, safe to share between threads.
 
     Every method raises what an engine raises (``InvalidRequest``, ``NotFound``, ``UnsupportedRequest``, ``Overloaded``,
-    ``EngineClosed``, ``EngineFailed``), and for what can only happen on the way ``Unreachable``, ``DeadlineExceeded``,
-    ``RpcFailed`` or ``MalformedAnswer``.
+    ``RewardFailed``, ``EngineClosed``, ``EngineFailed``), and for what can only happen on the way ``Unreachable``,
+    ``DeadlineExceeded``, ``RpcFailed`` or ``MalformedAnswer``.
 
     Args:
         address: ``host:port``.
@@ -155,6 +168,39 @@ class Client:
             token = page.next_page_token
             if not token:
                 return found
+
+    def rewards(self) -> Mapping[str, RewardInfo]:
+        """The rewards served, by name."""
+        found: dict[str, RewardInfo] = {}
+        token = ""
+        while True:
+            with _errors():
+                page = self._stub.ListRewards(pb.ListRewardsRequest(page_token=token), timeout=self._timeout)
+            found.update((reward.id, reward_info_of(reward)) for reward in page.rewards)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def score(
+        self,
+        items: Sequence[tuple[Prompt, str]],
+        *,
+        reward: str | None = None,
+        model: str | None = None,
+        tokens: bool = False,
+        timeout: float | None = None,
+    ) -> list[Scored]:
+        """Scores of 1 to 256 pairs (prompt, answer).
+
+        Args:
+            items: prompts are text or chat messages.
+            reward, model: the scorer, exactly one of them; a model gives the sum of ln p of the answer's tokens.
+            tokens: whether to report the tokens, of a model.
+            timeout: seconds.
+        """
+        message = score_request(items, reward=reward, model=model, tokens=tokens)
+        with _errors():
+            return scores_of(self._stub.Score(message, timeout=self._seconds(timeout)), model)
 
     def info(self) -> ServerInfo:
         """Version and limits of the server."""

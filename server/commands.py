@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +97,19 @@ def _register_generate(subparsers: Any) -> None:
     trigger.add_argument("--above", type=float, metavar="NATS", help="nudge where the entropy is above this")
     trigger.add_argument("--top-prob-below", type=float, metavar="P", help="nudge where the top probability is below")
     trigger.add_argument("--branching-above", type=float, metavar="X", help="nudge where exp(entropy) is above this")
+    parser.add_argument("--policy", metavar="SPEC", help="e.g. nudged:chat,when=entropy:1.5 or mixture:chat=1,base2=-1")
+    parser.add_argument("--draw", metavar="SPEC", help="e.g. speculative:draft or speculative:lookup,length=fixed:4")
+    parser.add_argument("--search", metavar="SPEC", help="e.g. best_of_n:16 or segments:beams=4,samples_per_beam=4")
+    parser.add_argument("--objective", metavar="SPEC", help="what the search maximises, e.g. helpful=1,short=0.2")
+    parser.add_argument(
+        "--reward",
+        action="append",
+        metavar="NAME=TYPE,...",
+        help="a reward in addition to the configuration's, e.g. short=length,max_words=50; may be repeated",
+    )
+    parser.add_argument(
+        "--reference", action="append", metavar="TEXT", help="an answer that rewards may compare with; may be repeated"
+    )
     parser.add_argument("--raw", action="store_true", help="give the prompt to the model as it is, not as a chat")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
     parser.add_argument("--max-new-tokens", type=int, metavar="N")
@@ -106,6 +119,9 @@ def _register_generate(subparsers: Any) -> None:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="write the whole result as JSON")
     output.add_argument("--show", action="store_true", help="mark who wrote each word, and give figures")
+    parser.add_argument(
+        "--candidates", action="store_true", help="also write every candidate of a search, with its rewards"
+    )
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page that shows who wrote each token")
     parser.set_defaults(run=_generate, parser=parser)
 
@@ -116,8 +132,17 @@ def _generate(args: argparse.Namespace) -> int:
         args.parser.error(f"--{triggered.replace('_', '-')} needs --nudger NAME (of the demo pair: {_DEFAULT_NUDGER})")
     if args.raw and args.system is not None:
         args.parser.error("--system is a chat message, and --raw gives the prompt as it is: use one of them")
+    if args.nudger and args.policy is not None:
+        args.parser.error("--nudger NAME stands for --policy nudged:NAME: use one of them")
+    if args.objective is not None and args.search is None:
+        args.parser.error("--objective needs a search, e.g. --search best_of_n:16")
+    if args.reward and args.server is not None:
+        args.parser.error("--reward is for models in this process: the rewards of a server are in its configuration")
+    if args.candidates and args.json:
+        args.parser.error("--json has every candidate already: leave --candidates out")
+    axes = _axes(args)  # mistakes in them are found before anything is loaded
     text = sys.stdin.read() if args.prompt == "-" else args.prompt
-    with _events(args, _prompt(args, text)) as events:
+    with _events(args, _prompt(args, text), axes) as events:
         result = _written(args, events)
     if args.html is not None:
         from trimtab.server.page import page
@@ -128,7 +153,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _written(args: argparse.Namespace, events: Iterator[Event]) -> Result:
     """Write the answer to standard output in the form that was asked for."""
-    from trimtab.server.display import show
+    from trimtab.server.display import candidates, show
     from trimtab.server.figures import summary
 
     if args.json:
@@ -140,7 +165,11 @@ def _written(args: argparse.Namespace, events: Iterator[Event]) -> Result:
         result = show(events, io.StringIO(), marked=False)
         sys.stdout.write(json.dumps(to_json(result), ensure_ascii=False) + "\n")
         return result
-    result = show(events, sys.stdout, marked=args.show)
+    result = show(events, sys.stdout, marked=args.show, status=sys.stderr)
+    if result.abstained:
+        sys.stderr.write("trimtab: no candidate reached the threshold; this is the best of them\n")
+    if args.candidates:
+        sys.stdout.write(candidates(result))
     if args.show:
         sys.stdout.write(f"({summary(result)})\n")
     return result
@@ -155,7 +184,19 @@ def _prompt(args: argparse.Namespace, text: str) -> Prompt:
     return [*system, ChatMessage("user", text)]
 
 
-def _policy(args: argparse.Namespace) -> Policy | None:
+def _axes(args: argparse.Namespace) -> dict[str, Any]:
+    """The three axes, by keyword."""
+    from trimtab.decode.notation import parse_draw, parse_objective, parse_policy, parse_search
+
+    objective = None if args.objective is None else parse_objective(args.objective, "--objective")
+    return {
+        "policy": _nudged(args) if args.policy is None else parse_policy(args.policy, "--policy"),
+        "draw": None if args.draw is None else parse_draw(args.draw, "--draw"),
+        "search": None if args.search is None else parse_search(args.search, objective, "--search"),
+    }
+
+
+def _nudged(args: argparse.Namespace) -> Policy | None:
     from trimtab.decode.types import Branching, Entropy, Nudged, TopProb
 
     if not args.nudger:
@@ -170,19 +211,31 @@ def _policy(args: argparse.Namespace) -> Policy | None:
 
 
 @contextmanager
-def _events(args: argparse.Namespace, prompt: Prompt) -> Iterator[Iterator[Event]]:
+def _events(args: argparse.Namespace, prompt: Prompt, axes: Mapping[str, Any]) -> Iterator[Iterator[Event]]:
     """The events of the answer; leaving cancels it if it is not complete."""
     given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "stop")}
-    options = {name: value for name, value in given.items() if value is not None}
+    given["references"] = args.reference
+    options = {name: value for name, value in {**given, **axes}.items() if value is not None}
     source: Any  # an engine and a client have the same method, and close in the same way
     if args.server is not None:
         from trimtab.server.client import Client
 
         source = Client(args.server)
     else:
-        source = _open_engine(_config(args.config))()
-    with source as opened, closing(opened.stream(prompt, model=args.model, policy=_policy(args), **options)) as events:
+        source = _open_engine(_with_rewards(_config(args.config), args.reward))()
+    with source as opened, closing(opened.stream(prompt, model=args.model, **options)) as events:
         yield events
+
+
+def _with_rewards(config: EngineConfig, rewards: Sequence[str] | None) -> EngineConfig:
+    """The configuration with further rewards, which replace those of the same names."""
+    from dataclasses import replace
+
+    from trimtab.decode.notation import parse_reward
+
+    if not rewards:
+        return config
+    return replace(config, rewards={**config.rewards, **dict(parse_reward(text, "--reward") for text in rewards)})
 
 
 # ------------------------------------------------------------------------------------------------------------- demo

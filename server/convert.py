@@ -1,48 +1,47 @@
 """Requests: proto to library and back.
 
-Reading a spec keeps every presence: what is unset stays None, an explicit zero stays zero. Values are checked by
-``trimtab.decode.api``, the same code for the library and for the server; here only what the library's types cannot
-express is refused: fields and variants that are unknown, or known and not offered yet.
+Reading a spec keeps every presence: what is unset stays None or takes the library's default, an explicit zero stays
+zero. Values are checked by ``trimtab.decode.api``, the same code for the library and for the server; here only what the
+library's types cannot express is refused: fields and variants that are unknown, or known and not offered yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from trimtab.decode.errors import InvalidRequest, UnsupportedRequest, Violation
 from trimtab.decode.types import (
-    Autoregressive,
-    Base,
-    Branching,
+    BestOfN,
     ChatMessage,
-    Entropy,
-    Nudged,
-    Policy,
+    Evolution,
     Prompt,
+    Refine,
     Request,
     Sampling,
-    Single,
+    Search,
+    Segments,
     Stopping,
-    TopProb,
-    Trigger,
 )
+from trimtab.server.axes import read_draw, read_policy, read_search, write_axes
+from trimtab.server.messages import COUNT, FLAG, NAME, NUMBER, TEXT, Faults, Writer, message_adder, optional
 from trimtab.server.numbers import duration, seconds, shortest
 from trimtab.v1 import decoding_pb2 as pb
 
-__all__ = ["MAX_CLIENT_REQUEST_ID", "METHODS", "Reading", "Unimplemented", "read_spec", "spec_of"]
+__all__ = ["MAX_CLIENT_REQUEST_ID", "METHODS", "Reading", "Unimplemented", "candidates_of", "read_spec", "spec_of"]
 
 MAX_CLIENT_REQUEST_ID = 128  # bytes of UTF-8
-# The variants of the axes that can be asked for, as ListModels names them.
-METHODS = ("policy.base", "policy.nudged", "draw.autoregressive", "search.single")
-_OFFERED = {
-    axis: tuple(method.partition(".")[2] for method in METHODS if method.startswith(f"{axis}."))
-    for axis in ("policy", "draw", "search")
-}
+_AXES: dict[str, Any] = {"policy": pb.Policy, "draw": pb.Draw, "search": pb.Search}
+# The variants of the axes, as ListModels names them.
+METHODS = tuple(
+    f"{axis}.{field.name}"
+    for axis, message in _AXES.items()
+    for field in message.DESCRIPTOR.oneofs_by_name["kind"].fields
+)
 
 
 class Unimplemented(UnsupportedRequest):
@@ -75,23 +74,21 @@ def read_spec(spec: pb.GenerationSpec) -> Reading:
         prompt=reader.prompt(spec),
         sampling=_sampling(spec.sampling),
         stopping=_stopping(spec.stopping),
-        policy=reader.policy(spec),
-        draw=reader.draw(spec),
-        search=reader.search(spec),
+        policy=read_policy(reader.axis(spec, "policy"), reader),
+        draw=read_draw(reader.axis(spec, "draw"), reader),
+        search=read_search(reader.axis(spec, "search"), reader),
+        references=tuple(spec.references),
         top_logprobs=reader.top_logprobs(spec.response),
     )
     return Reading(request, tuple(reader.violations), reader.unimplemented)
 
 
-class _Reader:
+class _Reader(Faults):
     """Reads the parts of a spec that can be at fault, and collects the faults."""
 
     def __init__(self) -> None:
-        self.violations: list[Violation] = []
+        super().__init__()
         self.unimplemented: Unimplemented | None = None
-
-    def refuse(self, field: str, value: object, accepted: str) -> None:
-        self.violations.append(Violation.of(field, value, accepted))
 
     def not_offered(self, field: str, value: object, accepted: str) -> None:
         if self.unimplemented is None:
@@ -100,7 +97,7 @@ class _Reader:
     def refuse_unknown_fields(self, message: Message, path: str) -> None:
         """Refuse fields from a newer version of the proto: ignoring them would answer another request."""
         # In an axis with no known variant it is an unknown variant, which is refused under the axis's own name.
-        unnamed = path in _OFFERED and message.WhichOneof("kind") is None
+        unnamed = path in _AXES and message.WhichOneof("kind") is None
         unknown_fields: Any = () if unnamed else UnknownFieldSet(message)
         for unknown in unknown_fields:
             known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
@@ -138,51 +135,24 @@ class _Reader:
             self.not_offered("response.prompt_tokens", True, "false")
         return options.top_logprobs
 
-    def policy(self, spec: pb.GenerationSpec) -> Policy:
-        if self._variant(spec, "policy") == "nudged":
-            nudged = spec.policy.nudged
-            return Nudged(nudged.nudger, _trigger(nudged), _optional(nudged, "max_span_tokens"))
-        return Base()
-
-    def draw(self, spec: pb.GenerationSpec) -> Autoregressive:
-        self._variant(spec, "draw")
-        return Autoregressive()
-
-    def search(self, spec: pb.GenerationSpec) -> Single:
-        self._variant(spec, "search")
-        return Single()
-
-    def _variant(self, spec: pb.GenerationSpec, axis: str) -> str | None:
-        """The variant that is set and offered; None takes the axis's default, or has been refused."""
-        if not spec.HasField(axis):  # type: ignore[arg-type]
-            return None
-        kind = getattr(spec, axis).WhichOneof("kind")
-        offered = ", ".join(_OFFERED[axis])
-        if kind is None:
-            self.refuse(axis, "a value with no known variant set", f"one of {offered}, or no {axis} at all")
-        elif kind not in _OFFERED[axis]:
-            self.not_offered(f"{axis}.{kind}", kind, f"one of {offered}")
-        else:
-            return str(kind)
-        return None
-
-
-def _optional(message: Message, field: str) -> Any:
-    if not message.HasField(field):
-        return None
-    value = getattr(message, field)
-    return shortest(value) if isinstance(value, float) else value
+    def axis(self, spec: pb.GenerationSpec, axis: str) -> Any:
+        """The message of an axis; an empty one, which reads as the default, if it is absent or has been refused."""
+        message = getattr(spec, axis)
+        if spec.HasField(axis) and message.WhichOneof("kind") is None:  # type: ignore[arg-type]
+            known = ", ".join(method.partition(".")[2] for method in METHODS if method.startswith(f"{axis}."))
+            self.refuse(axis, "a value with no known variant set", f"one of {known}, or no {axis} at all")
+        return message
 
 
 def _sampling(message: pb.Sampling) -> Sampling:
     return Sampling(
-        temperature=_optional(message, "temperature"),
-        top_k=_optional(message, "top_k"),
-        top_p=_optional(message, "top_p"),
-        min_p=_optional(message, "min_p"),
-        repetition_penalty=_optional(message, "repetition_penalty"),
+        temperature=optional(message, "temperature"),
+        top_k=optional(message, "top_k"),
+        top_p=optional(message, "top_p"),
+        min_p=optional(message, "min_p"),
+        repetition_penalty=optional(message, "repetition_penalty"),
         logit_bias={token: shortest(bias) for token, bias in sorted(message.logit_bias.items())},
-        seed=_optional(message, "seed"),
+        seed=optional(message, "seed"),
     )
 
 
@@ -199,149 +169,81 @@ def _stopping(message: pb.Stopping) -> Stopping:
     )
 
 
-def _trigger(message: pb.Nudged) -> Trigger | None:
-    match message.WhichOneof("trigger"):
-        case "entropy_nats_above":
-            return Entropy(shortest(message.entropy_nats_above))
-        case "top_prob_below":
-            return TopProb(shortest(message.top_prob_below))
-        case "branching_above":
-            return Branching(shortest(message.branching_above))
-    return None
-
-
 # ---------------------------------------------------------------------------------------------------- library to proto
 
 
+def candidates_of(search: Search) -> int:
+    """How many candidates an answer has; 0 if no answer has so many."""
+    match search:
+        case BestOfN(n=count) | Segments(beams=count) | Evolution(population=count):
+            pass
+        case Refine(rounds=rounds) if isinstance(rounds, int):
+            count = rounds + 1
+        case _:
+            count = 1
+    return count if type(count) is int and 0 <= count < 2**32 else 0
+
+
 def spec_of(request: Request, *, client_request_id: str = "") -> pb.GenerationSpec:
-    """The spec of a request, which asks for every token: what a client sends.
+    """The spec of a request, which asks for every candidate and token: what a client sends.
 
     Raises:
         InvalidRequest: values that the proto cannot carry (a negative count, text that is not UTF-8).
     """
-    writer = _Writer()
+    writer = _SpecWriter()
     spec = pb.GenerationSpec()
-    writer.set(spec, "model", request.model, "model", "text")
-    writer.set(spec, "client_request_id", client_request_id, "client_request_id", "text")
+    writer.set(spec, "model", request.model, "model", NAME)
+    writer.set(spec, "client_request_id", client_request_id, "client_request_id", TEXT)
     writer.prompt(spec, request.prompt)
     writer.sampling(spec.sampling, request.sampling)
     writer.stopping(spec.stopping, request.stopping)
     spec.response.tokens = True
-    writer.set(spec.response, "top_logprobs", request.top_logprobs, "top_logprobs", _COUNT)
-    writer.policy(spec, request.policy)
-    if not isinstance(cast("object", request.draw), Autoregressive):
-        writer.refuse("draw", request.draw, "an Autoregressive")
-    if not isinstance(cast("object", request.search), Single):
-        writer.refuse("search", request.search, "a Single")
+    writer.set(spec.response, "top_logprobs", request.top_logprobs, "top_logprobs", COUNT)
+    writer.extend(request.references, spec.references.append, "references", TEXT)
+    write_axes(spec, request.policy, request.draw, request.search, writer)
+    spec.response.max_candidates = candidates_of(request.search)
     if writer.violations:
         raise InvalidRequest(writer.violations)
     return spec
 
 
-_COUNT = "a whole number in [0, 2**32)"
-_NUMBER = "a number"
-
-
-class _Writer:
-    """Fills messages and collects what they cannot carry."""
-
-    def __init__(self) -> None:
-        self.violations: list[Violation] = []
-
-    def refuse(self, field: str, value: object, accepted: str) -> None:
-        self.violations.append(Violation.of(field, value, accepted))
-
-    def set(self, message: Message, name: str, value: Any, field: str, accepted: str) -> None:
-        """Set one field; None leaves it unset."""
-        if value is None:
-            return
-        if isinstance(value, bool) and accepted in (_COUNT, _NUMBER):  # protobuf would take True for 1
-            self.refuse(field, value, accepted)
-            return
-        try:
-            setattr(message, name, value)
-        except (TypeError, ValueError):
-            self.refuse(field, value, accepted)
-
-    def extend(self, values: Sequence[Any], add: Callable[[Any], object], field: str, accepted: str) -> None:
-        for i, value in enumerate(values):
-            try:
-                add(value)
-            except (AttributeError, KeyError, TypeError, ValueError):
-                self.refuse(f"{field}[{i}]", value, accepted)
+class _SpecWriter(Writer):
+    """Fills the parts of a spec beside its axes."""
 
     def prompt(self, spec: pb.GenerationSpec, prompt: Prompt) -> None:
         if isinstance(prompt, str):
-            self.set(spec, "text", prompt, "prompt", "text that UTF-8 can carry")
+            self.set(spec, "text", prompt, "prompt", TEXT)
         elif not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
             self.refuse("prompt", prompt, "text, token ids or chat messages")
         elif prompt and all(isinstance(item, int) for item in prompt):
             spec.token_ids.SetInParent()
-            self.extend(prompt, spec.token_ids.ids.append, "prompt.token_ids", _COUNT)
+            self.extend(prompt, spec.token_ids.ids.append, "prompt.token_ids", COUNT)
         elif prompt:
             spec.chat.SetInParent()
-            self.extend(prompt, _message_adder(spec.chat), "prompt.messages", "a ChatMessage")
+            self.extend(prompt, message_adder(spec.chat), "prompt.messages", "a ChatMessage")
         else:
             self.refuse("prompt", prompt, "a prompt that is not empty")
 
     def sampling(self, message: pb.Sampling, sampling: Sampling) -> None:
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            self.set(message, name, getattr(sampling, name), f"sampling.{name}", _NUMBER)
+            self.set(message, name, getattr(sampling, name), f"sampling.{name}", NUMBER)
         for name in ("top_k", "seed"):
-            self.set(message, name, getattr(sampling, name), f"sampling.{name}", _COUNT)
+            self.set(message, name, getattr(sampling, name), f"sampling.{name}", COUNT)
         for token, bias in sampling.logit_bias.items():
             try:
                 message.logit_bias[token] = bias
             except (TypeError, ValueError):
-                self.refuse(f"sampling.logit_bias[{token!r}]", bias, f"a token id, {_COUNT}, and {_NUMBER}")
+                self.refuse(f"sampling.logit_bias[{token!r}]", bias, f"a token id, {COUNT}, and {NUMBER}")
 
     def stopping(self, message: pb.Stopping, stopping: Stopping) -> None:
         for name in ("max_new_tokens", "min_new_tokens"):
-            self.set(message, name, getattr(stopping, name), f"stopping.{name}", _COUNT)
-        self.extend(stopping.stop, message.stop.append, "stopping.stop", "text that UTF-8 can carry")
-        self.extend(stopping.stop_token_ids, message.stop_token_ids.append, "stopping.stop_token_ids", _COUNT)
+            self.set(message, name, getattr(stopping, name), f"stopping.{name}", COUNT)
+        self.extend(stopping.stop, message.stop.append, "stopping.stop", TEXT)
+        self.extend(stopping.stop_token_ids, message.stop_token_ids.append, "stopping.stop_token_ids", COUNT)
         for name in ("ignore_eos", "include_stop"):
-            self.set(message, name, getattr(stopping, name), f"stopping.{name}", "True or False")
+            self.set(message, name, getattr(stopping, name), f"stopping.{name}", FLAG)
         if stopping.time_budget is not None:
             try:
                 message.time_budget.CopyFrom(duration(stopping.time_budget))
             except (TypeError, ValueError):
                 self.refuse("stopping.time_budget", stopping.time_budget, "seconds")
-
-    def policy(self, spec: pb.GenerationSpec, policy: object) -> None:
-        match policy:
-            case Base():
-                pass  # the default of an absent axis
-            case Nudged(nudger, when, max_span_tokens):
-                nudged = spec.policy.nudged
-                nudged.SetInParent()
-                self.set(nudged, "nudger", nudger, "policy.nudged.nudger", "the name of a model")
-                self.set(nudged, "max_span_tokens", max_span_tokens, "policy.nudged.max_span_tokens", _COUNT)
-                self.trigger(nudged, when)
-            case _:
-                self.refuse("policy", policy, "a Base or a Nudged")
-
-    def trigger(self, nudged: pb.Nudged, when: object) -> None:
-        match when:
-            case None:
-                pass
-            case Entropy(bound):
-                self.set(nudged, "entropy_nats_above", bound, "policy.nudged.entropy_nats_above", _NUMBER)
-            case TopProb(bound):
-                self.set(nudged, "top_prob_below", bound, "policy.nudged.top_prob_below", _NUMBER)
-            case Branching(bound):
-                self.set(nudged, "branching_above", bound, "policy.nudged.branching_above", _NUMBER)
-            case _:
-                self.refuse("policy.nudged.when", when, "an Entropy, a TopProb or a Branching")
-
-
-def _message_adder(chat: pb.Chat) -> Callable[[Any], object]:
-    def add(item: Any) -> None:
-        if isinstance(item, ChatMessage):
-            chat.messages.add(role=item.role, content=item.content)
-        elif set(item) == {"role", "content"}:
-            chat.messages.add(role=item["role"], content=item["content"])
-        else:
-            raise ValueError
-
-    return add

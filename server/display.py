@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
-from trimtab.decode.types import Chunk, Completed, Event, Result, Started
+from trimtab.decode.types import Candidate, Chunk, Completed, Event, Progress, Result, Started, Token
 from trimtab.server.attribution import Attribution, Span
 
-__all__ = ["Marker", "colours", "show"]
+__all__ = ["Marker", "candidates", "colours", "progress", "show"]
 
 _OPEN, _CLOSE = "⟦", "⟧"
 _RESET = "\x1b[0m"
+_CLEAR_LINE = "\r\x1b[K"
 _STYLES = ("\x1b[1;33m", "\x1b[1;36m", "\x1b[1;35m", "\x1b[1;32m")  # bold: readable on light and dark
 
 
@@ -79,14 +80,63 @@ class Marker:
         return _RESET if self._colour else _CLOSE
 
 
-def show(events: Iterable[Event], out: TextIO, *, marked: bool, legend: bool = True) -> Result:
-    """Write an answer as it comes.
+class _Status:
+    """One line that is overwritten as a search goes on; nothing where there is no terminal to overwrite it on."""
+
+    def __init__(self, out: TextIO | None) -> None:
+        self._out = out if out is not None and out.isatty() and os.environ.get("TERM") != "dumb" else None
+        self._shown = False
+
+    def show(self, line: str) -> None:
+        if self._out is not None:
+            self._write(f"{_CLEAR_LINE}{line}")
+            self._shown = True
+
+    def clear(self) -> None:
+        if self._shown:
+            self._write(_CLEAR_LINE)
+            self._shown = False
+
+    def _write(self, text: str) -> None:
+        assert self._out is not None
+        self._out.write(text)
+        self._out.flush()
+
+
+def progress(event: Progress) -> str:
+    """One line, e.g. ``12 candidates running, 4 done, 1630 tokens, best reward 0.71``."""
+    parts = [f"{event.candidates_running} candidates running", f"{event.candidates_done} done"]
+    parts.append(f"{event.generated_tokens} tokens")
+    if event.best_reward is not None:
+        parts.append(f"best reward {event.best_reward:.3g}")
+    return ", ".join(parts)
+
+
+def candidates(result: Result) -> str:
+    """Every candidate, the best reward first, with its rewards."""
+    chosen = result.chosen
+    order = sorted(result.candidates, key=lambda c: -c.rewards.get("objective", float("-inf")))
+    return "".join(f"\n--- {_heading(c, selected=c is chosen)}\n{c.text.strip()}\n" for c in order)
+
+
+def _heading(candidate: Candidate, *, selected: bool) -> str:
+    parts = [f"candidate {candidate.index}{' (selected)' if selected else ''}: {len(candidate.tokens)} tokens"]
+    parts.append(str(candidate.finish_reason))
+    parts += [f"{name} {value:.4g}" for name, value in candidate.rewards.items()]
+    return ", ".join(parts)
+
+
+def show(
+    events: Iterable[Event], out: TextIO, *, marked: bool, legend: bool = True, status: TextIO | None = None
+) -> Result:
+    """Write an answer as it comes, and what was not committed before its end then.
 
     Args:
         events: of one answer.
         out: where to write; flushed after every event.
         marked: whether to mark who wrote what.
         legend: whether to explain the marks first.
+        status: a terminal on which to show how far a search is, in one line that is removed in the end.
 
     Returns:
         The result in the last event.
@@ -96,6 +146,13 @@ def show(events: Iterable[Event], out: TextIO, *, marked: bool, legend: bool = T
     """
     marker = Marker((), colour=False)
     attribution = Attribution()
+    line = _Status(status)
+    shown, seen = 0, 0  # characters that were committed, and the tokens that came with them
+
+    def write(text: str, tokens: Iterable[Token]) -> None:
+        line.clear()
+        out.write(marker.mark(attribution.feed(text, tokens)) if marked else text)
+
     try:
         for event in events:
             match event:
@@ -104,11 +161,16 @@ def show(events: Iterable[Event], out: TextIO, *, marked: bool, legend: bool = T
                     if legend and marker.legend():
                         out.write(marker.legend() + "\n")
                 case Chunk(text=text, tokens=tokens):
-                    out.write(marker.mark(attribution.feed(text, tokens)) if marked else text)
+                    write(text, tokens)
+                    shown, seen = shown + len(text), seen + len(tokens)
+                case Progress() if not (shown and out.isatty()):  # the line would overwrite the text
+                    line.show(progress(event))
                 case Completed(result=result):
+                    write(result.text[shown:], result.tokens[seen:])
                     return result
             out.flush()
     finally:
+        line.clear()
         out.write(marker.close() + "\n")
         out.flush()
     raise ValueError("the events ended without Completed")

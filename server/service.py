@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -11,15 +11,24 @@ from typing import Any
 from grpc.aio import ServicerContext
 
 from trimtab.decode.api import validate
-from trimtab.decode.errors import EngineClosed, EngineFailed, InvalidRequest, NotFound, Overloaded, Violation
+from trimtab.decode.errors import (
+    EngineClosed,
+    EngineFailed,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    UnsupportedRequest,
+    Violation,
+)
 from trimtab.decode.types import ModelInfo, Request
 from trimtab.server.backend import Backend
 from trimtab.server.bridge import StreamMessages, answer, events_of
 from trimtab.server.config import ServerConfig
-from trimtab.server.convert import Reading, Unimplemented, read_spec
-from trimtab.server.listing import model_message, page_of
+from trimtab.server.convert import Reading, read_spec
+from trimtab.server.listing import model_message, page_of, reward_message
 from trimtab.server.numbers import duration
 from trimtab.server.reporting import Generation, Reporting
+from trimtab.server.scoring import score
 from trimtab.server.unary import fitting, unary_response, unary_violations
 from trimtab.v1 import decoding_pb2 as pb
 from trimtab.v1.decoding_pb2_grpc import DecodingServiceServicer
@@ -63,7 +72,7 @@ class DecodingService(DecodingServiceServicer):
                 engine = self._admitted()
                 reading = read_spec(request.spec)
                 more = unary_violations(reading.request, request.spec.response, engine.limits)
-                wanted = self._accepted(engine, reading, request.spec.response, more)
+                wanted = self._accepted(engine, reading, more)
                 async with events_of(engine, wanted) as events:
                     started, completed = await answer(events)
                 return unary_response(started, completed, request.spec.response)
@@ -79,8 +88,10 @@ class DecodingService(DecodingServiceServicer):
                 engine = self._admitted()
                 options = request.spec.response
                 reading = read_spec(request.spec)
-                wanted = self._accepted(engine, reading, options, _mode_violations(request.mode))
-                messages = StreamMessages(tokens=options.tokens, max_candidates=options.max_candidates)
+                wanted = self._accepted(engine, reading, _mode_violations(request.mode))
+                every = request.mode == pb.STREAM_MODE_ALL_CANDIDATES
+                most = None if every else options.max_candidates
+                messages = StreamMessages(tokens=options.tokens, max_candidates=most)
                 async with events_of(engine, wanted) as events:
                     async for event in events:
                         for message in messages.of(event):
@@ -93,22 +104,17 @@ class DecodingService(DecodingServiceServicer):
             raise Overloaded(f"{self._config.max_calls} generation calls are in progress already")
         return self._ready()
 
-    def _accepted(
-        self, engine: Backend, reading: Reading, options: pb.ResponseOptions, more: Sequence[Violation]
-    ) -> Request:
+    def _accepted(self, engine: Backend, reading: Reading, more: Sequence[Violation]) -> Request:
         """The request that was read, unless something is wrong with it; then all of it is reported at once.
 
         The engine checks the values; here only what it does not see, and, if that is at fault, the values too.
         """
         violations = [*more, *reading.violations]
-        if options.max_candidates > engine.limits.max_n:
-            accepted = f"a whole number in [0, {engine.limits.max_n}]"
-            violations.append(Violation.of("response.max_candidates", options.max_candidates, accepted))
         if violations:
             fields = {violation.field for violation in violations}
             try:
-                validate(reading.request, engine.models, engine.limits)
-            except (InvalidRequest, NotFound) as error:
+                validate(reading.request, engine.models, engine.limits, engine.rewards, engine.same_ids)
+            except (InvalidRequest, NotFound, UnsupportedRequest) as error:
                 violations += [v for v in error.violations if v.field not in fields]
             raise InvalidRequest(violations)
         if reading.unimplemented is not None:
@@ -126,7 +132,8 @@ class DecodingService(DecodingServiceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: ServicerContext[Any, Any]) -> pb.ScoreResponse:
         async with self._reporting(context):
-            raise Unimplemented("scorer", request.WhichOneof("scorer"), "Generate and GenerateStream")
+            response = await asyncio.to_thread(score, self._ready(), request)
+            return fitting(response, "send fewer items in one call")
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: ServicerContext[Any, Any]) -> pb.TokenizeResponse:
         async with self._reporting(context):
@@ -162,16 +169,17 @@ class DecodingService(DecodingServiceServicer):
         self, request: pb.ListModelsRequest, context: ServicerContext[Any, Any]
     ) -> pb.ListModelsResponse:
         async with self._reporting(context):
-            page, token = page_of(self._ready().models, request.page_size, request.page_token)
-            return pb.ListModelsResponse(models=map(model_message, page), next_page_token=token)
+            engine = self._ready()
+            page, token = page_of(engine.models, request.page_size, request.page_token)
+            models = [model_message(info, engine.rewards) for info in page]
+            return pb.ListModelsResponse(models=models, next_page_token=token)
 
     async def ListRewards(
         self, request: pb.ListRewardsRequest, context: ServicerContext[Any, Any]
     ) -> pb.ListRewardsResponse:
         async with self._reporting(context):
-            rewards: Mapping[str, pb.Reward] = {}  # no engine serves rewards yet
-            page, token = page_of(rewards, request.page_size, request.page_token)
-            return pb.ListRewardsResponse(rewards=page, next_page_token=token)
+            page, token = page_of(self._ready().rewards, request.page_size, request.page_token)
+            return pb.ListRewardsResponse(rewards=map(reward_message, page), next_page_token=token)
 
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: ServicerContext[Any, Any]

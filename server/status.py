@@ -11,11 +11,13 @@ AnswerTooLarge      RESOURCE_EXHAUSTED    TOO_LARGE      none: a retry cannot he
 Overloaded          RESOURCE_EXHAUSTED    QUEUE_FULL     RetryInfo
 EngineClosed        UNAVAILABLE           NOT_SERVING    RetryInfo
 RequestCancelled    CANCELLED             CANCELLED
+RewardFailed        INTERNAL              REWARD_FAILED  its name and reason; RetryInfo if it took too long
 anything else       INTERNAL              INTERNAL       an id, under which the log has the error itself
 ==================  ====================  =============  ==========================================
 
-ErrorInfo carries the reason, with domain ``trimtab.v1``. A status stays below 4 KB, because it travels in the trailers,
-which clients bound (to 8 KB by default).
+ErrorInfo carries the reason, with domain ``trimtab.v1``. What an exception of a reward says goes to the log, as an
+unexpected error does. A status stays below 4 KB, because it travels in the trailers, which clients bound (to 8 KB by
+default).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from trimtab.decode.errors import (
     NotFound,
     Overloaded,
     RequestCancelled,
+    RewardFailed,
     TrimtabError,
     UnsupportedRequest,
     Violation,
@@ -54,7 +57,7 @@ _log = logging.getLogger("trimtab.server")
 _MESSAGE_BYTES = 600
 _DETAIL_BYTES = 3000  # of all violations together
 _ACCEPTED = ": accepted: "
-_RETRY_UNAVAILABLE = 1.0  # seconds
+_RETRY_DELAY = 1.0  # seconds
 
 
 class AnswerTooLarge(TrimtabError):
@@ -89,6 +92,7 @@ _KINDS: tuple[tuple[type[TrimtabError], _Kind], ...] = (  # a subclass before it
     (Overloaded, _Kind(StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")),
     (EngineClosed, _Kind(StatusCode.UNAVAILABLE, "NOT_SERVING")),
     (RequestCancelled, _Kind(StatusCode.CANCELLED, "CANCELLED")),
+    (RewardFailed, _Kind(StatusCode.INTERNAL, "REWARD_FAILED")),
 )
 _INTERNAL = _Kind(StatusCode.INTERNAL, "INTERNAL")
 
@@ -103,23 +107,41 @@ def status_of(error: Exception, *, in_spec: bool = False) -> Status:
     """
     kind = next((kind for family, kind in _KINDS if isinstance(error, family)), None)
     if kind is None:
-        incident = secrets.token_hex(6)
-        _log.error("internal error %s", incident, exc_info=error)
+        incident = _logged(error)
         info = ErrorInfo(reason=_INTERNAL.reason, domain=DOMAIN, metadata={"incident": incident})
         return _status(_INTERNAL.code, f"internal error; the server's log has it as {incident}", [info])
 
+    info = ErrorInfo(reason=kind.reason, domain=DOMAIN)
+    if isinstance(error, RewardFailed):
+        error = _shown(error)
+        info.metadata.update(reward=error.reward, reason=_shortened(error.reason, _MESSAGE_BYTES))
     violations: tuple[Violation, ...] = getattr(error, "violations", ())
     if in_spec:
         violations = tuple(Violation(proto_path(v.field), v.value, v.accepted) for v in violations)
     message = "; ".join(map(str, violations)) if violations else str(error)
-    details: list[Message] = [ErrorInfo(reason=kind.reason, domain=DOMAIN)]
+    details: list[Message] = [info]
     if violations:
         details.append(BadRequest(field_violations=_field_violations(violations)))
     if isinstance(error, Overloaded):
         details.append(RetryInfo(retry_delay=duration(error.retry_after)))
-    elif isinstance(error, EngineClosed):
-        details.append(RetryInfo(retry_delay=duration(_RETRY_UNAVAILABLE)))
+    elif isinstance(error, EngineClosed) or (isinstance(error, RewardFailed) and error.timed_out):
+        details.append(RetryInfo(retry_delay=duration(_RETRY_DELAY)))
     return _status(kind.code, message, details)
+
+
+def _logged(error: Exception) -> str:
+    """Log an error with its traceback; the id under which the log has it."""
+    incident = secrets.token_hex(6)
+    _log.error("internal error %s", incident, exc_info=error)
+    return incident
+
+
+def _shown(error: RewardFailed) -> RewardFailed:
+    """A failure as clients may see it: without the text of the exception behind it."""
+    cause = error.__cause__
+    if cause is None or error.timed_out:
+        return error
+    return RewardFailed(error.reward, f"it raised {type(cause).__name__}; the server's log has it as {_logged(error)}")
 
 
 def _status(code: StatusCode, message: str, details: Iterable[Message]) -> Status:
@@ -183,6 +205,8 @@ def error_of(code: StatusCode, message: str, status: Status | None) -> TrimtabEr
     violations = [_violation_of(v) for v in bad.field_violations]
     delay = seconds(retry.retry_delay) if retry.HasField("retry_delay") else None
     if info.domain == DOMAIN:
+        if info.reason == "REWARD_FAILED":
+            return RewardFailed(info.metadata["reward"], info.metadata["reason"], timed_out=delay is not None)
         known = _known_error(info.reason, code, message, violations, delay)
         if known is not None:
             return known

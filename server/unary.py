@@ -9,7 +9,8 @@ from google.protobuf.message import Message
 from trimtab.decode.errors import Violation
 from trimtab.decode.types import Completed, Limits, Request, Started
 from trimtab.server.answers import candidate_message, completed_message, started_message
-from trimtab.server.bridge import MESSAGE_BYTES
+from trimtab.server.bridge import MESSAGE_BYTES, kept_candidates
+from trimtab.server.convert import candidates_of
 from trimtab.server.status import AnswerTooLarge
 from trimtab.v1 import decoding_pb2 as pb
 
@@ -27,7 +28,8 @@ def unary_violations(request: Request, options: pb.ResponseOptions, limits: Limi
     if not options.tokens:
         return []
     per_token = _TOKEN_BYTES + _TOP_BYTES * min(request.top_logprobs, limits.max_top_logprobs)
-    most = MESSAGE_BYTES // (per_token * max(1, options.max_candidates))
+    count = min(options.max_candidates, candidates_of(request.search))
+    most = MESSAGE_BYTES // (per_token * max(1, count))
     tokens = request.stopping.max_new_tokens
     if most < tokens <= limits.max_new_tokens:  # beyond the limit it is refused in any case
         accepted = f"at most {most} for a unary answer with these response options; GenerateStream has no such bound"
@@ -43,8 +45,7 @@ def unary_response(started: Started, completed: Completed, options: pb.ResponseO
     """
     result = completed.result
     authors = {name: index for index, name in enumerate(started.models)}
-    others = [c for c in result.candidates if c is not result.chosen]
-    kept = [result.chosen, *others[: max(0, options.max_candidates - 1)]]
+    kept = kept_candidates(result, options.max_candidates)
     response = pb.GenerateResponse(
         started=started_message(started),
         candidates=[candidate_message(c, authors, tokens=options.tokens) for c in kept],

@@ -18,6 +18,9 @@ from hypothesis import settings
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+# Read when triton is first imported: without a GPU its kernels run through the interpreter.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("trimtab", deadline=None)  # other work on the machine must not fail a test
 settings.load_profile("trimtab")

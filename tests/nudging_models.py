@@ -302,4 +302,5 @@ class Case:
             self.stops,
             self.same_vocabulary,
         )
-        return context.drive(write(context, plan, emit)), context
+        outcome = context.drive(write(context, plan, emit))
+        return outcome.candidates[outcome.selected], context

@@ -16,31 +16,49 @@ from trimtab.decode.api import check_length, request_from_kwargs, resolve_sampli
 from trimtab.decode.errors import InvalidRequest, NotFound, TrimtabError, UnsupportedRequest
 from trimtab.decode.generation_config import HARMLESS, MAPPED, NEUTRAL, from_generation_config
 from trimtab.decode.types import (
+    Acceptance,
     Autoregressive,
     Base,
+    BestOfN,
     Branching,
     ChatMessage,
+    Choose,
+    Combine,
+    Confidence,
     Draw,
     Entropy,
+    Evolution,
+    Fixed,
     Limits,
+    Mixture,
     ModelInfo,
     Nudged,
+    Objective,
     Policy,
+    PromptLookup,
+    Refine,
+    RejectSegments,
     Request,
+    RewardInfo,
+    RewardTerm,
     Sampling,
     Search,
+    Segments,
     Single,
+    Speculative,
     Stopping,
+    TokenReward,
     TopProb,
+    Weighted,
 )
 
 NAN, INF = float("nan"), float("inf")
 
 
-def info(name: str, source: str, vocab_size: int = 100) -> ModelInfo:
+def info(name: str, source: str, vocab_size: int = 100, role: Any = "base") -> ModelInfo:
     return ModelInfo(
         name=name,
-        role="base",
+        role=role,
         source=source,
         architecture="LlamaForCausalLM",
         dtype="float32",
@@ -51,12 +69,80 @@ def info(name: str, source: str, vocab_size: int = 100) -> ModelInfo:
     )
 
 
-MODELS = {m.name: m for m in (info("base", "b"), info("chat", "c"), info("twin", "b"))}
+MODELS = {
+    m.name: m
+    for m in (
+        info("base", "b"),
+        info("chat", "c"),
+        info("twin", "b"),
+        info("foreign", "f"),
+        info("scorer", "s", role="reward"),
+    )
+}
+REWARDS = {
+    r.name: r
+    for r in (
+        RewardInfo(name="helpful", kind="prefix"),
+        RewardInfo(name="cheap", kind="token"),
+        RewardInfo(name="whole", kind="sequence"),
+        RewardInfo(name="judge", kind="sequence", pairwise=True),
+        RewardInfo(name="bleu", kind="prefix", needs_reference=True),
+    )
+}
 GOOD = Request(model="base", prompt="hi")
 
 
+def same_ids(one: str, other: str) -> bool:
+    return "foreign" not in (one, other)
+
+
 def check(request: Request, limits: Limits | None = None) -> None:
-    validate(request, MODELS, limits or Limits())
+    validate(request, MODELS, limits or Limits(), REWARDS, same_ids)
+
+
+def axis(value: Any) -> Request:
+    """A good request but for the axis that ``value`` belongs to."""
+    name = next(n for n, union in (("policy", Policy), ("draw", Draw), ("search", Search)) if isinstance(value, union))
+    return replace(GOOD, **{name: value})
+
+
+# Every variant with every field set, at the bounds where it has some.
+VARIANTS: list[Any] = [
+    Base(),
+    Nudged("chat", Entropy(1.0), 3),
+    Mixture((Weighted("chat", -1.5), Weighted("twin")), plausibility=0.0),
+    Mixture((Weighted("chat", 0.0),), plausibility=0.999),
+    TokenReward("helpful", -1.0, 2),
+    TokenReward("cheap", 0.0, 64),
+    Autoregressive(),
+    Speculative("chat"),
+    Speculative("twin", Fixed(1), coupled=True),
+    Speculative("foreign", Fixed(32)),
+    Speculative("chat", Confidence(0.001, 1)),
+    Speculative("chat", Acceptance(32, 0.5)),
+    Speculative(PromptLookup(1)),
+    Speculative(PromptLookup(16), Fixed(4)),
+    Single(),
+    BestOfN(1, "whole"),
+    BestOfN(64, {"cheap": 1, "helpful": -0.5}, reject_fraction=0.01, check_every_tokens=1),
+    BestOfN(2, "whole", Choose.SOFT, temperature=1e-3, threshold=-1.0),
+    BestOfN(2, "whole", Choose.WORST),
+    BestOfN(2, choose=Choose.MAJORITY),
+    BestOfN(2, choose=Choose.CONSENSUS),
+    BestOfN(2, "whole", Choose.CONSENSUS, threshold=0.5),
+    BestOfN(2, "judge", Choose.TOURNAMENT),
+    BestOfN(2, {"judge": 1.0, "whole": 0.5}, Choose.TOURNAMENT),
+    BestOfN(2, "whole", Choose.TOURNAMENT, threshold=0.0),
+    BestOfN(2, Objective((RewardTerm("whole"),), Combine.CONSERVATIVE, spread=0.0)),
+    Segments("helpful"),
+    Segments("cheap", 8, 8, 1, "é" * 128, 0.0, 4096, -1.0, 1.0, True),
+    RejectSegments("helpful", -1.0),
+    RejectSegments("helpful", 1.0, 0.0, 0.0, 1, 1, 1000, 1.0),
+    Evolution("helpful"),
+    Evolution("cheap", 64, 64, 1, 0, "chat"),
+    Refine("whole"),
+    Refine("whole", 0, "chat"),
+]
 
 
 def refused(request: Request, limits: Limits | None = None) -> list[str]:
@@ -112,6 +198,25 @@ def refused(request: Request, limits: Limits | None = None) -> list[str]:
 )
 def test_what_is_documented_is_accepted(request_: Request) -> None:
     check(request_)
+
+
+@pytest.mark.parametrize("value", VARIANTS, ids=repr)
+def test_every_variant_is_accepted_up_to_its_bounds(value: Any) -> None:
+    check(axis(value))
+
+
+def test_every_combination_is_accepted_but_one() -> None:
+    """Any search x policy x draw; token rewards under speculation are the exception."""
+    policies, draws, searches = ([v for v in VARIANTS if isinstance(v, union)] for union in (Policy, Draw, Search))
+    for policy in policies:
+        for draw in draws:
+            for search in searches:
+                request = replace(GOOD, policy=policy, draw=draw, search=search)
+                if isinstance(policy, TokenReward) and isinstance(draw, Speculative):
+                    with pytest.raises(UnsupportedRequest, match=r"draw\.speculative with policy\.token_reward"):
+                        check(request)
+                else:
+                    check(request)
 
 
 BAD_FIELDS: list[tuple[str, Request]] = [
@@ -176,6 +281,142 @@ BAD_FIELDS: list[tuple[str, Request]] = [
         for value in values
     ),
     ("policy.nudged.trigger", replace(GOOD, policy=Nudged("chat", when="entropy"))),
+    *(
+        (f"policy.mixture.{field}", axis(Mixture(experts)))
+        for field, experts in (
+            ("experts", ()),
+            ("experts", None),
+            ("experts", "chat"),
+            ("experts", (Weighted("chat"),) * 16),
+            ("experts[0]", ("chat",)),
+            ("experts[0].model", (Weighted("base"),)),
+            ("experts[1].model", (Weighted("chat"), Weighted("chat"))),
+            ("experts[0].model", (Weighted("scorer"),)),
+            ("experts[0].model", (Weighted(""),)),
+            *(("experts[0].weight", (Weighted("chat", weight),)) for weight in (NAN, INF, True, None, "1")),
+        )
+    ),
+    *(
+        ("policy.mixture.plausibility", axis(Mixture((Weighted("chat"),), value)))
+        for value in (-0.1, 1, NAN, INF, True, "x")
+    ),
+    *(
+        (f"policy.token_reward.{name}", axis(TokenReward(**{"reward": "helpful", name: value})))
+        for name, values in {
+            "reward": ("", None, 3),
+            "weight": (NAN, INF, True, None, "1"),
+            "width": (1, 65, 2.0, True, None),
+        }.items()
+        for value in values
+    ),
+    *(("draw.speculative.draft_model", axis(Speculative(value))) for value in ("base", "", None, 3, "scorer")),
+    *(("draw.speculative.lookup.max_ngram", axis(Speculative(PromptLookup(value)))) for value in (0, 17, True, None)),
+    *(
+        (f"draw.speculative.{field}", axis(Speculative("chat", length)))
+        for field, lengths in {
+            "length": ("fixed", 4, Entropy(1.0)),
+            "fixed.tokens": [Fixed(value) for value in (0, 33, 1.0, True, None)],
+            "confidence.top_prob_below": [Confidence(value) for value in (0, 1, NAN, True, None)],
+            "confidence.max_tokens": [Confidence(max_tokens=value) for value in (0, 33, True)],
+            "acceptance.max_tokens": [Acceptance(value) for value in (0, 33, True)],
+            "acceptance.stop": [Acceptance(stop=value) for value in (0, 1, NAN, True, "x")],
+        }.items()
+        for length in lengths
+    ),
+    *(("draw.speculative.coupled", axis(Speculative("chat", coupled=value))) for value in (1, None, "yes")),
+    *(
+        (f"search.best_of_n.{field}", axis(BestOfN(**{"n": 4, "objective": "whole", **values})))
+        for field, values in (
+            *(("n", {"n": value}) for value in (0, -1, 65, 1.0, True, None)),
+            ("objective", {"objective": None}),
+            ("objective", {"objective": None, "choose": Choose.SOFT}),
+            ("objective", {"objective": None, "choose": Choose.MAJORITY, "threshold": 0.5}),
+            (
+                "objective",
+                {"objective": None, "choose": Choose.CONSENSUS, "reject_fraction": 0.5, "check_every_tokens": 4},
+            ),
+            *(("objective", {"objective": value}) for value in (3, ("whole",), True)),
+            *(("objective.terms", {"objective": value}) for value in ({}, Objective(()), Objective("whole"))),
+            ("objective.terms", {"objective": Objective((RewardTerm("whole"),) * 33)}),
+            ("objective.terms[0]", {"objective": Objective(("whole",))}),
+            *(("objective.terms[0].reward", {"objective": value}) for value in ("", {3: 1.0}, {"": 1.0})),
+            *(("objective.terms[0].weight", {"objective": {"whole": value}}) for value in (NAN, INF, True, None)),
+            *(("objective.combine", {"objective": Objective((RewardTerm("whole"),), v)}) for v in ("sum", None)),
+            *(
+                ("objective.spread", {"objective": Objective((RewardTerm("whole"),), spread=v)})
+                for v in (-0.1, NAN, INF, True, None)
+            ),
+            *(("choose", {"choose": value}) for value in ("best", None, 1)),
+            *(("temperature", {"temperature": value}) for value in (0, -1, NAN, INF, True, None)),
+            *(
+                ("reject_fraction", {"objective": "helpful", "reject_fraction": value, "check_every_tokens": 4})
+                for value in (0, 1, NAN, True, "x")
+            ),
+            *(
+                ("check_every_tokens", {"objective": "helpful", "reject_fraction": 0.5, "check_every_tokens": value})
+                for value in (None, 0, True, 1.0)
+            ),
+            ("check_every_tokens", {"check_every_tokens": 4}),
+            *(("threshold", {"threshold": value}) for value in (NAN, INF, True, "x")),
+        )
+    ),
+    *(
+        (f"search.segments.{name}", axis(Segments(**{"objective": "helpful", name: value})))
+        for name, values in {
+            "objective": (None, 3),
+            "beams": (0, 65, True, None),
+            "samples_per_beam": (0, 65, True, 17),
+            "max_tokens": (0, True, None),
+            "delimiter": ("", "é" * 128 + "a", "\ud800", 3),
+            "entropy_above": (-0.1, NAN, INF, True),
+            "lookahead": (-1, 4097, True, None),
+            "reward_weight": (NAN, INF, True, None),
+            "logprob_weight": (NAN, INF, True, None),
+            "diverse": (1, None),
+        }.items()
+        for value in values
+    ),
+    *(
+        (f"search.reject_segments.{name}", axis(RejectSegments(**{"objective": "helpful", "target": 1.0, name: value})))
+        for name, values in {
+            "objective": (None, 3),
+            "target": (NAN, INF, None, True),
+            "beta": (-0.1, NAN, INF, True),
+            "entropy_above": (-0.1, NAN, INF, None),
+            "min_tokens": (0, True, None),
+            "max_tokens": (0, 3, True, None),
+            "max_tries": (0, 1001, True),
+            "start": (-0.1, 1.1, NAN, True),
+        }.items()
+        for value in values
+    ),
+    *(
+        (f"search.evolution.{name}", axis(Evolution(**{"objective": "helpful", name: value})))
+        for name, values in {
+            "objective": (None, 3),
+            "population": (0, 65, True),
+            "survivors": (0, 9, True),
+            "period_tokens": (0, True, None),
+            "rounds": (-1, 65, True, None),
+            "mutator": ("", 3, "scorer"),
+        }.items()
+        for value in values
+    ),
+    *(
+        (f"search.refine.{name}", axis(Refine(**{"objective": "helpful", name: value})))
+        for name, values in {
+            "objective": (None, 3),
+            "rounds": (-1, 65, True, None),
+            "critic": ("", 3, "scorer"),
+        }.items()
+        for value in values
+    ),
+    *(("references", replace(GOOD, references=value)) for value in ("text", None, 3, ("x",) * 65)),
+    ("references[1]", replace(GOOD, references=("a", "\ud800"))),
+    ("references[0]", replace(GOOD, references=(3,))),
+    ("references", axis(BestOfN(2, "bleu"))),
+    ("references", axis(TokenReward("bleu"))),
+    ("model", replace(GOOD, model="scorer")),
     ("sampling", replace(GOOD, sampling=None)),
     ("stopping", replace(GOOD, stopping={"stop": ()})),
     ("model", replace(GOOD, model="")),
@@ -193,7 +434,22 @@ def test_every_field_is_checked() -> None:
     named = {field.partition("[")[0] for field, _ in BAD_FIELDS}
     assert {f"sampling.{f.name}" for f in fields(Sampling)} <= named
     assert {f"stopping.{f.name}" for f in fields(Stopping)} <= named
-    assert {"model", "prompt", "top_logprobs"} <= named
+    assert {"model", "prompt", "top_logprobs", "references"} <= named
+    for path, cls in {
+        "policy.mixture": Mixture,
+        "policy.token_reward": TokenReward,
+        "draw.speculative.fixed": Fixed,
+        "draw.speculative.confidence": Confidence,
+        "draw.speculative.acceptance": Acceptance,
+        "draw.speculative.lookup": PromptLookup,
+        "search.best_of_n": BestOfN,
+        "search.best_of_n.objective": Objective,
+        "search.segments": Segments,
+        "search.reject_segments": RejectSegments,
+        "search.evolution": Evolution,
+        "search.refine": Refine,
+    }.items():
+        assert {f"{path}.{f.name}" for f in fields(cls)} <= named, path
 
 
 def test_all_bad_fields_at_once() -> None:
@@ -220,10 +476,79 @@ def test_all_bad_fields_at_once() -> None:
     )
 
 
-@pytest.mark.parametrize("request_", [replace(GOOD, model="missing"), replace(GOOD, policy=Nudged("missing"))])
+@pytest.mark.parametrize(
+    "request_",
+    [
+        replace(GOOD, model="missing"),
+        axis(Nudged("missing")),
+        axis(Mixture((Weighted("missing"),))),
+        axis(Speculative("missing")),
+        axis(Evolution("helpful", mutator="missing")),
+        axis(Refine("helpful", critic="missing")),
+    ],
+)
 def test_an_unknown_model_alone_is_not_found(request_: Request) -> None:
-    with pytest.raises(NotFound, match="'missing': accepted: one of 'base', 'chat', 'twin'"):
+    with pytest.raises(NotFound, match="'missing': accepted: one of 'base', 'chat', 'foreign', 'scorer', 'twin'"):
         check(request_)
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (TokenReward("missing"), "policy.token_reward.reward"),
+        (BestOfN(2, {"whole": 1.0, "missing": 1.0}), "search.best_of_n.objective.terms[1].reward"),
+        (Segments("missing"), "search.segments.objective.terms[0].reward"),
+        (RejectSegments("missing", 1.0), "search.reject_segments.objective.terms[0].reward"),
+        (Evolution("missing"), "search.evolution.objective.terms[0].reward"),
+        (Refine("missing"), "search.refine.objective.terms[0].reward"),
+    ],
+)
+def test_an_unknown_reward_alone_is_not_found(value: Any, field: str) -> None:
+    with pytest.raises(NotFound, match="'missing': accepted: one of 'bleu', 'cheap', 'helpful', 'judge', 'whole'") as e:
+        check(axis(value))
+    assert e.value.violations[0].field == field
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (Mixture((Weighted("foreign"),)), ("policy.mixture.experts[0].model", "'foreign'", "'base'")),
+        (TokenReward("whole"), ("policy.token_reward", "'whole'", "'cheap', 'helpful'")),
+        (Segments("whole"), ("search.segments", "'whole'", "prefix or token")),
+        (Segments({"helpful": 1, "whole": 1}), ("objective.terms[1].reward", "'whole'")),
+        (RejectSegments("whole", 1.0), ("search.reject_segments", "'whole'")),
+        (Evolution("whole"), ("search.evolution", "'whole'")),
+        (BestOfN(4, "whole", reject_fraction=0.5, check_every_tokens=8), ("best_of_n with reject_fraction", "'whole'")),
+        (BestOfN(4, "judge"), ("search.best_of_n", "'judge'", "tournament")),
+        (BestOfN(4, "judge", Choose.TOURNAMENT, threshold=0.5), ("search.best_of_n", "'judge'", "threshold")),
+        (
+            BestOfN(4, Objective((RewardTerm("judge"),), Combine.MIN), Choose.TOURNAMENT),
+            ("objective.combine", "min", "'judge'"),
+        ),
+        (Segments("judge"), ("search.segments", "'judge'")),
+        (Refine("judge"), ("search.refine", "'judge'")),
+        (TokenReward("judge"), ("policy.token_reward", "'judge'")),
+        (Speculative(PromptLookup(), Confidence()), ("Confidence with PromptLookup", "Fixed, or None")),
+        (Speculative(PromptLookup(), Acceptance()), ("Acceptance with PromptLookup", "Fixed, or None")),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_by_pair(value: Any, names: tuple[str, ...]) -> None:
+    with pytest.raises(UnsupportedRequest) as caught:
+        check(axis(value))
+    for name in names:
+        assert name in str(caught.value)
+
+
+def test_a_mistake_is_reported_before_a_pair() -> None:
+    assert refused(axis(Segments("whole", beams=0))) == ["search.segments.beams"]
+    assert refused(axis(Segments("missing", beams=0))) == [
+        "search.segments.beams",
+        "search.segments.objective.terms[0].reward",
+    ]
+
+
+def test_references_serve_the_rewards_that_need_them() -> None:
+    check(replace(axis(BestOfN(2, "bleu")), references=("an answer",)))
 
 
 @pytest.mark.parametrize("axis", ["policy", "draw", "search"])
@@ -234,10 +559,7 @@ def test_an_unknown_variant_of_an_axis_is_unsupported(axis: str) -> None:
 
 def test_every_variant_of_the_types_is_known() -> None:
     """A policy, draw or search added to the types and not to validation fails here."""
-    made: dict[type, object] = {Nudged: Nudged("chat")}
-    for axis, union in (("policy", Policy), ("draw", Draw), ("search", Search)):
-        for cls in get_args(union) or (union,):
-            check(replace(GOOD, **{axis: made[cls] if cls in made else cls()}))
+    assert {type(value) for value in VARIANTS} == {cls for union in (Policy, Draw, Search) for cls in get_args(union)}
 
 
 def test_limits_are_those_of_the_engine() -> None:
@@ -282,15 +604,28 @@ def test_nothing_but_typed_errors(data: st.DataObject) -> None:
         chosen = data.draw(st.sets(st.sampled_from([f.name for f in fields(cls)]), max_size=2))
         return cls(**{name: data.draw(junk) for name in chosen})
 
-    policy = data.draw(st.sampled_from([Base(), Nudged("chat")]))
-    if isinstance(policy, Nudged):
-        policy = Nudged(data.draw(junk), when=Entropy(data.draw(junk)), max_span_tokens=data.draw(junk))
+    def spoiled(value: Any) -> Any:
+        names = [f.name for f in fields(value)]
+        chosen = data.draw(st.sets(st.sampled_from(names), max_size=2)) if names else set()
+        return replace(value, **{name: data.draw(junk) for name in chosen})
+
+    def variant(union: Any) -> Any:
+        value = spoiled(data.draw(st.sampled_from([v for v in VARIANTS if isinstance(v, union)])))
+        for f in fields(value):  # one level down
+            inner = getattr(value, f.name)
+            if isinstance(inner, Objective | Fixed | Confidence | Acceptance | PromptLookup | Entropy):
+                value = replace(value, **{f.name: spoiled(inner)})
+        return value
+
     request = Request(
         model=data.draw(st.sampled_from(["base", "?"]) | junk),
         prompt=data.draw(st.just("hi") | junk),
         sampling=some(Sampling),
         stopping=some(Stopping),
-        policy=policy,
+        policy=variant(Policy),
+        draw=variant(Draw),
+        search=variant(Search),
+        references=data.draw(st.just(()) | junk),
         top_logprobs=data.draw(st.just(0) | junk),
     )
     try:
@@ -336,6 +671,7 @@ def test_flat_keywords() -> None:
         include_stop=True,
         time_budget=2.0,
         top_logprobs=3,
+        references="a reference",
     )
     assert request == Request(
         model="base",
@@ -353,9 +689,22 @@ def test_flat_keywords() -> None:
             time_budget=2.0,
         ),
         policy=Nudged("chat"),
+        references=("a reference",),
         top_logprobs=3,
     )
     check(request)
+
+
+@pytest.mark.parametrize("objective", ["whole", {"whole": 1.0}, Objective((RewardTerm("whole"),))])
+def test_an_objective_in_short_is_written_out(objective: Any) -> None:
+    request = request_from_kwargs("hi", model="base", search=BestOfN(4, objective), references=["a", "b"])
+    assert request.search == BestOfN(4, Objective((RewardTerm("whole", 1.0),)))
+    assert request.references == ("a", "b")
+    assert request_from_kwargs("hi", model="base", search=BestOfN(4, choose=Choose.MAJORITY)).search.objective is None
+    junk = request_from_kwargs("hi", model="base", search=BestOfN(4, 3))
+    assert refused(junk) == ["search.best_of_n.objective"]
+    experts = [Weighted("chat")]
+    assert request_from_kwargs("hi", model="base", policy=Mixture(experts)).policy == Mixture(tuple(experts))
 
 
 def test_defaults_and_none() -> None:

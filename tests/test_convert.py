@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import struct
-from typing import Any
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
 
 import pytest
 from grpc import StatusCode
@@ -18,32 +23,48 @@ from trimtab.decode.errors import (
     NotFound,
     Overloaded,
     RequestCancelled,
+    RewardFailed,
     UnsupportedRequest,
     Violation,
 )
 from trimtab.decode.types import (
-    Base,
-    Branching,
+    AnyObjective,
+    BestOfN,
     Candidate,
     ChatMessage,
+    Choose,
     Chunk,
+    Combine,
     Completed,
-    Entropy,
+    Draw,
+    Evolution,
     FinishReason,
+    Mixture,
     ModelInfo,
     ModelUsage,
     Nudged,
+    Objective,
+    Policy,
     Progress,
+    Refine,
+    RejectSegments,
     Request,
     Result,
+    RewardInfo,
+    RewardTerm,
     Sampling,
+    Scored,
+    Search,
+    Segments,
+    Speculative,
     Started,
     Stopping,
     Token,
     TokenDraw,
+    TokenReward,
     TopLogprob,
-    TopProb,
     Usage,
+    Weighted,
 )
 from trimtab.server.answers import (
     Assembler,
@@ -55,12 +76,26 @@ from trimtab.server.answers import (
     started_message,
 )
 from trimtab.server.bridge import StreamMessages
-from trimtab.server.convert import Unimplemented, read_spec, spec_of
-from trimtab.server.listing import info_of, model_message
+from trimtab.server.convert import METHODS, Unimplemented, read_spec, spec_of
+from trimtab.server.listing import info_of, model_message, reward_info_of, reward_message
 from trimtab.server.numbers import duration, seconds, shortest
 from trimtab.server.paths import library_path, proto_path
+from trimtab.server.scoring import score_request, scores_of
 from trimtab.server.status import AnswerTooLarge, error_of, status_of
 from trimtab.v1 import decoding_pb2 as pb
+
+
+def _load(name: str) -> ModuleType:
+    """A helper module beside this one; tests are not a package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+axes = _load("axis_strategies")
 
 uint32 = st.integers(0, 2**32 - 1)
 text = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -94,12 +129,10 @@ stoppings = st.builds(
     include_stop=st.booleans(),
     time_budget=st.none() | st.integers(0, 10**9).map(lambda ms: ms / 1000),
 )
-policies = st.just(Base()) | st.builds(
-    Nudged,
-    names,
-    st.none() | st.builds(Entropy, short) | st.builds(TopProb, short) | st.builds(Branching, short),
-    st.none() | uint32,
-)
+SCALARS: dict[Any, Any] = {int: uint32, float: short, str: text}
+# Names of rewards, and names and weights, become objectives on the way.
+SCALARS[AnyObjective] = axes.values(Objective, SCALARS)
+SCALARS[AnyObjective | None] = st.none() | SCALARS[AnyObjective]
 prompts = st.one_of(
     text.filter(bool),
     st.lists(uint32, min_size=1, max_size=5).map(tuple),
@@ -111,7 +144,10 @@ requests = st.builds(
     prompt=prompts,
     sampling=samplings,
     stopping=stoppings,
-    policy=policies,
+    policy=axes.values(Policy, SCALARS),
+    draw=axes.values(Draw, SCALARS),
+    search=axes.values(Search, SCALARS),
+    references=st.lists(text, max_size=2).map(tuple),
     top_logprobs=st.integers(0, 20),
 )
 
@@ -124,6 +160,90 @@ def test_a_request_comes_back_as_it_was(request: Request) -> None:
     assert reading.violations == ()
     assert reading.unimplemented is None
     assert reading.request == request
+
+
+@pytest.mark.parametrize("cls", [cls for union in (Policy, Draw, Search) for cls in get_args(union)])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_every_variant_comes_back_as_it_was(cls: type, data: st.DataObject) -> None:
+    value = data.draw(axes.values(cls, SCALARS))
+    (axis,) = (
+        name for name, union in (("policy", Policy), ("draw", Draw), ("search", Search)) if cls in get_args(union)
+    )
+    request = Request(model="m", prompt="x", **{axis: value})
+    reading = read_spec(pb.GenerationSpec.FromString(spec_of(request).SerializeToString()))
+    assert (reading.request, reading.violations) == (request, ())
+
+
+def test_the_proto_has_the_variants_of_the_types() -> None:
+    assert len(METHODS) == sum(len(get_args(union)) for union in (Policy, Draw, Search))
+    for prefix, enum, values in (("CHOOSE", pb.Choose, Choose), ("COMBINE", pb.Combine, Combine)):
+        assert set(enum.keys()) == {f"{prefix}_UNSPECIFIED", *(f"{prefix}_{value.name}" for value in values)}
+
+
+@pytest.mark.parametrize("objective", ["a", {"a": 1.0}, Objective((RewardTerm("a"),))])
+def test_an_objective_in_short_is_written_out(objective: Any) -> None:
+    spec = spec_of(Request(model="m", prompt="x", search=BestOfN(2, objective)))
+    assert read_spec(spec).request.search == BestOfN(2, Objective((RewardTerm("a", 1.0),)))
+
+
+def test_an_unset_field_of_a_variant_takes_the_librarys_default() -> None:
+    objective = pb.Objective(terms=[pb.RewardTerm(reward="a")])
+    whole = Objective((RewardTerm("a"),))
+    for search, expected in (
+        (pb.Search(best_of_n=pb.BestOfN(n=3)), BestOfN(3)),
+        (pb.Search(segments=pb.Segments(objective=objective)), Segments(whole)),
+        (pb.Search(evolution=pb.Evolution(objective=objective)), Evolution(whole)),
+        (pb.Search(refine=pb.Refine(objective=objective)), Refine(whole)),
+        (
+            pb.Search(reject_segments=pb.RejectSegments(objective=objective, target=0.5)),
+            RejectSegments(whole, 0.5),
+        ),
+    ):
+        reading = read_spec(pb.GenerationSpec(model="m", text="x", search=search))
+        assert (reading.request.search, reading.violations) == (expected, ())
+    mixture = pb.Policy(mixture=pb.Mixture(experts=[pb.Weighted(model="e"), pb.Weighted(model="f", weight=0)]))
+    reading = read_spec(pb.GenerationSpec(model="m", text="x", policy=mixture))
+    assert reading.request.policy == Mixture((Weighted("e", 1.0), Weighted("f", 0.0))), "zero is not unset"
+
+
+def test_what_a_variant_needs_and_lacks_is_named() -> None:
+    spec = pb.GenerationSpec(
+        model="m",
+        text="x",
+        draw=pb.Draw(speculative=pb.Speculative()),
+        search=pb.Search(
+            reject_segments=pb.RejectSegments(objective=pb.Objective(combine=77)),  # type: ignore[arg-type]
+        ),
+    )
+    fields = [violation.field for violation in read_spec(spec).violations]
+    assert fields == [
+        "draw.speculative.drafter",
+        "search.reject_segments.objective.combine",
+        "search.reject_segments.target",
+    ]
+    spec.search.best_of_n.choose = 9  # type: ignore[assignment]
+    assert [v.field for v in read_spec(spec).violations][1:] == ["search.best_of_n.choose"]
+
+
+@pytest.mark.parametrize(
+    ("search", "count"),
+    [
+        (BestOfN(7, "a"), 7),
+        (Segments("a", beams=3), 3),
+        (Evolution("a", population=5), 5),
+        (Refine("a", rounds=2), 3),
+        (RejectSegments("a", 1.0), 1),
+        (BestOfN(-1, "a"), 0),
+    ],
+)
+def test_a_client_asks_for_every_candidate(search: Any, count: int) -> None:
+    request = Request(model="m", prompt="x", search=search)
+    if count:
+        assert spec_of(request).response.max_candidates == count
+    else:
+        with pytest.raises(InvalidRequest, match=r"search\.best_of_n\.n"):
+            spec_of(request)
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"])
@@ -162,6 +282,19 @@ def test_mappings_are_chat_messages() -> None:
         (Request(model="m", prompt="x", policy="nudged"), "policy"),  # type: ignore[arg-type]
         (Request(model="m", prompt="x", policy=Nudged("c", 3.0)), "policy.nudged.when"),  # type: ignore[arg-type]
         (Request(model="m", prompt="x", draw="fast"), "draw"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", search="best"), "search"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", references=("\ud800",)), "references[0]"),
+        (Request(model="m", prompt="x", references="text"), "references"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", policy=Mixture(("e",))), "policy.mixture.experts[0]"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", policy=Mixture((Weighted("e", True),))), "policy.mixture.experts[0]"),
+        (Request(model="m", prompt="x", policy=TokenReward("a", width=-1)), "policy.token_reward.width"),
+        (Request(model="m", prompt="x", draw=Speculative(3)), "draw.speculative.draft_model"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", draw=Speculative("d", 4)), "draw.speculative.length"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", draw=Speculative("d", coupled=1)), "draw.speculative.coupled"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", search=BestOfN(2, 3)), "search.best_of_n.objective"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", search=BestOfN(2, "a", "best")), "search.best_of_n.choose"),  # type: ignore[arg-type]
+        (Request(model="m", prompt="x", search=Segments({"a": None})), "search.segments.objective.terms[0]"),  # type: ignore[dict-item]
+        (Request(model="m", prompt="x", search=Segments("a", beams=True)), "search.segments.beams"),
         (Request(model="m", prompt="x", top_logprobs=-1), "top_logprobs"),
     ],
 )
@@ -208,6 +341,8 @@ def test_what_is_no_duration_is_refused(value: float) -> None:
         ("prompt.messages[0].role", "spec.chat.messages[0].role"),
         ("top_logprobs", "spec.response.top_logprobs"),
         ("policy.nudged.entropy_nats_above", "spec.policy.nudged.entropy_nats_above"),
+        ("search.segments.objective.terms[1].reward", "spec.search.segments.objective.terms[1].reward"),
+        ("references[1]", "spec.references[1]"),
         ("mode", "mode"),
     ],
 )
@@ -234,6 +369,7 @@ def _tokens(authors: tuple[str, ...]) -> st.SearchStrategy[tuple[Token, ...]]:
         entropy=st.none() | st.floats(0, 20, width=32),
         top_prob=st.none() | st.floats(0, 1, width=32),
         top=tops,
+        reward=optional,
     )
     return st.lists(token, max_size=6).map(tuple)
 
@@ -259,7 +395,7 @@ def results(draw: Any, candidates: int = 3) -> Result:
         usage=Usage(
             **{name: draw(uint32) for name in ("prompt_tokens", "cached_prompt_tokens", "returned_tokens")},
             **{name: draw(uint32) for name in ("generated_tokens", "drafted_tokens", "accepted_tokens")},
-            nudged_tokens=draw(uint32),
+            **{name: draw(uint32) for name in ("nudged_tokens", "discarded_tokens", "reward_calls")},
             models=tuple(ModelUsage(name, draw(uint32), draw(uint32), draw(uint32)) for name in authors),
             queue_time=draw(st.integers(0, 2**20)) / 512,
             time_to_first_token=draw(st.integers(0, 2**20)) / 512,
@@ -268,6 +404,7 @@ def results(draw: Any, candidates: int = 3) -> Result:
         seed=draw(uint32),
         selected=draw(st.integers(0, len(found) - 1)),
         reproducible=draw(st.booleans()),
+        abstained=draw(st.booleans()),
     )
 
 
@@ -308,6 +445,44 @@ def test_a_stream_of_chunks_comes_back_as_it_was(result: Result, data: Any) -> N
     seen = [event for event in back if event is not None]
     assert [e for e in seen if not isinstance(e, Chunk)] == [e for e in events if not isinstance(e, Chunk)]
     assert [e for e in seen if isinstance(e, Chunk)] == [c for c in chunks if c.text or c.tokens]
+
+
+@settings(deadline=None)
+@given(results(candidates=4), st.data())
+def test_every_candidate_arrives_whole_however_much_was_streamed(result: Result, data: Any) -> None:
+    """A search may commit a beginning only, of some candidates only, and the client asks for any number of them."""
+    chunks = []
+    for candidate in result.candidates:
+        if data.draw(st.booleans()):
+            cut = data.draw(st.integers(0, len(candidate.text)))
+            mark = data.draw(st.integers(0, len(candidate.tokens)))
+            chunks.append(Chunk(candidate.index, candidate.text[:cut], candidate.tokens[:mark]))
+    most = data.draw(st.none() | st.integers(0, 5))
+    with_tokens = data.draw(st.booleans())
+    messages = StreamMessages(tokens=with_tokens, max_candidates=most)
+    assembler = Assembler()
+    last: Any = None
+    for event in [_started(result), *chunks, Completed(result)]:
+        for message in messages.of(event):
+            last = assembler.feed(pb.GenerateStreamResponse.FromString(message.SerializeToString()))
+    others = [c for c in result.candidates if c is not result.chosen]
+    kept = [result.chosen, *(others if most is None else others[: max(0, most - 1)])]
+    expected = sorted(kept, key=lambda c: c.index)
+    if not with_tokens:
+        expected = [replace(c, tokens=()) for c in expected]
+    assert list(last.result.candidates) == expected
+    assert last.result.chosen.index == result.chosen.index
+    assert last.result.abstained == result.abstained
+
+
+def test_committed_text_that_is_retracted_is_the_engines_fault() -> None:
+    candidate = Candidate(0, "an answer", (), FinishReason.EOS)
+    result = Result(model="m", models=("m",), candidates=(candidate,), usage=Usage(prompt_tokens=1), seed=0)
+    messages = StreamMessages(tokens=False, max_candidates=0)
+    list(messages.of(_started(result)))
+    list(messages.of(Chunk(0, "another", ())))
+    with pytest.raises(EngineFailed, match="candidate 0"):
+        list(messages.of(Completed(result)))
 
 
 @settings(deadline=None)
@@ -372,9 +547,62 @@ def test_models_come_back_as_they_were() -> None:
         vocab_size=100,
         eos_token_ids=(1, 2),
         nudge_models=("x",),
+        draft_models=("y", "z"),
         ready=False,
     )
-    assert info_of(model_message(info)) == info
+    assert info_of(model_message(info, {})) == info
+    for role in ("base", "aligned", "draft", "reward"):
+        assert info_of(model_message(replace(info, role=role), {})).role == role  # type: ignore[arg-type]
+
+
+def test_rewards_come_back_as_they_were() -> None:
+    for kind in ("sequence", "prefix", "token"):
+        info = RewardInfo(name="r", kind=kind, description="d", models=("m",), pairwise=True, needs_reference=True)  # type: ignore[arg-type]
+        assert reward_info_of(reward_message(info)) == info
+    assert reward_info_of(pb.Reward(id="r", kind=9)).kind == "sequence"  # type: ignore[arg-type]
+
+
+def test_a_model_lists_what_it_can_be_asked_for() -> None:
+    info = info_of(pb.Model(id="m"))
+    prefix, whole, pair = (
+        RewardInfo(name="p", kind="prefix"),
+        RewardInfo(name="w", kind="sequence"),
+        RewardInfo(name="j", kind="prefix", pairwise=True),
+    )
+    alone = {"policy.base", "draw.autoregressive", "draw.speculative", "search.single", "search.best_of_n"}
+    beginnings = {"policy.token_reward", "search.segments", "search.reject_segments", "search.evolution"}
+    for rewards, more in (
+        ((), set()),
+        ((pair,), set()),
+        ((whole,), {"search.refine"}),
+        ((prefix,), {"search.refine", *beginnings}),
+    ):
+        assert set(model_message(info, {r.name: r for r in rewards}).methods) == alone | more
+    assert set(model_message(replace(info, nudge_models=("x",)), {"p": prefix}).methods) == set(METHODS)
+    assert not model_message(replace(info, role="reward"), {"p": prefix}).methods
+
+
+def test_scores_come_back_as_they_were() -> None:
+    items = [("text", "é"), ([ChatMessage("user", "hi")], ""), ([{"role": "user", "content": "x"}], "y")]
+    message = score_request(items, reward=None, model="m", tokens=True)
+    assert message.WhichOneof("scorer") == "model"
+    assert [item.completion for item in message.items] == ["é", "", "y"]
+    assert message.items[0].text == "text"
+    assert [m.content for item in message.items[1:] for m in item.chat.messages] == ["hi", "x"]
+    for bad, field in (
+        ({"reward": "r", "model": "m"}, "scorer"),
+        ({"reward": None, "model": None}, "scorer"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            score_request(items, tokens=False, **bad)
+        assert [v.field for v in caught.value.violations] == [field]
+    with pytest.raises(InvalidRequest, match=r"items\[1\]\.completion"):
+        score_request([("a", "b"), ("a", "\ud800")], reward="r", model=None, tokens=False)
+    with pytest.raises(InvalidRequest, match=r"items\[0\]\.prompt"):
+        score_request([((1, 2), "b")], reward="r", model=None, tokens=False)  # type: ignore[list-item]
+    token = pb.TokenInfo(id=3, piece=b"a", draw=pb.TOKEN_DRAW_FORCED, logprob=-0.5)
+    response = pb.ScoreResponse(scores=[pb.ItemScore(value=-0.5, token_count=1, tokens=[token])])
+    assert scores_of(response, "m") == [Scored(-0.5, 1, (Token(3, b"a", "m", TokenDraw.FORCED, -0.5),))]
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -396,6 +624,8 @@ VIOLATIONS = (
         (AnswerTooLarge("too large"), StatusCode.RESOURCE_EXHAUSTED),
         (EngineClosed("closing"), StatusCode.UNAVAILABLE),
         (RequestCancelled("cancelled"), StatusCode.CANCELLED),
+        (RewardFailed("short", "it gave nan for sample 0"), StatusCode.INTERNAL),
+        (RewardFailed("slow", "it took longer than its limit of 2 s", timed_out=True), StatusCode.INTERNAL),
     ],
 )
 def test_errors_come_back_as_they_were(error: Any, code: StatusCode) -> None:
@@ -407,6 +637,17 @@ def test_errors_come_back_as_they_were(error: Any, code: StatusCode) -> None:
     assert back.retryable == error.retryable
     assert getattr(back, "violations", None) == getattr(error, "violations", None)
     assert getattr(back, "retry_after", None) == getattr(error, "retry_after", None)
+
+
+def test_what_an_exception_of_a_reward_says_does_not_leak() -> None:
+    error = RewardFailed("short", "it raised OSError: /opt/secret is missing")
+    error.__cause__ = OSError("/opt/secret is missing")
+    status = status_of(error)
+    assert "secret" not in str(status)
+    back = error_of(StatusCode.INTERNAL, status.message, status)
+    assert isinstance(back, RewardFailed)
+    assert back.reward == "short"
+    assert back.reason.startswith("it raised OSError; the server's log has it as ")
 
 
 def test_the_engines_own_faults_do_not_leak() -> None:

@@ -25,7 +25,7 @@ from trimtab.decode.answer import Answer
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.run import Job
-from trimtab.decode.engine.sampler import sample
+from trimtab.decode.engine.sampler import Row, sample
 from trimtab.decode.errors import (
     EngineClosed,
     EngineFailed,
@@ -36,6 +36,7 @@ from trimtab.decode.errors import (
     UnsupportedRequest,
 )
 from trimtab.decode.ops import Extend, Pick, gather
+from trimtab.decode.searches.setting import Outcome
 from trimtab.decode.serial import from_json, to_json
 from trimtab.decode.types import (
     Autoregressive,
@@ -639,7 +640,7 @@ def test_picks_go_through_the_kernels() -> None:
     """What ran is recorded by the dispatcher, for this thread."""
     logits = torch.randn(3, 50)
     pick = Pick(Filters(temperature=1.0), Key(1), 0)
-    rows = [(None, [], 0), (pick, [1, 2], 0), (pick, [], 3)]
+    rows = [Row(None), Row(pick, [1, 2]), Row(pick, (), 3)]
     with dispatch.record() as calls:
         reads = sample(logits, rows, lambda token: bytes([token]))
     assert [call.op for call in calls] == ["pick", "top_logprobs"]
@@ -810,10 +811,10 @@ class Explorer:
         finally:
             seq.close()
 
-    async def __call__(self, context: Any, plan: Any, emit: Any) -> Candidate:
+    async def __call__(self, context: Any, plan: Any, emit: Any) -> Outcome:
         (model,) = plan.models
         await self.wander(context.open(model, plan.prompts[model]), self.steps, 2)
-        return Candidate(0, "", (), FinishReason.STOP)
+        return Outcome((Candidate(0, "", (), FinishReason.STOP),))
 
 
 @pytest.mark.parametrize(
@@ -866,10 +867,10 @@ def test_branches_of_one_request_take_pages_from_one_another(make: Factory, monk
             written.append(found.token)
         return written
 
-    async def method(context: Any, plan: Any, emit: Any) -> Candidate:
+    async def method(context: Any, plan: Any, emit: Any) -> Outcome:
         seqs = [context.open("llama", [i, *plan.prompts["llama"]]) for i in range(5)]
         answers.extend(await gather(*(branch(seq, 8) for seq in seqs)))
-        return Candidate(0, "", (), FinishReason.STOP)
+        return Outcome((Candidate(0, "", (), FinishReason.STOP),))
 
     monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
     for pages in (100, 12):
@@ -896,14 +897,14 @@ def test_a_failing_branch_closes_the_others_and_gives_their_pages_back(
         finally:
             seq.close()
 
-    async def method(context: Any, plan: Any, emit: Any) -> Candidate:
+    async def method(context: Any, plan: Any, emit: Any) -> Outcome:
         root = context.open("base", plan.prompts["base"])
         await Extend(root)
         with pytest.raises(ArithmeticError):
             await gather(*(branch(root.fork(), i == 2) for i in range(5)))
         held.append(engine.stats().pages_used["base"])
         await Extend(root, [1])
-        return Candidate(0, "", (), FinishReason.STOP)
+        return Outcome((Candidate(0, "", (), FinishReason.STOP),))
 
     monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
     run_each(engine, [request("base", [1] * 40, 1)])
@@ -920,13 +921,13 @@ def test_a_branch_that_is_closed_costs_no_further_pass(engine: Engine, monkeypat
     async def fails() -> None:
         raise ArithmeticError
 
-    async def method(context: Any, plan: Any, emit: Any) -> Candidate:
+    async def method(context: Any, plan: Any, emit: Any) -> Outcome:
         root = context.open("base", plan.prompts["base"])
         twins = [root.fork() for _ in range(4)]
         with pytest.raises(ArithmeticError):
             await gather(*(branch(twin) for twin in twins), fails())
         await Extend(root)
-        return Candidate(0, "", (), FinishReason.STOP)
+        return Outcome((Candidate(0, "", (), FinishReason.STOP),))
 
     monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
     recorder = Recorder()
@@ -948,12 +949,12 @@ def test_a_branch_that_is_closed_costs_no_further_pass(engine: Engine, monkeypat
 def test_a_method_that_asks_the_impossible_hears_of_it(
     op: Any, message: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def method(context: Any, plan: Any, emit: Any) -> Candidate:
+    async def method(context: Any, plan: Any, emit: Any) -> Outcome:
         seq = context.open("base", plan.prompts["base"])
         with pytest.raises(ValueError, match=message):
             await op(seq)
         assert list(seq.tokens) == [1, 2, 3]
-        return Candidate(0, message, (), FinishReason.STOP)
+        return Outcome((Candidate(0, message, (), FinishReason.STOP),))
 
     monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
     assert run_each(engine, [request("base", [1, 2, 3], 1)])[0].text == message
@@ -1482,7 +1483,7 @@ def _reopened(engine: Engine) -> Engine:
     """A new engine over the same models: loading them again would be all that a test does."""
     fresh = Engine.__new__(Engine)
     fresh.__dict__.update(engine.__dict__)
-    fresh._scheduler = type(engine._scheduler)(engine._views, 64, 512)
+    fresh._scheduler = type(engine._scheduler)(engine._views, 64, 512, fresh.same_ids, fresh._wake.set)
     fresh._lock, fresh._wake = threading.Lock(), threading.Event()
     fresh._inbox = type(engine._inbox)()
     fresh._open, fresh._closing = 0, False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,7 @@ KNOWN = [
 ]
 
 GOLDEN_KEYS = ("0xc06146ef6d9e6b45", "0xa7d7f837913b84e8")
+GOLDEN_DERIVED = ("0x779edaefdd2d853b", "0xdcf40d8cbb5e148")
 GOLDEN_UNIFORM = 0.9044119119644165
 
 
@@ -132,6 +135,7 @@ def test_streams_branches_and_positions_share_nothing() -> None:
     reference = numbers_of(rng.Key(11).bits, 3, 0)
     others = [(rng.Key(11).bits, 3, stream) for stream in list(rng.Stream)[1:]]
     others += [(rng.Key(11).bits, 4, 0), (rng.Key(12).bits, 3, 0), (child.bits, 3, 0)]
+    others += [(rng.Key(11).drafting.bits, 3, 0), (rng.Key(11).residual.bits, 3, 0)]
     for bits, position, stream in others:
         numbers = numbers_of(bits, position, stream)
         assert abs(np.corrcoef(reference, numbers)[0, 1]) < 5 / n**0.5
@@ -148,6 +152,21 @@ def test_child_branches_are_distinct_and_depend_on_the_path() -> None:
     assert rng.Key(3).child(5, 1).child(9, 2) == rng.Key(3, a)
 
 
+@given(seed=U64, branch=U64)
+def test_derived_keys_are_others_and_kept(seed: int, branch: int) -> None:
+    key = rng.Key(seed, branch)
+    keys = [key, key.drafting, key.residual, key.child(0, 0), key.drafting.residual, key.residual.drafting]
+    assert len({k.bits for k in keys}) == len(keys)
+    assert key.drafting is key.drafting
+    assert key.residual is key.residual
+    again = rng.Key(seed, branch)
+    assert again == key
+    assert hash(again) == hash(key)
+    assert again.drafting == key.drafting
+    assert pickle.loads(pickle.dumps(key)).residual == key.residual
+    assert "drafting" not in repr(key)
+
+
 def test_contract_is_frozen() -> None:
     """Numbers that stored seeds depend on; a change here changes every sampled answer."""
     assert [(s.name, int(s)) for s in rng.Stream] == [
@@ -156,18 +175,11 @@ def test_contract_is_frozen() -> None:
         ("LINE", 2),
         ("TOKEN", 3),
         ("ACCEPT", 4),
-        ("DRAFT_TILE", 5),
-        ("DRAFT_COLUMN", 6),
-        ("DRAFT_LINE", 7),
-        ("DRAFT_TOKEN", 8),
-        ("RESIDUAL_TILE", 9),
-        ("RESIDUAL_COLUMN", 10),
-        ("RESIDUAL_LINE", 11),
-        ("RESIDUAL_TOKEN", 12),
-        ("SEARCH", 13),
+        ("SEARCH", 5),
     ]
     assert rng.ROOT_BRANCH == 0
     assert (hex(rng.Key(7).bits), hex(rng.child_branch(0, 5, 1))) == GOLDEN_KEYS
+    assert (hex(rng.Key(7).drafting.bits), hex(rng.Key(7).residual.bits)) == GOLDEN_DERIVED
     u = rng.uniform(np.array([rng.Key(7, 9).bits], np.uint64), np.array([100]), rng.Stream.TOKEN, np.array([49151]))
     assert float(u[0, 0]) == GOLDEN_UNIFORM
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import pytest
@@ -12,28 +16,44 @@ from hypothesis import strategies as st
 
 from trimtab.decode.serial import FORMAT, FormatError, from_json, to_json
 from trimtab.decode.types import (
-    Base,
-    Branching,
+    BestOfN,
     Candidate,
     ChatMessage,
+    Combine,
     Draw,
     Entropy,
     FinishReason,
     ModelUsage,
     Nudged,
+    Objective,
     Policy,
+    PromptLookup,
     Request,
     Result,
+    RewardTerm,
     Sampling,
     Search,
+    Segments,
+    Speculative,
     Stopping,
     Token,
     TokenDraw,
     TopLogprob,
-    TopProb,
-    Trigger,
     Usage,
 )
+
+
+def _load(name: str) -> ModuleType:
+    """A helper module beside this one; tests are not a package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+axes = _load("axis_strategies")
 
 names = st.text(max_size=4)
 counts = st.integers(0, 2**53)
@@ -51,6 +71,7 @@ tokens = st.builds(
     entropy=maybe_numbers,
     top_prob=maybe_numbers,
     top=st.lists(tops, max_size=2).map(tuple),
+    reward=maybe_numbers,
 )
 candidates = st.builds(
     Candidate,
@@ -67,6 +88,8 @@ usages = st.builds(
     prompt_tokens=counts,
     cached_prompt_tokens=counts,
     nudged_tokens=counts,
+    discarded_tokens=counts,
+    reward_calls=counts,
     models=st.lists(models_used, max_size=2).map(tuple),
     total_time=numbers,
 )
@@ -79,10 +102,9 @@ results = st.builds(
     seed=counts,
     selected=counts,
     reproducible=st.booleans(),
+    abstained=st.booleans(),
 )
-triggers = st.one_of(
-    st.none(), st.builds(Entropy, numbers), st.builds(TopProb, numbers), st.builds(Branching, numbers | st.integers())
-)
+SCALARS = {int: counts, float: numbers, str: names}
 prompts = st.one_of(
     names,
     st.lists(counts, min_size=1, max_size=3).map(tuple),
@@ -100,9 +122,10 @@ requests = st.builds(
         seed=st.none() | counts,
     ),
     stopping=st.builds(Stopping, stop=st.lists(names, max_size=2).map(tuple), ignore_eos=st.booleans()),
-    policy=st.one_of(
-        st.just(Base()), st.builds(Nudged, nudger=names, when=triggers, max_span_tokens=st.none() | counts)
-    ),
+    policy=axes.values(Policy, SCALARS),
+    draw=axes.values(Draw, SCALARS),
+    search=axes.values(Search, SCALARS),
+    references=st.lists(names, max_size=2).map(tuple),
     top_logprobs=counts,
 )
 
@@ -133,6 +156,9 @@ RESULT = Result(
 )
 REQUEST = Request(
     model="base", prompt="hi", sampling=Sampling(logit_bias={3: -math.inf}), policy=Nudged("chat", when=Entropy(2.0))
+)
+SEARCH = Request(
+    model="base", prompt="hi", search=Segments(Objective((RewardTerm("a"),))), draw=Speculative(PromptLookup())
 )
 
 
@@ -168,16 +194,35 @@ def test_lists_and_mappings_come_back_in_one_form() -> None:
         assert again.prompt == expected
 
 
-def test_every_variant_of_the_types_round_trips() -> None:
-    """A policy, draw, search or trigger added to the types is read back without a change here."""
-    made: dict[type, Any] = {Nudged: Nudged("n"), **{cls: cls(1.5) for cls in get_args(Trigger)}}
-    for axis, union in (("policy", Policy), ("draw", Draw), ("search", Search)):
-        for cls in get_args(union) or (union,):
-            value = Request(model="m", prompt="x", **{axis: made[cls] if cls in made else cls()})
-            assert from_json(to_json(value)) == value
-    for cls in get_args(Trigger):
-        value = Request(model="m", prompt="x", policy=Nudged("n", when=made[cls]))
-        assert from_json(to_json(value)) == value
+@pytest.mark.parametrize("cls", [cls for union in (Policy, Draw, Search) for cls in get_args(union)])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_every_variant_of_the_types_round_trips(cls: type, data: st.DataObject) -> None:
+    value = data.draw(axes.values(cls, SCALARS))
+    (axis,) = (
+        name for name, union in (("policy", Policy), ("draw", Draw), ("search", Search)) if cls in get_args(union)
+    )
+    request = Request(model="m", prompt="x", **{axis: value})
+    again = from_json(json.loads(json.dumps(to_json(request), allow_nan=False)))
+    assert again == request
+    assert type(getattr(again, axis)) is cls
+
+
+def test_what_is_given_in_short_stays_short() -> None:
+    terms = (RewardTerm("a", 2.0),)
+    for objective, written in (
+        ("a", "a"),
+        ({"a": 2.0, "kind": math.inf}, {"a": 2.0, "kind": "inf"}),
+        (Objective(terms, Combine.MIN), {"kind": "Objective", "combine": "min", "spread": 1.0}),
+        (None, None),
+    ):
+        document = to_json(Request(model="m", prompt="x", search=BestOfN(2, objective)))
+        got = document["search"]["objective"]
+        assert {**got, **written} == got if isinstance(got, dict) else got == written
+        assert from_json(document).search.objective == objective  # type: ignore[union-attr]
+    for draft, written in (("d", "d"), (PromptLookup(4), {"kind": "PromptLookup", "max_ngram": 4})):
+        document = to_json(Request(model="m", prompt="x", draw=Speculative(draft)))
+        assert document["draw"]["draft"] == written
 
 
 def test_missing_fields_take_their_defaults() -> None:
@@ -225,6 +270,17 @@ def spoiled(value: Request | Result, path: str, new: Any) -> dict[str, Any]:
         (REQUEST, "policy", None, "policy.kind"),
         (REQUEST, "policy.when.kind", "Base", "policy.when.kind"),
         (REQUEST, "sampling.logit_bias", {"x": 1.0}, "sampling.logit_bias.x"),
+        (SEARCH, "search.objective", 3, "search.objective"),
+        (SEARCH, "search.objective", None, "search.objective"),
+        (SEARCH, "search.objective", {"kind": "Entropy", "above": 1.0}, "search.objective.kind"),
+        (SEARCH, "search.objective", {"kind": "Objective"}, "search.objective.terms"),
+        (SEARCH, "search.objective.combine", "mean", "search.objective.combine"),
+        (SEARCH, "search.objective.terms.0.weight", "x", "search.objective.terms[0].weight"),
+        (SEARCH, "search.beams", 2.0, "search.beams"),
+        (SEARCH, "search.kind", "Beam", "search.kind"),
+        (SEARCH, "draw.draft", 3, "draw.draft"),
+        (SEARCH, "draw.draft", {"kind": "Lookup"}, "draw.draft"),
+        (SEARCH, "draw.length", {"kind": "Entropy"}, "draw.length.kind"),
     ],
 )
 def test_spoiled_documents_are_refused_by_place(value: Request | Result, path: str, new: Any, field: str) -> None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.decode.answer import Answer
-from trimtab.decode.ops import Context, Extend, Read, Seq
-from trimtab.decode.types import FinishReason
+from trimtab.decode.ops import Context, Extend, Mixed, Read, Seq
 
-__all__ = ["AutoregressiveDraw", "write_base"]
+__all__ = ["AutoregressiveDraw"]
 
 
 class AutoregressiveDraw:
-    """Proposes the next token of one sequence. What is proposed is not yet part of the sequence.
+    """The plain ``TokenDraws``: proposes exactly one token.
 
     Args:
         context: of the request.
         answer: for the pick of each position.
-        seq: the model's sequence, prompt included; tokens are appended to it as they are accepted.
+        seq: the model's sequence, prompt included, or a mixture; tokens are appended to it as they are accepted.
     """
+
+    reproducible = True
 
     def __init__(self, context: Context, answer: Answer, seq: Seq) -> None:
         self._context, self._answer, self.seq = context, answer, seq
@@ -26,14 +27,20 @@ class AutoregressiveDraw:
 
     @property
     def full(self) -> bool:
-        """Whether the model's context has no room for another token."""
-        return len(self.seq.tokens) + len(self._accepted) >= self._context.limit(self.seq.model)
+        """Whether a model's context has no room for another token."""
+        parts = self.seq.parts if isinstance(self.seq, Mixed) else (self.seq,)
+        ahead = len(self._accepted)
+        return any(len(part.tokens) + ahead >= self._context.limit(part.model) for part in parts)
+
+    async def prime(self) -> None:
+        """Compute the tokens so far, drawing nothing, so that forks share the work."""
+        accepted, self._accepted = self._accepted, []
+        await Extend(self.seq, accepted)
 
     async def propose(self) -> list[Read]:
         """Next tokens with the statistics of the distribution that each was drawn from, at least one."""
         accepted, self._accepted = self._accepted, []
-        model = self.seq.model
-        return await Extend(self.seq, accepted, (self._answer.pick(model),), self._answer.top)
+        return await Extend(self.seq, accepted, (self._answer.pick(self.seq.model),), self._answer.top)
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Append tokens to the sequence: proposed ones, or others in their place."""
@@ -49,14 +56,12 @@ class AutoregressiveDraw:
         self.seq.rewind(length)
         self._accepted = list(tokens)
 
+    def fork(self, answer: Answer) -> AutoregressiveDraw:
+        """A second draw with the same accepted tokens, for a copy of the answer."""
+        twin = AutoregressiveDraw(self._context, answer, self.seq.fork())
+        twin._accepted = list(self._accepted)
+        return twin
 
-async def write_base(draw: AutoregressiveDraw, answer: Answer) -> None:
-    """Write an answer from the base's own distribution."""
-    model = draw.seq.model
-    while not answer.done:
-        if draw.full:
-            answer.finish(FinishReason.CONTEXT_FULL)
-            return
-        reads = await draw.propose()
-        taken = answer.write([answer.token(model, read) for read in reads])
-        draw.accept([read.token for read in reads[:taken]])
+    def close(self) -> None:
+        """Close the sequence, at once. Idempotent."""
+        self.seq.close()

@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
@@ -21,7 +21,7 @@ import torch
 from trimtab.decode.answer import Drawing
 from trimtab.decode.api import ResolvedSampling, check_length, request_from_kwargs, resolve_sampling, validate
 from trimtab.decode.build import Plan, write
-from trimtab.decode.config import ConfigError, EngineConfig, EngineOptions, ModelConfig
+from trimtab.decode.config import EngineConfig, EngineOptions, ModelConfig
 from trimtab.decode.engine.run import Job, Run
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.tasks import Task
@@ -33,21 +33,36 @@ from trimtab.decode.errors import (
     NotFound,
     Overloaded,
     TrimtabError,
-    Violation,
 )
 from trimtab.decode.models.load import load
 from trimtab.decode.prepare.templates import as_chat
+from trimtab.decode.rewards.registry import AnyReward, make_rewards
+from trimtab.decode.scoring import score_by_model, score_by_reward
 from trimtab.decode.types import (
+    Acceptance,
+    BestOfN,
     Chunk,
     Completed,
+    Confidence,
     Event,
+    Evolution,
     Limits,
+    Mixture,
     ModelInfo,
     Nudged,
+    Objective,
+    Policy,
+    Progress,
     Prompt,
+    Refine,
     Request,
     Result,
+    RewardInfo,
+    Scored,
+    Segments,
+    Speculative,
     Started,
+    TokenReward,
     Usage,
 )
 from trimtab.kernels.dispatch import Filters
@@ -89,10 +104,13 @@ class Engine:
 
     Args:
         models: name -> source (a bundled name, a folder, a hub id) or ``ModelConfig``; the first is the default.
+        rewards: name -> what searches maximise: a function of (prompt, answer), a ``Reward``, or a table as in
+            ``trimtab.toml`` (``{"type": "keywords", "wanted": ["please"]}``).
         limits: bounds on one request.
         options: of the engine itself.
 
     Raises:
+        ConfigError: a reward that can't be made.
         UnsupportedModel: a model can't be served exactly; the reason is in the message.
         ModelCacheError: a bundled model can't be fetched.
 
@@ -104,6 +122,7 @@ class Engine:
         self,
         models: Mapping[str, ModelConfig | str],
         *,
+        rewards: Mapping[str, AnyReward] | None = None,
         limits: Limits | None = None,
         options: EngineOptions | None = None,
     ) -> None:
@@ -112,6 +131,9 @@ class Engine:
         options = options or EngineOptions()
         self.limits = limits or Limits()
         configs = {n: c if isinstance(c, ModelConfig) else ModelConfig(source=c) for n, c in models.items()}
+        self._rewards = make_rewards(rewards or {}, configs)
+        for reward in self._rewards.values():
+            configs.update(reward.brings)
         self._inbox: deque[Run] = deque()
         self._open = 0  # submitted and not finished
         self._arrivals = itertools.count()
@@ -134,7 +156,10 @@ class Engine:
             (a, b): self._views[a].vocabulary.same_ids(self._views[b].vocabulary)
             for a, b in itertools.permutations(self._views, 2)
         }
-        self._scheduler = Scheduler(self._views, options.max_batch_rows, options.token_budget)
+        self.rewards: Mapping[str, RewardInfo] = MappingProxyType({n: r.info for n, r in self._rewards.items()})
+        self._scheduler = Scheduler(
+            self._views, options.max_batch_rows, options.token_budget, self.same_ids, self._wake.set
+        )
         self._loaded.set()
 
     @classmethod
@@ -142,13 +167,11 @@ class Engine:
         """An engine from a ``trimtab.toml`` or what was read from one.
 
         Raises:
-            ConfigError: the file can't be used, or asks for rewards, which this version doesn't have.
+            ConfigError: the file can't be used.
         """
         if not isinstance(config, EngineConfig):
             config = EngineConfig.load(config)
-        if config.rewards:
-            raise ConfigError(Violation.of("rewards", list(config.rewards), "no table: this version has no rewards"))
-        return cls(config.models, limits=config.limits, options=config.engine)
+        return cls(config.models, rewards=config.rewards, limits=config.limits, options=config.engine)
 
     # ------------------------------------------------------------------------------------------------------ generation
 
@@ -296,27 +319,54 @@ class Engine:
         """
         submitted = time.monotonic()
         self._check_open()
-        validate(request, self.models, self.limits)
+        self._validate(request)
         plan, resolved = self._prepare(request)
         needed = self._needed_pages(plan)
 
-        def deliver(event: Event | Exception) -> None:
-            if isinstance(event, (Completed, Exception)):
+        return self._launch(
+            plan.request,
+            self._views_of(self._models_of(plan)),
+            needed,
+            lambda run: self._answer(run, plan, resolved),
+            on_event,
+            submitted,
+        )
+
+    def _launch(
+        self,
+        request: Request,
+        views: dict[str, View],
+        needed: dict[str, int],
+        make: Callable[[Run], Coroutine[Any, Any, Any]],
+        on_event: Callable[[Any], None],
+        submitted: float | None = None,
+    ) -> Job:
+        """Queue a coroutine that runs as a request; its result is the last thing that ``on_event`` gets."""
+        last: list[Any] = []
+
+        def deliver(event: Any) -> None:
+            if last or isinstance(event, Exception):
                 with self._lock:
                     self._open -= 1  # before its owner hears of the end, who may submit the next at once
             on_event(event)
+
+        async def whole(run: Run) -> Any:
+            result = await make(run)
+            last.append(True)
+            return result
 
         job = Job(f"{os.urandom(8).hex()}", self._wake.set)
         run = Run(
             job=job,
             arrival=next(self._arrivals),
-            request=plan.request,
-            views={name: self._views[name] for name in plan.models},
+            request=request,
+            views=views,
+            rewards=self._rewards,
             needed_pages=needed,
             on_event=deliver,
-            submitted=submitted,
+            submitted=time.monotonic() if submitted is None else submitted,
         )
-        run.task = Task(self._answer(run, plan, resolved), lambda task, op: self._scheduler.submit(run, task, op))
+        run.task = Task(whole(run), lambda task, op: self._scheduler.submit(run, task, op))
         with self._lock:
             try:
                 self._check_open()
@@ -330,13 +380,23 @@ class Engine:
         self._wake.set()
         return job
 
+    def _views_of(self, models: Iterable[str]) -> dict[str, View]:
+        return {name: self._views[name] for name in models}
+
     def _requests(self, prompt: Any, options: dict[str, Any]) -> tuple[bool, list[Request]]:
         """Whether several prompts were given, and a checked request for each."""
         many = not isinstance(prompt, str) and isinstance(prompt, Sequence) and _is_many(prompt)
         requests = [self._request(one, options) for one in (prompt if many else [prompt])]
         for request in requests:
-            validate(request, self.models, self.limits)
+            self._validate(request)
         return many, requests
+
+    def _validate(self, request: Request) -> None:
+        validate(request, self.models, self.limits, rewards=self.rewards, same_ids=self.same_ids)
+
+    def same_ids(self, a: str, b: str) -> bool:
+        """Whether two models share one vocabulary, id for id."""
+        return a == b or self._same[a, b]
 
     def _request(self, prompt: Prompt, options: dict[str, Any]) -> Request:
         options = dict(options)
@@ -349,12 +409,27 @@ class Engine:
         """Tokenise the prompt for every model and resolve the sampling."""
         view = self._views[request.model]
         prompts = {request.model: view.template.encode(request.prompt)}
-        same = False
-        policy = request.policy
+        policy, draw = request.policy, request.draw
+        helpers: tuple[str, ...] = ()
         if isinstance(policy, Nudged):
-            helper = self._views[policy.nudger]
-            prompts[policy.nudger] = helper.template.encode(as_chat(request.prompt, view.vocabulary))
-            same = self._same[request.model, policy.nudger]
+            helpers = (policy.nudger,)
+        elif isinstance(policy, Mixture):
+            helpers = tuple(expert.model for expert in policy.experts)
+        chat = as_chat(request.prompt, view.vocabulary) if helpers else request.prompt
+        for name in helpers:
+            prompts[name] = self._views[name].template.encode(chat)
+        same = bool(helpers) and all(self.same_ids(request.model, name) for name in helpers)
+        same_draft, length = True, draw.length if isinstance(draw, Speculative) else None
+        if isinstance(draw, Speculative) and isinstance(draw.draft, str):
+            same_draft = self.same_ids(request.model, draw.draft)
+            draft = self._views[draw.draft]
+            if draw.draft not in prompts:
+                own = draft.template.encode(as_chat(request.prompt, view.vocabulary)) if not same_draft else None
+                prompts[draw.draft] = own if own is not None else prompts[request.model]
+            length = draw.length or (Acceptance() if draft.model.acceptance is not None else Confidence())
+            if isinstance(length, Acceptance) and draft.model.acceptance is None:
+                accepted = "Fixed or Confidence: draft model {!r} has no acceptance head"
+                raise InvalidRequest.of("draw.speculative.acceptance", length, accepted.format(draw.draft))
         for name, ids in prompts.items():
             if not ids:
                 raise InvalidRequest.of("prompt", request.prompt, f"a prompt of at least one token of model {name!r}")
@@ -368,7 +443,20 @@ class Engine:
             repetition_penalty=resolved.repetition_penalty,
         )
         drawing = Drawing(replace(foreign, bias=resolved.logit_bias), foreign, Key(resolved.seed))
-        return Plan(request, prompts, drawing, view.template.stops(request.prompt), same), resolved
+        stops = view.template.stops(request.prompt)
+        return Plan(request, prompts, drawing, stops, same, same_draft, length or Confidence()), resolved
+
+    def _models_of(self, plan: Plan) -> set[str]:
+        """All models that a request may use."""
+        search = plan.request.search
+        names = set(plan.models)
+        if isinstance(search, Evolution) and search.mutator is not None:
+            names.add(search.mutator)
+        if isinstance(search, Refine) and search.critic is not None:
+            names.add(search.critic)
+        for reward in _rewards_of(plan.request):
+            names.update(self.rewards[reward].models)
+        return names
 
     def _needed_pages(self, plan: Plan) -> dict[str, int]:
         """Pages to admit a request with: its prompts and some room to write.
@@ -387,38 +475,51 @@ class Engine:
                     plan.request.stopping.max_new_tokens,
                     f"at most {limit - len(ids)} after a prompt of {len(ids)} tokens: the cache holds {limit}",
                 )
-            needed[name] = view.pages.pages_for(len(ids) + 1)
+            most = _candidates(plan.request)
+            if most > view.pages.count:
+                raise InvalidRequest.of(
+                    "search", f"{most} candidates", f"at most {view.pages.count}: the cache's pages"
+                )
+            needed[name] = view.pages.pages_for(len(ids)) + most
         return needed
 
     async def _answer(self, run: Run, plan: Plan, resolved: ResolvedSampling) -> Completed:
-        """The root coroutine of a request: writes the candidate and sums up."""
+        """The root coroutine of a request: writes the answer and sums up."""
         request = plan.request
+        draft = request.draw.draft if isinstance(request.draw, Speculative) else None
+        helpers = [name for name in plan.models[1:] if name != draft or _writes(request.policy, name)]
+        authors = (request.model, *helpers)
         run.emit(
             Started(
                 run.job.generation_id,
-                plan.models,
+                authors,
                 len(plan.prompts[request.model]),
                 resolved.seed,
                 request.stopping.max_new_tokens,
             )
         )
 
-        def emit(chunk: Chunk) -> None:
-            if not run.first_token:
+        def emit(event: Chunk | Progress) -> None:
+            if isinstance(event, Chunk) and not run.first_token:
                 run.first_token = time.monotonic()
-            for token in chunk.tokens:
-                run.counter(token.author).tokens_written += 1
-            run.emit(chunk)
+            run.emit(event)
 
-        candidate = await write(run, plan, emit)
+        outcome = await write(run, plan, emit)
         now = time.monotonic()
-        nudged = sum(token.author != request.model for token in candidate.tokens)
+        chosen = outcome.candidates[outcome.selected]
+        for candidate in outcome.candidates:
+            for token in candidate.tokens:
+                run.counter(token.author).tokens_written += 1
         usage = Usage(
             prompt_tokens=len(plan.prompts[request.model]),
             cached_prompt_tokens=min(run.counter(request.model).cached_tokens, len(plan.prompts[request.model])),
-            returned_tokens=len(candidate.tokens),
-            generated_tokens=run.drawn,
-            nudged_tokens=nudged,
+            returned_tokens=len(chosen.tokens),
+            generated_tokens=run.drawn + run.drafted,
+            drafted_tokens=run.drafted,
+            accepted_tokens=run.accepted,
+            discarded_tokens=run.drafted - run.accepted,
+            nudged_tokens=sum(isinstance(request.policy, Nudged) and t.author != request.model for t in chosen.tokens),
+            reward_calls=run.reward_calls,
             models=run.model_usage(),
             queue_time=run.started - run.submitted,
             time_to_first_token=(run.first_token or now) - run.submitted,
@@ -427,12 +528,66 @@ class Engine:
         return Completed(
             Result(
                 model=request.model,
-                models=plan.models,
-                candidates=(candidate,),
+                models=authors,
+                candidates=outcome.candidates,
                 usage=usage,
                 seed=resolved.seed,
+                selected=outcome.selected,
+                reproducible=outcome.reproducible,
+                abstained=outcome.abstained,
             )
         )
+
+    # ---------------------------------------------------------------------------------------------------------- scoring
+
+    def score(
+        self, items: Sequence[tuple[Prompt, str]], *, reward: str | None = None, model: str | None = None
+    ) -> list[Scored]:
+        """Score given answers, with a reward or by the probability that a model gives them.
+
+        Args:
+            items: (prompt, answer) pairs.
+            reward: its name, or
+            model: its name; exactly one of the two. A model's score is the sum of ln p of the answer's tokens.
+
+        Raises:
+            InvalidRequest, NotFound: before anything runs. RewardFailed: the reward did.
+            Overloaded, EngineClosed, EngineFailed: as ``generate``.
+        """
+        if (reward is None) == (model is None):
+            raise InvalidRequest.of("scorer", {"reward": reward, "model": model}, "a reward or a model")
+        waiter = _Waiter()
+        by = model if model is not None else next(iter(self.models))
+        request = Request(model=by, prompt="-")
+        if reward is not None:
+            if reward not in self.rewards:
+                raise NotFound("reward", reward, sorted(self.rewards))
+            if self.rewards[reward].pairwise:
+                raise InvalidRequest.of("reward", reward, "a reward that rates single answers; this one compares two")
+            name = reward
+            job = self._launch(
+                request,
+                self._views_of(self.rewards[reward].models),
+                {},
+                lambda run: score_by_reward(run, name, items),
+                waiter.put,
+            )
+        else:
+            view = self._view(by)
+            rows = []
+            for i, (prompt, text) in enumerate(items):
+                ids, answer = view.template.encode(prompt), view.vocabulary.encode(text, False, continues=True)
+                if not 1 <= len(ids) <= len(ids) + len(answer) <= view.context:
+                    accepted = f"1 to {view.context} tokens of prompt and completion together"
+                    raise InvalidRequest.of(f"items[{i}]", f"{len(ids) + len(answer)} tokens", accepted)
+                rows.append((prompt, ids, answer))
+            job = self._launch(request, {by: view}, {}, lambda run: score_by_model(run, by, rows), waiter.put)
+        try:
+            scored: list[Scored] = waiter.result()
+        except BaseException:
+            job.cancel()
+            raise
+        return scored
 
     # ------------------------------------------------------------------------------------------------------- the thread
 
@@ -473,6 +628,8 @@ class Engine:
                     if scheduler.idle:
                         self._wake.wait()
                         continue
+                    if (pause := scheduler.pause) is not None:
+                        self._wake.wait(pause)
                     scheduler.tick()
         except Exception as error:
             log.exception("the engine thread failed")
@@ -484,6 +641,8 @@ class Engine:
             failure = EngineFailed(f"the engine thread failed: {type(error).__name__}")
             failure.__cause__ = error
             scheduler.abort(failure)
+        finally:
+            scheduler.close()
 
     def _check_open(self) -> None:
         if self._failure is not None:
@@ -560,20 +719,20 @@ class Engine:
 
 
 class _Waiter:
-    """Keeps the last event of a request for a thread that waits for it."""
+    """Keeps what a request ends with for a thread that waits for it."""
 
     def __init__(self) -> None:
-        self._last: queue.SimpleQueue[Completed | Exception] = queue.SimpleQueue()
+        self._last: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def put(self, event: Event | Exception) -> None:
-        if isinstance(event, (Completed, Exception)):
+    def put(self, event: Any) -> None:
+        if not isinstance(event, (Started, Chunk, Progress)):
             self._last.put(event)
 
-    def result(self) -> Result:
+    def result(self) -> Any:
         last = self._last.get()
         if isinstance(last, Exception):
             raise last
-        return last.result
+        return last.result if isinstance(last, Completed) else last
 
 
 class _Events(Iterator[Event]):
@@ -626,6 +785,34 @@ def _views(configs: Mapping[str, ModelConfig], options: EngineOptions) -> dict[s
         pages = max(1, min(memory // (model.bytes_per_token * size), most))
         views[name] = View(model, pages, size, configs[name].template)
     return views
+
+
+def _writes(policy: Policy, model: str) -> bool:
+    """Whether tokens of an answer can be ``model``'s own, beside the requested one's."""
+    if isinstance(policy, Nudged):
+        return policy.nudger == model
+    return isinstance(policy, Mixture) and any(expert.model == model for expert in policy.experts)
+
+
+def _rewards_of(request: Request) -> list[str]:
+    """Names of the rewards that a request asks for."""
+    found = [request.policy.reward] if isinstance(request.policy, TokenReward) else []
+    objective = getattr(request.search, "objective", None)
+    if objective is not None:
+        found += [term.reward for term in Objective.of(objective).terms]
+    return found
+
+
+def _candidates(request: Request) -> int:
+    """Answers that are written side by side."""
+    match request.search:
+        case BestOfN(n=n):
+            return n
+        case Segments(beams=beams, samples_per_beam=samples):
+            return beams * samples
+        case Evolution(population=population):
+            return population
+    return 1
 
 
 def _infos(views: Mapping[str, View], configs: Mapping[str, ModelConfig]) -> dict[str, ModelInfo]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.view import LiveSequence, View
+from trimtab.decode.rewards.base import Reward
 from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import Event, ModelUsage, Request
+from trimtab.decode.types import Event, ModelUsage, Prompt, Request
 
 __all__ = ["Counter", "Job", "Run"]
 
@@ -55,12 +56,16 @@ class Run:
     arrival: int
     request: Request
     views: dict[str, View]
+    rewards: Mapping[str, Reward]
     needed_pages: dict[str, int]
     on_event: Callable[[Event | Exception], None]
     submitted: float
     started: float = 0.0
     first_token: float = 0.0
-    drawn: int = 0  # tokens drawn by any model, discarded ones included
+    drawn: int = 0  # tokens drawn by any model, discarded ones included, drafted ones not
+    drafted: int = 0
+    accepted: int = 0
+    reward_calls: int = 0
     task: Task | None = None
     sequences: dict[LiveSequence, None] = field(default_factory=dict)
     counters: dict[str, Counter] = field(default_factory=dict)
@@ -77,6 +82,20 @@ class Run:
     def out_of_time(self) -> bool:
         budget = self.request.stopping.time_budget
         return budget is not None and time.monotonic() - self.started >= budget
+
+    def render(self, model: str, prompt: Prompt) -> list[int]:
+        return self.views[model].template.encode(prompt)
+
+    def turn_end(self, model: str) -> list[int]:
+        return self.views[model].template.turn_end()
+
+    def reward(self, name: str) -> Reward:
+        self.reward_calls += 1
+        return self.rewards[name]
+
+    def count(self, drafted: int, accepted: int) -> None:
+        self.drafted += drafted
+        self.accepted += accepted
 
     def counter(self, model: str) -> Counter:
         found = self.counters.get(model)

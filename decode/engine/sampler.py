@@ -1,41 +1,144 @@
-"""From rows of logits to reads: one dispatched kernel call for all rows of a forward pass."""
+"""From rows of output to what methods read: dispatched kernel calls over all rows of a kind at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from trimtab.decode.ops import Pick, Read
-from trimtab.decode.types import TopLogprob
+from trimtab.decode.ops import Given, Pick, Read
+from trimtab.decode.types import TokenDraw, TopLogprob
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import RowPick
+from trimtab.kernels.dispatch import RowPick, Stats
 
-__all__ = ["sample"]
+if TYPE_CHECKING:
+    from trimtab.kernels.reference.mix import Blend
+
+__all__ = ["Row", "Span", "mix", "row_pick", "sample", "verify"]
+
+Piece = Callable[[int], bytes]
 
 _STATISTICS_ONLY = RowPick()
 
 
-def sample(
-    logits: Tensor, rows: Sequence[tuple[Pick | None, Sequence[int], int]], piece: Callable[[int], bytes]
-) -> list[Read]:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How one row is read.
+
+    Attributes:
+        pick: how to draw; None reads the statistics of the most likely token.
+        seen: tokens before it, for the repetition penalty.
+        top: number of most likely tokens to report.
+    """
+
+    pick: Pick | Given | None
+    seen: Sequence[int] = ()
+    top: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The K + 1 rows of one verification: K drafted tokens, and how they were drawn (None: coupled)."""
+
+    rows: Sequence[Row]
+    tokens: Sequence[int]
+    draft: dispatch.Draft | None
+
+
+def row_pick(pick: Pick | Given | None, seen: Sequence[int]) -> RowPick:
+    """The kernels' form of a pick."""
+    if not isinstance(pick, Pick):
+        return _STATISTICS_ONLY
+    penalised = pick.filters.repetition_penalty != 1.0
+    return RowPick(pick.filters, pick.key, pick.position, seen if penalised else (), pick.banned)
+
+
+def sample(logits: Tensor, rows: Sequence[Row], piece: Piece) -> list[Read]:
     """Statistics and a token for every row.
 
     Args:
         logits: [R, V] of the model.
-        rows: per row: how to pick (None: statistics only), the tokens seen so far, how many top tokens to report.
-        piece: bytes of a token, for these.
+        rows: R of them.
+        piece: bytes of a token, for the most likely ones.
 
     Returns:
         R reads; ``token`` is -1 where a row has no finite logit.
     """
-    picked = dispatch.pick(logits, [_row(pick, seen) for pick, seen, _ in rows])
-    stats = picked.stats
-    tops = _tops(logits, [top for _, _, top in rows], piece)
+    given = [i for i, row in enumerate(rows) if isinstance(row.pick, Given)]
+    if len(given) == len(rows):
+        return _reads(_given(logits, rows), _ids(rows), logits, rows, piece)
+    picked = dispatch.pick(logits, [row_pick(row.pick, row.seen) for row in rows])
+    reads = _reads(picked.stats, picked.token.tolist(), logits, rows, piece)
+    if given:
+        chosen = [rows[i] for i in given]
+        part = logits[given]
+        for i, read in zip(given, _reads(_given(part, chosen), _ids(chosen), part, chosen, piece), strict=True):
+            reads[i] = read
+    return reads
+
+
+def mix(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[Row], piece: Piece) -> list[Read]:
+    """As ``sample``, from the mixture of several models' logits, each [R, V]; one blend per row."""
+    given = [i for i, row in enumerate(rows) if isinstance(row.pick, Given)]
+    if given:  # for scores, which nobody waits for
+        mixed = dispatch.mixed_logits(logits, blends)
+        return sample(mixed, rows, piece)
+    found = dispatch.mix(logits, blends, [row_pick(row.pick, row.seen) for row in rows])
+    if any(row.top for row in rows):
+        mixed = dispatch.mixed_logits(logits, blends)
+        return _reads(found.stats, found.token.tolist(), mixed, rows, piece)
+    return _reads(found.stats, found.token.tolist(), logits[0], rows, piece)
+
+
+def verify(logits: Tensor, spans: Sequence[Span], piece: Piece) -> list[list[Read]]:
+    """Accept a prefix of each span's drafted tokens and draw the one after it.
+
+    Args:
+        logits: [sum of len(span.rows), V].
+        spans: in the order of their rows.
+        piece: as for ``sample``.
+
+    Returns:
+        for each span, accepted + 1 reads.
+    """
+    windows = [
+        dispatch.Window(span.tokens, [row_pick(row.pick, row.seen) for row in span.rows], span.draft) for span in spans
+    ]
+    found = dispatch.verify(logits, windows)
+    rows = [row for span in spans for row in span.rows]
+    tokens: list[int] = []
+    accepted = found.accepted.tolist()
+    for span, count, token in zip(spans, accepted, found.token.tolist(), strict=True):
+        tokens += [*span.tokens[:count], token, *(-1 for _ in range(len(span.tokens) - count))]
+    reads = _reads(found.stats, tokens, logits, rows, piece)
+    result, start = [], 0
+    for span, count in zip(spans, accepted, strict=True):
+        last = TokenDraw.BONUS if count == len(span.tokens) else TokenDraw.CORRECTED
+        if not span.tokens:
+            last = TokenDraw.PLAIN
+        own = reads[start : start + count + 1]
+        result.append([*(replace(read, draw=TokenDraw.ACCEPTED) for read in own[:-1]), replace(own[-1], draw=last)])
+        start += len(span.rows)
+    return result
+
+
+def _ids(rows: Sequence[Row]) -> list[int]:
+    return [row.pick.token for row in rows if isinstance(row.pick, Given)]
+
+
+def _given(logits: Tensor, rows: Sequence[Row]) -> Stats:
+    return dispatch.stats(logits, torch.tensor(_ids(rows), device=logits.device))
+
+
+def _reads(stats: Stats, tokens: Sequence[int], logits: Tensor, rows: Sequence[Row], piece: Piece) -> list[Read]:
+    tops = _tops(logits, [row.top for row in rows], piece)
     return [
         Read(token, logprob, entropy, top_prob, argmax, top)
         for token, logprob, entropy, top_prob, argmax, top in zip(
-            picked.token.tolist(),
+            tokens,
             stats.logprob.tolist(),
             stats.entropy.tolist(),
             stats.top_prob.tolist(),
@@ -46,14 +149,7 @@ def sample(
     ]
 
 
-def _row(pick: Pick | None, seen: Sequence[int]) -> RowPick:
-    if pick is None:
-        return _STATISTICS_ONLY
-    penalised = pick.filters.repetition_penalty != 1.0
-    return RowPick(pick.filters, pick.key, pick.position, seen if penalised else (), pick.banned)
-
-
-def _tops(logits: Tensor, wanted: Sequence[int], piece: Callable[[int], bytes]) -> list[tuple[TopLogprob, ...]]:
+def _tops(logits: Tensor, wanted: Sequence[int], piece: Piece) -> list[tuple[TopLogprob, ...]]:
     tops: list[tuple[TopLogprob, ...]] = [()] * len(wanted)
     rows = [i for i, n in enumerate(wanted) if n]
     if rows:

@@ -1,9 +1,13 @@
 """Which waiting ops run in which forward pass, and who gets the pages.
 
-One tick: take cancellations, admit queued requests, then for each model run one forward pass over the ops that wait for
-it. Oldest requests go first. A pass reads at most ``token_budget`` tokens, so long prompts are cut into chunks and
-answers that are being written never wait for a whole prompt of somebody else. When pages run out, requests that arrived
-later lose theirs and recompute them afterwards (law 4); so the oldest always finishes.
+One tick: take cancellations and the results of calls, admit queued requests, let drafts draft, then for each model run
+one forward pass over the ops that wait for it. Oldest requests go first. A pass reads at most ``token_budget`` tokens,
+so long prompts are cut into chunks and answers that are being written never wait for a whole prompt of somebody else.
+When pages run out, requests that arrived later lose theirs and recompute them afterwards (law 4); so the oldest always
+finishes.
+
+A block of drafted tokens grows within one tick, a forward pass of the draft for each token, whatever the method that
+asked for it; so the verification of all blocks, and every step that doesn't speculate, share the target's next pass.
 """
 
 from __future__ import annotations
@@ -11,35 +15,30 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from trimtab.decode.engine.batch import RaggedBatch, Span
+from trimtab.decode.engine.batch import RaggedBatch
+from trimtab.decode.engine.batch import Span as Piece
+from trimtab.decode.engine.calls import Calls
+from trimtab.decode.engine.drafting import Block, Source, columns, grow
 from trimtab.decode.engine.pages import OutOfPages
 from trimtab.decode.engine.run import Run
-from trimtab.decode.engine.sampler import sample
+from trimtab.decode.engine.sampler import Row, Span, mix, sample, verify
+from trimtab.decode.engine.speculation import Speculation
 from trimtab.decode.engine.tasks import Task
-from trimtab.decode.engine.view import LiveSequence, View
+from trimtab.decode.engine.view import View
+from trimtab.decode.engine.work import SHORT, Item, ModelOp, Pending, sequences_of
 from trimtab.decode.errors import EngineFailed, RequestCancelled, TrimtabError
-from trimtab.decode.ops import Extend, Pick, Read
+from trimtab.decode.ops import Call, Draft, Drafted, Extend, Mixed, Pick, Read, Value, Verify
+from trimtab.kernels import dispatch
 
 __all__ = ["Scheduler"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """An op and how far it has come."""
-
-    run: Run
-    task: Task
-    op: Extend
-    sequence: LiveSequence
-    reads: list[Read] = field(default_factory=list)
-    overtaken: bool = False  # left out of the last pass, which a later request was in
 
 
 class Scheduler:
@@ -49,25 +48,59 @@ class Scheduler:
         views: models by name.
         max_rows: sequences in one forward pass.
         token_budget: tokens that one forward pass reads at most.
+        shared: whether two models share one vocabulary.
+        wake: called on any thread when the engine's thread has something to do again.
     """
 
-    def __init__(self, views: dict[str, View], max_rows: int, token_budget: int) -> None:
+    def __init__(
+        self,
+        views: dict[str, View],
+        max_rows: int,
+        token_budget: int,
+        shared: Callable[[str, str], bool],
+        wake: Callable[[], object],
+    ) -> None:
         self.views, self.max_rows, self.token_budget = views, max_rows, token_budget
         self.queue: deque[Run] = deque()
         self.running: list[Run] = []
-        self._waiting: dict[str, list[_Waiting]] = {name: [] for name in views}
+        self.speculation = Speculation()
+        self._waiting: dict[str, list[Item]] = {name: [] for name in views}
+        self._blocks: dict[Pending, Block] = {}
+        self._columns: dict[tuple[str, str], Any] = {}
+        self._shared = shared
+        self._calls = Calls(wake)
 
     @property
     def idle(self) -> bool:
         return not self.queue and not self.running
 
+    @property
+    def pause(self) -> float | None:
+        """Seconds for which there is nothing to do unless something comes in; None: there is."""
+        if self.queue or any(self._waiting.values()) or any(run.job.cancelled for run in self.running):
+            return None
+        return self._calls.timeout()
+
     def tick(self) -> None:
         """Advance every request that can be advanced by one forward pass per model."""
         self._reap()
         self._admit()
+        for run, task, result, error in self._calls.poll():
+            if error is None:
+                task.resume(result)
+            else:
+                task.fail(error)
+            self._settle(run)
         for view in self.views.values():
+            self._draft(view)
+        for view in self.views.values():
+            self._begin_blocks(view)
             if self._waiting[view.name]:
-                self._pass(view)
+                self._pass(view, self._waiting[view.name])
+
+    def close(self) -> None:
+        """Stop the workers of calls."""
+        self._calls.close()
 
     def abort(self, error: TrimtabError) -> None:
         """End every request with ``error``, even those that can't be cleaned up any more."""
@@ -106,22 +139,40 @@ class Scheduler:
             run.task.start()
             self._settle(run)
 
-    def submit(self, run: Run, task: Task, op: Extend) -> None:
+    def submit(self, run: Run, task: Task, op: ModelOp | Call) -> None:
         """Queue an op of a running request."""
-        sequence = op.seq
-        assert isinstance(sequence, LiveSequence)
-        if sequence.closed:
-            task.fail(ValueError("the sequence is closed"))
+        if isinstance(op, Call):
+            self._calls.submit(run, task, op)
             return
-        total = len(sequence.tokens) + len(op.tokens)
-        if not 1 <= len(op.picks) <= total:
-            task.fail(ValueError(f"{len(op.picks)} reads of a sequence of {total} tokens"))
+        sequences = sequences_of(op.seq)
+        drafted = op.drafted.tokens if isinstance(op, Verify) else ()
+        tokens = (*op.tokens, *drafted)
+        wanted = len(op.picks) if isinstance(op, (Extend, Verify)) else 1
+        fault = None
+        for sequence in sequences:
+            total = len(sequence.tokens) + len(tokens)
+            if sequence.closed:
+                fault = "the sequence is closed"
+            elif not 1 <= wanted <= total:
+                fault = f"{wanted} reads of a sequence of {total} tokens"
+            elif total > sequence.view.context:
+                fault = f"{total} tokens exceed the context of {sequence.view.context}"
+            elif isinstance(op, Value) is not (sequence.view.model.labels is not None):
+                fault = f"{type(op).__name__} of model {sequence.view.name!r}"
+        if isinstance(op, Verify) and wanted != len(drafted) + 1:
+            fault = f"{wanted} picks for {len(drafted)} drafted tokens"
+        if isinstance(op, Draft) and not op.picks:
+            fault = "a draft without picks"
+        if fault is not None:
+            task.fail(ValueError(fault))
             return
-        if total > sequence.view.context:
-            task.fail(ValueError(f"{total} tokens exceed the context of {sequence.view.context}"))
-            return
-        sequence.tokens.extend(op.tokens)
-        self._waiting[sequence.view.name].append(_Waiting(run, task, op, sequence))
+        pending = Pending(run, task, op)
+        for sequence in sequences:
+            sequence.tokens.extend(tokens)
+            item = Item(pending, sequence, wanted)
+            pending.items.append(item)
+            self._waiting[sequence.view.name].append(item)
+        pending.open = len(pending.items)
 
     def _settle(self, run: Run) -> None:
         """Conclude the request if its method has ended."""
@@ -141,8 +192,11 @@ class Scheduler:
     def _end(self, run: Run, error: Exception | None) -> None:
         self.running.remove(run)
         for name, waiting in self._waiting.items():
-            if any(w.run is run for w in waiting):
-                self._waiting[name] = [w for w in waiting if w.run is not run]
+            if any(item.run is run for item in waiting):
+                self._waiting[name] = [item for item in waiting if item.run is not run]
+        for pending in [p for p in self._blocks if p.run is run]:
+            del self._blocks[pending]
+        self._calls.forget(run)
         try:
             run.release()
         finally:
@@ -162,97 +216,194 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------------- forward passes
 
-    def _pass(self, view: View) -> None:
-        """One forward pass of ``view`` over the ops that wait for it."""
-        batch_of = self._choose(view)
-        if not batch_of:
+    def _pass(self, view: View, waiting: Sequence[Item], drafting: bool = False) -> None:
+        """One forward pass of ``view`` over items that wait for it.
+
+        Args:
+            view: the model.
+            waiting: some or all of its items.
+            drafting: all belong to blocks under way.
+        """
+        chosen = self._choose(view, waiting)
+        if not chosen:
             return
-        spans = [span for _, span in batch_of]
-        batch = RaggedBatch.pack(spans, view.storage.page_tokens)
+        batch = RaggedBatch.pack([piece for _, piece in chosen], view.storage.page_tokens)
+        blocks = [(item, self._blocks.get(item.pending)) for item, _ in chosen]
         device = view.model.device
+        began = time.perf_counter()
+        hidden: Tensor | None = None
         try:
-            logits = view.model.forward(
+            arguments = (
                 torch.from_numpy(batch.tokens).to(device),
                 torch.from_numpy(batch.positions).to(device),
                 view.storage.begin(batch),
                 torch.from_numpy(batch.rows).to(device),
             )
-            reads = self._read(view, batch_of, logits)
+            wanted = any(block is not None and block.rule.wants_acceptance for _, block in blocks)
+            if wanted and view.model.forward_hidden is not None:
+                output, hidden = view.model.forward_hidden(*arguments)
+            else:
+                output = view.model.forward(*arguments)
+            growing = self._read(view, chosen, output, hidden)
         except Exception as error:  # a fault of the pass is the fault of the requests in it, and of no other
             log.exception("a forward pass of %s failed", view.name)
-            for run in _unique([w.run for w, _ in batch_of]):
-                failure = EngineFailed(f"a forward pass of model {view.name!r} failed: {type(error).__name__}")
+            self._fail([item.run for item, _ in chosen], f"a forward pass of model {view.name!r} failed", error)
+            return
+        if all(len(piece.tokens) <= SHORT for _, piece in chosen):
+            self.speculation.observe(view.name, len(batch.tokens), time.perf_counter() - began, drafting)
+        view.forward_passes += 1
+        for run in _unique([item.run for item, _ in chosen]):
+            run.counter(view.name).forward_passes += 1
+        finished: dict[int, Item] = {}
+        for item, piece in chosen:
+            view.pages.commit(item.sequence.table, item.sequence.tokens, piece.end)
+            item.run.counter(view.name).tokens_read += len(piece.tokens)
+            if piece.end == len(item.sequence.tokens) and item not in growing:
+                finished[id(item)] = item
+        self._waiting[view.name] = [item for item in self._waiting[view.name] if id(item) not in finished]
+        self._answer(list(finished.values()))
+
+    def _read(self, view: View, chosen: list[tuple[Item, Piece]], output: Tensor, hidden: Tensor | None) -> set[Item]:
+        """Give each item its rows of output; sample those that can be. Returns the drafting items that go on."""
+        rows: list[Row] = []
+        sampled: list[tuple[Item, int]] = []  # and the row of output
+        drafting: list[tuple[Block, int]] = []
+        at = 0
+        for item, piece in chosen:
+            block = self._blocks.get(item.pending)
+            if piece.reads and block is not None:
+                drafting.append((block, at))
+            elif item.sampled:
+                for i in range(piece.reads):
+                    rows.append(_row(item, item.got + i))
+                    sampled.append((item, at + i))
+            elif piece.reads:
+                item.rows.append(output[at : at + piece.reads])
+            item.got += piece.reads
+            at += piece.reads
+        if rows:
+            own = output if len(rows) == len(output) else output[[i for _, i in sampled]]
+            for (item, _), read in zip(sampled, sample(own, rows, view.vocabulary.piece), strict=True):
+                item.reads.append(read)
+        growing: set[Item] = set()
+        if drafting:
+            blocks, at_rows = [b for b, _ in drafting], [i for _, i in drafting]
+            accepts: list[float | None] = [None] * len(blocks)
+            if hidden is not None and view.model.acceptance is not None:
+                accepts = list(view.model.acceptance(hidden[at_rows]).tolist())
+            own = output if len(blocks) == len(output) else output[at_rows]
+            for block, on in zip(blocks, grow(blocks, own, accepts), strict=True):
+                if on:
+                    growing.add(block.item)
+        return growing
+
+    def _answer(self, items: list[Item]) -> None:
+        """Resume the tasks whose ops are computed whole."""
+        ready: list[Pending] = []
+        for item in items:
+            item.pending.open -= 1
+            if item.pending.open == 0 and item.run in self.running and not item.pending.task.done:
+                ready.append(item.pending)
+        answers: list[tuple[Pending, Any]] = []
+        for group in _groups(ready):
+            try:
+                answers += zip(group, self._results(group), strict=True)
+            except Exception as error:
+                log.exception("reading %s failed", type(group[0].op).__name__)
+                self._fail([p.run for p in group], f"reading {type(group[0].op).__name__} failed", error)
+        order = {id(pending): i for i, pending in enumerate(ready)}
+        for pending, answer in sorted(answers, key=lambda pair: order[id(pair[0])]):
+            if pending.run not in self.running:
+                continue
+            model = pending.items[0].sequence.view.name
+            if isinstance(answer, list) and any(isinstance(r, Read) and r.token < 0 for r in answer):
+                pending.task.fail(EngineFailed(f"model {model!r} gave no finite logits"))
+            else:
+                pending.task.resume(answer)
+            self._settle(pending.run)
+
+    def _results(self, group: list[Pending]) -> list[Any]:
+        """What ops of one kind and of the same models are answered with."""
+        first = group[0].op
+        view = group[0].items[0].sequence.view
+        if isinstance(first, Draft):
+            return [self._blocks.pop(pending).drafted() for pending in group]
+        if isinstance(first, Value):
+            return [torch.cat(p.items[0].rows)[-1].float().tolist() for p in group]
+        if isinstance(first, Extend) and len(group[0].items) == 1:
+            return [pending.items[0].reads for pending in group]
+        rows = [[_row(pending.items[0], i) for i in range(pending.items[0].wanted)] for pending in group]
+        parts = [
+            torch.cat([row for pending in group for row in pending.items[k].rows]) for k in range(len(group[0].items))
+        ]
+        blends = [_blend(p) for p, own in zip(group, rows, strict=True) for _ in own] if len(parts) > 1 else []
+        flat = [row for own in rows for row in own]
+        if isinstance(first, Extend):
+            reads = iter(mix(parts, blends, flat, view.vocabulary.piece))
+            return [[next(reads) for _ in own] for own in rows]
+        logits = dispatch.mixed_logits(parts, blends) if blends else parts[0]
+        spans = []
+        for pending, own in zip(group, rows, strict=True):
+            op = pending.op
+            assert isinstance(op, Verify)
+            source = op.drafted.source
+            assert source is None or isinstance(source, Source)
+            certain = dispatch.Draft(None, (), None)
+            draft = None if op.coupled else (source.draft if source is not None else certain)
+            spans.append(Span(own, op.drafted.tokens, draft))
+        results = verify(logits, spans, view.vocabulary.piece)
+        for pending, reads_of in zip(group, results, strict=True):
+            op = pending.op
+            assert isinstance(op, Verify)
+            drafted, accepted = len(op.drafted.tokens), len(reads_of) - 1
+            pending.run.drawn += 1
+            for item in pending.items:
+                item.sequence.rewind(len(item.sequence.tokens) - drafted + accepted)
+        return results
+
+    def _fail(self, runs: list[Run], what: str, error: Exception) -> None:
+        """End requests whose work failed."""
+        for run in _unique(runs):
+            if run in self.running:
+                failure = EngineFailed(f"{what}: {type(error).__name__}")
                 failure.__cause__ = error
                 self._end(run, failure)
-            return
-        view.forward_passes += 1
-        for run in _unique([w.run for w, _ in batch_of]):
-            run.counter(view.name).forward_passes += 1
-        finished: list[_Waiting] = []
-        for waiting, span in batch_of:
-            view.pages.commit(waiting.sequence.table, waiting.sequence.tokens, span.end)
-            waiting.run.counter(view.name).tokens_read += len(span.tokens)
-            if span.end == len(waiting.sequence.tokens):
-                finished.append(waiting)
-        for waiting, found in zip([w for w, s in batch_of for _ in range(s.reads)], reads, strict=True):
-            waiting.reads.append(found)
-        done = {id(w) for w in finished}
-        self._waiting[view.name] = [w for w in self._waiting[view.name] if id(w) not in done]
-        for waiting in finished:
-            if waiting.run not in self.running:
-                continue
-            if any(read.token < 0 for read in waiting.reads):
-                waiting.task.fail(EngineFailed(f"model {view.name!r} gave no finite logits"))
-            else:
-                waiting.task.resume(waiting.reads)
-            self._settle(waiting.run)
 
-    def _read(self, view: View, batch_of: list[tuple[_Waiting, Span]], logits: torch.Tensor) -> list[Read]:
-        """Statistics and picks for every row of logits, in order."""
-        rows: list[tuple[Pick | None, Sequence[int], int]] = []
-        for waiting, span in batch_of:
-            op, tokens = waiting.op, waiting.sequence.tokens
-            first = len(tokens) - len(op.picks) + 1  # tokens that the first read has seen
-            for i in range(len(waiting.reads), len(waiting.reads) + span.reads):
-                pick = op.picks[i]
-                waiting.run.drawn += pick is not None
-                penalised = pick is not None and pick.filters.repetition_penalty != 1.0
-                rows.append((pick, tokens[: first + i] if penalised else (), op.top))
-        return sample(logits, rows, view.vocabulary.piece) if rows else []
-
-    def _choose(self, view: View) -> list[tuple[_Waiting, Span]]:
-        """The ops of this pass and the part of each that it computes; pages are reserved."""
+    def _choose(self, view: View, waiting: Sequence[Item]) -> list[tuple[Item, Piece]]:
+        """The items of this pass and the part of each that it computes; pages are reserved."""
         # A task that its siblings' failure has closed wants no answer.
-        self._waiting[view.name] = [w for w in self._waiting[view.name] if not w.task.done]
-        waiting = sorted(self._waiting[view.name], key=lambda w: w.run.arrival)
+        if any(item.pending.task.done for item in waiting):
+            self._waiting[view.name] = [i for i in self._waiting[view.name] if not i.pending.task.done]
+        waiting = sorted((i for i in waiting if not i.pending.task.done), key=lambda item: item.run.arrival)
         # Who writes goes before who reads a prompt: a chunk of a prompt must not delay answers under way. But not twice
         # in a row for later requests' sake: the oldest would wait for as long as new ones come.
-        waiting.sort(key=lambda w: not w.overtaken and len(w.sequence.tokens) - w.sequence.table.length > _SHORT)
-        chosen: list[tuple[_Waiting, Span]] = []
+        waiting.sort(key=lambda item: not item.overtaken and item.missing > SHORT)
+        chosen: list[tuple[Item, Piece]] = []
         budget = self.token_budget
         for item in waiting:
             if len(chosen) == self.max_rows or budget <= 0:
                 break
             if item.sequence.closed:
                 continue  # its request failed while pages were sought for an earlier one
-            span = self._reserve(view, item, budget)
-            if span is None and not chosen:
-                span = self._preempt(view, item, budget)
-                if span is None:
+            piece = self._reserve(view, item, budget)
+            if piece is None and not chosen:
+                piece = self._preempt(view, item, budget)
+                if piece is None:
                     continue
-            if span is not None:
-                chosen.append((item, span))
-                budget -= len(span.tokens)
+            if piece is not None:
+                chosen.append((item, piece))
+                budget -= len(piece.tokens)
         taken = {id(item) for item, _ in chosen}
         latest = max((item.run.arrival for item, _ in chosen), default=-1)
         for item in waiting:
             item.overtaken = id(item) not in taken and item.run.arrival < latest
         return chosen
 
-    def _reserve(self, view: View, item: _Waiting, budget: int) -> Span | None:
-        """Make room for the next part of an op; None if there are no pages for it."""
+    def _reserve(self, view: View, item: Item, budget: int) -> Piece | None:
+        """Make room for the next part of an item; None if there are no pages for it."""
         sequence, pages = item.sequence, view.pages
-        total, wanted = len(sequence.tokens), len(item.op.picks) - len(item.reads)
+        total = len(sequence.tokens)
+        wanted = 1 if item.pending in self._blocks else item.wanted - item.got
         if not sequence.table.pages and total > wanted:
             copies = pages.adopt(sequence.table, sequence.tokens[: total - wanted])
             view.storage.copy(copies)
@@ -268,9 +419,9 @@ class Scheduler:
         view.storage.copy(copies)
         start = table.length
         reads = max(0, start + take - (total - wanted))
-        return Span(sequence.tokens[start : start + take], start, table.pages, reads)
+        return Piece(sequence.tokens[start : start + take], start, table.pages, reads)
 
-    def _preempt(self, view: View, item: _Waiting, budget: int) -> Span | None:
+    def _preempt(self, view: View, item: Item, budget: int) -> Piece | None:
         """Take pages from the latest arrivals until ``item`` fits; fail it if nobody is left to take from."""
         victims = [
             sequence
@@ -281,9 +432,9 @@ class Scheduler:
         ]
         for victim in victims:
             victim.evict()
-            span = self._reserve(view, item, budget)
-            if span is not None:
-                return span
+            piece = self._reserve(view, item, budget)
+            if piece is not None:
+                return piece
         older = any(
             sequence.view is view and sequence.table.pages
             for run in self.running
@@ -292,13 +443,92 @@ class Scheduler:
         )
         if not older:
             need = view.pages.pages_for(len(item.sequence.tokens))
-            item.task.fail(EngineFailed(f"{need} pages of model {view.name!r} needed, {view.pages.count} exist"))
-            self._waiting[view.name] = [w for w in self._waiting[view.name] if w is not item]
+            self._drop(item.pending)
+            item.pending.task.fail(
+                EngineFailed(f"{need} pages of model {view.name!r} needed, {view.pages.count} exist")
+            )
             self._settle(item.run)
         return None
 
+    def _drop(self, pending: Pending) -> None:
+        self._blocks.pop(pending, None)
+        for other in pending.items:
+            name = other.sequence.view.name
+            self._waiting[name] = [item for item in self._waiting[name] if item is not other]
 
-_SHORT = 16  # uncached tokens up to which an op counts as writing, not as reading a prompt
+    # -------------------------------------------------------------------------------------------------------- drafting
+
+    def _draft(self, view: View) -> None:
+        """Grow the blocks that wait for ``view`` until all have stopped, but for those that still read a prompt."""
+        while True:
+            self._begin_blocks(view)
+            items = [i for i in self._waiting[view.name] if i.pending in self._blocks and i.missing <= SHORT]
+            if not items:
+                return
+            before = view.forward_passes
+            self._pass(view, items, drafting=True)
+            if view.forward_passes == before:
+                return  # there are no pages for any of them, or they failed
+
+    def _begin_blocks(self, view: View) -> None:
+        for item in list(self._waiting[view.name]):
+            if isinstance(item.pending.op, Draft) and item.pending not in self._blocks:
+                self._begin(item)
+
+    def _begin(self, item: Item) -> None:
+        """Start a block, or answer it with an empty one where speculation doesn't pay now."""
+        op, run = item.pending.op, item.run
+        assert isinstance(op, Draft)
+        draft, target = item.sequence.view, self.views[op.target]
+        rule = self.speculation.rule(op.length, draft.name, target.name, run.job.generation_id, self._load(target))
+        if rule is None:
+            sequence = item.sequence
+            sequence.rewind(len(sequence.tokens) - len(op.tokens))
+            self._drop(item.pending)
+            item.pending.task.resume(Drafted(()))
+            self._settle(run)
+            return
+        key = (draft.name, target.name)
+        if key not in self._columns:
+            self._columns[key] = columns(draft, target, self._shared(*key))
+        ends = frozenset(target.vocabulary.eos_token_ids)
+        self._blocks[item.pending] = Block(item, rule, self._columns[key], ends)
+
+    def _load(self, target: View) -> int:
+        """Sequences that will probably share the target's next pass."""
+        drafting = [
+            item
+            for items in self._waiting.values()
+            for item in items
+            if isinstance(item.pending.op, Draft) and item.pending.op.target == target.name
+        ]
+        return max(1, min(self.max_rows, len(self._waiting[target.name]) + len(drafting)))
+
+
+def _row(item: Item, index: int) -> Row:
+    """How row ``index`` of an op is read."""
+    op, sequence = item.pending.op, item.sequence
+    assert isinstance(op, (Extend, Verify))
+    pick = op.picks[index]
+    item.run.drawn += isinstance(pick, Pick) and isinstance(op, Extend)
+    if not isinstance(pick, Pick) or pick.filters.repetition_penalty == 1.0:
+        return Row(pick, (), op.top)
+    return Row(pick, sequence.tokens[: len(sequence.tokens) - item.wanted + 1 + index], op.top)
+
+
+def _blend(pending: Pending) -> Any:
+    seq = pending.op.seq
+    assert isinstance(seq, Mixed)
+    return seq.blend
+
+
+def _groups(ready: list[Pending]) -> list[list[Pending]]:
+    """Ops that one call of the kernels can answer: of one kind and, by name, of the same models."""
+    groups: dict[tuple[Any, ...], list[Pending]] = {}
+    for pending in ready:
+        models = tuple(item.sequence.view.name for item in pending.items)
+        groups.setdefault((type(pending.op), models), []).append(pending)
+    return list(groups.values())
 
 
 def _unique(runs: list[Run]) -> list[Run]:

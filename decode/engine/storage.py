@@ -1,4 +1,8 @@
-"""Tensors behind the pages of one model view: keys and values of every layer, and attention over them."""
+"""Tensors behind the pages of one model view: keys and values of every layer, and attention over them.
+
+A CPU attends as ``attention`` plans it; on a GPU the paged kernels of ``trimtab.kernels`` read the pages, and where
+Triton is missing the CPU's way serves there too.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,12 @@ from torch import Tensor
 from trimtab.decode.engine.attention import AttentionPlan, plan
 from trimtab.decode.engine.batch import RaggedBatch
 from trimtab.decode.engine.pages import Copy
+from trimtab.kernels import dispatch, paging
+from trimtab.kernels.paths import Path, resolve
 
 __all__ = ["Step", "Storage"]
+
+_LARGEST_KEY = 256  # numbers in a key that the kernels can hold
 
 
 class Storage:
@@ -24,6 +32,7 @@ class Storage:
         pages, page_tokens: size of the pool.
         kv_heads, head_dim: shape of a key.
         dtype, device: of the pool.
+        path: which implementation attends; see ``kernels.paths``.
 
     The pool is zero-filled, because masked positions take part in products and 0 * NaN is NaN. On a CPU the operating
     system commits a page of memory at its first write, so a large pool costs nothing until it is used.
@@ -38,11 +47,12 @@ class Storage:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        path: Path = "auto",
     ) -> None:
         self.page_tokens, self.kv_heads, self.head_dim = page_tokens, kv_heads, head_dim
-        self.dtype, self.device = dtype, device
-        shape = (2, pages, kv_heads, page_tokens, head_dim)
-        self.pools = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.dtype, self.device, self.path = dtype, device, path
+        self._all = torch.zeros((layers, 2, pages, kv_heads, page_tokens, head_dim), dtype=dtype, device=device)
+        self.pools = list(self._all.unbind())
         self._flat = [pool.view(-1, head_dim) for pool in self.pools]
         # Row of the flat pool of (key or value, head) relative to the slot's page.
         heads = torch.arange(2 * kv_heads, device=device)
@@ -51,8 +61,7 @@ class Storage:
     def copy(self, copies: Sequence[Copy]) -> None:
         """Carry out page copies, in order."""
         for source, target, tokens in copies:
-            for pool in self.pools:
-                pool[:, target, :, :tokens] = pool[:, source, :, :tokens]
+            self._all[:, :, target, :, :tokens] = self._all[:, :, source, :, :tokens]
 
     def begin(self, batch: RaggedBatch) -> Step:
         """The state of one forward pass over ``batch``."""
@@ -74,9 +83,21 @@ class Step:
 
     def __init__(self, storage: Storage, batch: RaggedBatch) -> None:
         self.storage, self.batch = storage, batch
-        self._rows = storage.rows(torch.from_numpy(batch.slots).to(storage.device))
         self._longest = max(span.end for span in batch.spans)
-        self._plans: dict[int | None, AttentionPlan] = {}
+        self._path = resolve("paged", storage.path, storage.device, kernels=storage.head_dim <= _LARGEST_KEY)
+        if self._path == "torch":
+            self._rows = storage.rows(torch.from_numpy(batch.slots).to(storage.device))
+            self._plans: dict[int | None, AttentionPlan] = {}
+            return
+        spans = batch.spans
+        self._spans = paging.spans(
+            [span.start for span in spans],
+            [len(span.tokens) for span in spans],
+            [span.pages for span in spans],
+            storage.page_tokens,
+            storage.device,
+        )
+        self._schedules: dict[int | None, paging.Schedule] = {}
 
     def attend(self, layer: int, q: Tensor, kv: Tensor, scale: float, window: int | None) -> Tensor:
         """Write this layer's new keys and values, then attend.
@@ -90,10 +111,12 @@ class Step:
         Returns:
             [T, Hq, D].
         """
-        storage = self.storage
-        storage.write(layer, self._rows, kv)
         if window is not None and window >= self._longest:
             window = None
+        if self._path != "torch":
+            return self._attend_pages(layer, q, kv, scale, window)
+        storage = self.storage
+        storage.write(layer, self._rows, kv)
         found = self._plans.get(window)
         if found is None:
             group = q.shape[1] // storage.kv_heads
@@ -102,3 +125,14 @@ class Step:
             )
             self._plans[window] = found
         return found.run(q, storage.pools[layer], scale)
+
+    def _attend_pages(self, layer: int, q: Tensor, kv: Tensor, scale: float, window: int | None) -> Tensor:
+        """``attend`` by the paged kernels."""
+        storage, pool = self.storage, self.storage.pools[layer]
+        found = self._schedules.get(window)
+        if found is None:
+            group, key_bytes = q.shape[1] // storage.kv_heads, storage.head_dim * storage.dtype.itemsize
+            found = self._schedules[window] = paging.schedule(self._spans, window, group, key_bytes)
+        path: Path = "triton" if self._path == "triton" else "interpret"
+        dispatch.paged_write(pool, kv, self._spans.slots, path=path)
+        return dispatch.paged_attend(q.to(storage.dtype), pool, self._spans, found, scale, path=path).to(q.dtype)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from trimtab.decode.ops import Extend, Gather, Read
+from trimtab.decode.ops import Call, Draft, Extend, Gather, Value, Verify
 
-__all__ = ["Task"]
+__all__ = ["Op", "Task"]
+
+Op = Extend | Draft | Verify | Value | Call
+_OPS = (Extend, Draft, Verify, Value, Call)
 
 
 class Task:
@@ -22,7 +25,7 @@ class Task:
     def __init__(
         self,
         coroutine: Coroutine[Any, Any, Any],
-        submit: Callable[[Task, Extend], None],
+        submit: Callable[[Task, Op], None],
         parent: Task | None = None,
         index: int = 0,
     ) -> None:
@@ -37,8 +40,9 @@ class Task:
     def start(self) -> None:
         self._advance(None, None)
 
-    def resume(self, reads: list[Read]) -> None:
-        self._advance(reads, None)
+    def resume(self, answer: Any) -> None:
+        """Hand the awaited op's answer to the coroutine."""
+        self._advance(answer, None)
 
     def fail(self, error: Exception) -> None:
         """Raise ``error`` at the point where the coroutine waits."""
@@ -65,10 +69,11 @@ class Task:
             return
         if isinstance(op, Gather):
             self._gather(op)
-        elif isinstance(op, Extend):
+        elif isinstance(op, _OPS):
             self._submit(self, op)
         else:
-            self._advance(None, TypeError(f"a method awaited {type(op).__name__}; accepted: Extend, gather"))
+            accepted = ", ".join(kind.__name__ for kind in _OPS)
+            self._advance(None, TypeError(f"a method awaited {type(op).__name__}; accepted: {accepted}, gather"))
 
     def _finish(self, result: Any, error: Exception | None) -> None:
         self.done, self.result, self.error = True, result, error

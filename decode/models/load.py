@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +16,10 @@ from trimtab.decode.engine.batch import RaggedBatch, Span
 from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models import bundled
+from trimtab.decode.models.draft import bundled_draft, read_draft
 from trimtab.decode.models.linear import packing_available
 from trimtab.decode.models.modules import ModuleForward, UnsupportedAttention
+from trimtab.decode.models.reward import head_values, is_reward, labels_of, load_reward, reward_forward
 from trimtab.decode.models.stack import FAMILIES, Stack
 from trimtab.decode.text import Vocabulary
 
@@ -40,7 +42,15 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to run, and the shapes that its cache needs."""
+    """A model ready to run, and the shapes that its cache needs.
+
+    Attributes:
+        labels: names of the outputs of a reward model's head, which ``forward`` then gives in place of logits.
+        draft_ids: int64 [Vd], of a draft with a reduced vocabulary: the id that each of its logits stands for.
+        acceptance: of a draft with a trained head: its hidden states [n, D] -> the probability, float32 [n], that the
+            target accepts a token drawn from them.
+        forward_hidden: as ``forward``, but it gives these hidden states too.
+    """
 
     name: str
     source: str
@@ -56,6 +66,10 @@ class LoadedModel:
     dtype: torch.dtype
     kv_dtype: torch.dtype
     device: torch.device
+    labels: tuple[str, ...] | None = None
+    draft_ids: Tensor | None = None
+    acceptance: Callable[[Tensor], Tensor] | None = None
+    forward_hidden: Callable[[Tensor, Tensor, Step, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -74,6 +88,9 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
             self-test differs from the model's own forward.
     """
     source = _resolve(config.source)
+    draft = read_draft(source, name)
+    if draft is not None:
+        source = _resolve(draft.spec.target)
     try:
         hf_config: Any = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -82,32 +99,44 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
     device = _device(name, config.device)
     dtype = _dtype(config.dtype, device)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=config.trust_remote_code
+        rates = is_reward(hf_config)
+        model: Any = (
+            load_reward(name, source, dtype, config.trust_remote_code)
+            if rates
+            else AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=config.trust_remote_code)
         )
     except (OSError, ValueError) as error:
         raise UnsupportedModel(name, _first_line(error)) from error
+    if draft is not None:
+        model = draft.build(model)
     if not getattr(model, "_supports_attention_backend", False) or not model._can_set_attn_implementation():
         raise UnsupportedModel(
             name, f"{type(model).__name__} does not take its attention from transformers' AttentionInterface"
         )
     model = model.to(device).eval().requires_grad_(False)
-    generation_config: GenerationConfig = model.generation_config
+    generation_config: GenerationConfig = model.generation_config or GenerationConfig()
     eos: Any = generation_config.eos_token_id
     eos_ids = None if eos is None else ([eos] if isinstance(eos, int) else list(eos))
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     vocabulary = Vocabulary(tokenizer, eos_token_ids=eos_ids, name=name)
-    text_config = hf_config.get_text_config()
+    text_config = model.config.get_text_config()
     context = int(getattr(text_config, "max_position_embeddings", None) or 2048)
     if config.context_tokens is not None:
         context = min(context, config.context_tokens)
     vocab_size = int(text_config.vocab_size)
     with torch.inference_mode():
         probe = _probe_tokens(vocab_size)
-        expected = [model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in probe]
+        expected = [(head_values(model, ids) if rates else _logits(model, ids)).float().cpu() for ids in probe]
         architecture = type(model).__name__
         layers, kv_heads, head_dim = _shapes(name, model, text_config)
-        forward: Forward = Stack(model) if device.type == "cpu" and _is_checked_family(model) else ModuleForward(model)
+        stacked = device.type == "cpu" and _is_checked_family(model)
+        forward: Forward
+        forward_hidden = None
+        if rates:
+            forward = reward_forward(model, stacked)
+        else:
+            forward = Stack(model) if stacked else ModuleForward(model)
+            forward_hidden = forward.with_hidden
         loaded = LoadedModel(
             name=name,
             source=config.source,
@@ -123,12 +152,24 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
             dtype=dtype,
             kv_dtype=torch.float32 if device.type == "cpu" else dtype,
             device=device,
+            labels=labels_of(hf_config) if rates else None,
+            draft_ids=None if draft is None else draft.ids,
+            acceptance=None if draft is None else draft.acceptance(device),
+            forward_hidden=forward_hidden,
         )
         _self_test(loaded, probe, expected)
     return loaded
 
 
+def _logits(model: Any, ids: list[int]) -> Tensor:
+    """[T, V] of the model's own forward."""
+    logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
+    return logits
+
+
 def _resolve(source: str) -> str:
+    if folder := bundled_draft(source):
+        return str(folder)
     if any(source == model.name for model in bundled.bundled()):
         return str(bundled.ensure(source))
     return str(Path(source).expanduser()) if source.startswith("~") else source

@@ -74,6 +74,19 @@ class ModuleForward:
 
     def __call__(self, tokens: Tensor, positions: Tensor, step: Step, rows: Tensor) -> Tensor:
         """tokens, positions int64 [T], rows int64 [n] -> logits [n, V] in the model's dtype."""
+        return self._logits(tokens, positions, step, rows)
+
+    def with_hidden(self, tokens: Tensor, positions: Tensor, step: Step, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As a call; also the states that the model's head read for it, after the last norm, [n, D]."""
+        read: list[Tensor] = []
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        try:
+            logits = self._logits(tokens, positions, step, rows)
+        finally:
+            hook.remove()
+        return logits, read[0].reshape(len(rows), -1)
+
+    def _logits(self, tokens: Tensor, positions: Tensor, step: Step, rows: Tensor) -> Tensor:
         logits: Tensor = self.model(
             input_ids=tokens.unsqueeze(0),
             position_ids=positions.unsqueeze(0),

@@ -156,6 +156,10 @@ class Stack:
         Returns:
             [n, V] in the model's dtype.
         """
+        return self.with_hidden(tokens, positions, step, rows)[0]
+
+    def with_hidden(self, tokens: Tensor, positions: Tensor, step: Step, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """As a call; also the states that the logits come from, after the last norm, [n, D]."""
         last = int(positions.max())
         if last >= self._length:
             self._grow(2 * last)
@@ -166,10 +170,11 @@ class Stack:
             x = layer(x, cos, sin, step)
         if len(rows) < len(x):
             x = x.index_select(0, rows)
-        logits = self.head(self.norm(x))
+        hidden = self.norm(x)
+        logits = self.head(hidden)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+        return logits, hidden
 
     def _grow(self, length: int) -> None:
         """(Re)compute the rotary tables for positions [0, length), with the model's own module."""

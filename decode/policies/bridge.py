@@ -103,6 +103,12 @@ class Spelling:
         self.ends[keep:] = [start + end for end in ends]  # those kept too: what follows may have no tokens
         return kept
 
+    def copy(self) -> Spelling:
+        """An independent state at the same point of the answer."""
+        twin = Spelling(self.vocabulary, self.lead)
+        twin.ids, twin.ends = list(self.ids), list(self.ends)
+        return twin
+
     def cut(self, count: int) -> None:
         """Forget all but the first ``count`` tokens."""
         del self.ids[count:], self.ends[count:]

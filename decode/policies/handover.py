@@ -24,17 +24,20 @@ Explicit rules where the published code has none or fails:
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from dataclasses import dataclass, field
+from typing import Self
 
 from trimtab.decode.answer import Answer
-from trimtab.decode.draws.autoregressive import AutoregressiveDraw
-from trimtab.decode.ops import Context, Extend, Pick, Read, Seq, VocabularyView
+from trimtab.decode.draws.base import TokenDraws
+from trimtab.decode.ops import Context, Extend, Pick, Read, Seq, VocabularyView, gather
 from trimtab.decode.policies.bridge import Spelling, incomplete, starts_word, text_of
 from trimtab.decode.policies.repetition import repeats
 from trimtab.decode.policies.trigger import fires
-from trimtab.decode.types import FinishReason, Trigger
+from trimtab.decode.types import FinishReason, Token, Trigger
+from trimtab.decode.writer import Team, Writer
 
-__all__ = ["Handover"]
+__all__ = ["HandoverWriter"]
 
 _MAX_WORD = 16  # tokens of the longest word: some scripts have no spaces, and white space may never end
 _MAX_BLOCK = 16  # words drafted before the base reads them
@@ -44,27 +47,47 @@ _CHECK_EVERY = 8  # tokens between looks for repetition
 
 
 @dataclass(slots=True)
-class _Draft:
+class _Span:
     """What the nudger has drafted since it took over.
 
     Attributes:
-        words: drafted, not yet written.
+        words: drafted, not yet wholly written; the first may be.
+        done: tokens of the first word that are written.
         next: the nudger's read for the token after them: the start of the next word, or EOS. It is already drawn, but
             not yet in its sequence. None where a limit left no room for it.
+        backs: for the first words, the base's read after each; None where there is none. A word is written only when
+            it has one of these.
+        last: the word that was written before the first one.
+        block: words to draft at a time.
+        written: tokens that the nudger has written in a row.
     """
 
     words: list[list[Read]] = field(default_factory=list)
+    done: int = 0
     next: Read | None = None
+    backs: deque[Read | None] = field(default_factory=deque)
+    last: list[Read] = field(default_factory=list)
+    block: int = 1
+    written: int = 0
+
+    @property
+    def ahead(self) -> int:
+        """Tokens that are drafted and not written."""
+        return sum(map(len, self.words)) - self.done
+
+    def copy(self) -> _Span:
+        words = [list(word) for word in self.words]
+        return _Span(words, self.done, self.next, self.backs.copy(), list(self.last), self.block, self.written)
 
 
-class Handover:
+class HandoverWriter(Writer):
     """Writes one answer with two models of different vocabularies.
 
     Args:
         context: of the request.
         base: draws the base's tokens; its sequence is the base's prompt.
         nudger: sequence of the nudger's prompt.
-        answer: what is written.
+        answer, team: see ``Writer``.
         when: trigger.
         max_span: nudger tokens in a row before the base must write one, counted at ends of words; None: no bound.
         stops: texts with which the base begins a new turn of its own; read as its EOS.
@@ -73,50 +96,82 @@ class Handover:
     def __init__(
         self,
         context: Context,
-        base: AutoregressiveDraw,
+        base: TokenDraws,
         nudger: Seq,
         answer: Answer,
+        team: Team,
         when: Trigger,
         max_span: int | None = None,
         stops: tuple[str, ...] = (),
     ) -> None:
-        self._context, self._base, self._nudger, self._answer = context, base, nudger, answer
-        self._when, self._max_span = when, max_span
-        self._stops = tuple(stop.lstrip("\n").encode() for stop in stops)
+        super().__init__(answer, team)
+        self._context, self._base, self._nudger = context, base, nudger
+        self._when, self._max_span, self._stops = when, max_span, stops
+        self._turns = tuple(stop.lstrip("\n").encode() for stop in stops)
         self._base_prompt, self._nudger_prompt = len(base.seq.tokens), len(nudger.tokens)
         self._base_vocabulary = context.vocabulary(base.seq.model)
         self._nudger_vocabulary = context.vocabulary(nudger.model)
         self._of_base = Spelling(self._base_vocabulary, _lead(self._base_vocabulary, base.seq))
         self._of_nudger = Spelling(self._nudger_vocabulary, _lead(self._nudger_vocabulary, nudger))
         self._data = bytearray()  # the answer
+        self._reads: deque[Read] = deque()  # proposed by the base, not yet written
+        self._span: _Span | None = None  # while the nudger writes
+        self._own: Read | None = None  # the base's next token, with which it takes over from the nudger
         self._checked = 0
         self._looping = False
 
-    async def write(self) -> None:
-        """Write the whole answer."""
-        while not self._answer.done:
-            if self._base.full:
-                self._answer.finish(FinishReason.CONTEXT_FULL)
-                return
-            for read in await self._base.propose():
-                self._guard()
-                if self._answer.done:
-                    return
-                if self._hands_over(read):
-                    own = await self._nudge()
-                    if own is not None:
-                        self._write_base(own)
-                    break
-                self._write_base(read)
+    @property
+    def reproducible(self) -> bool:  # type: ignore[override]
+        return self._base.reproducible
+
+    async def prime(self) -> None:
+        await gather(self._base.prime(), _read(self._nudger))
+
+    async def _next(self) -> Token | None:
+        while not self.answer.done:
+            if self._own is not None:
+                return self.answer.token(self._base.seq.model, self._own)
+            read = await (self._next_of_base() if self._span is None else self._next_of_nudger(self._span))
+            if read is not None:
+                return self.answer.token((self._base.seq if self._span is None else self._nudger).model, read)
+        return None
+
+    def _took(self, token: Token) -> None:
+        span = self._span
+        if span is None or self._own is not None:
+            if self._own is None:
+                self._reads.popleft()
+            self._span = self._own = None
+            if not self.answer.done:
+                self._base.accept([token.id])
+                self._of_base.append(token.id)
+                self._data += text_of(self._base_vocabulary, token.id)
+            return
+        span.done += 1
+        span.written += 1
+        if not self.answer.ends(self._nudger.model, token.id):
+            self._data += text_of(self._nudger_vocabulary, token.id)
+            self._of_nudger.append(token.id)
 
     # ------------------------------------------------------------------------------------------------------- the base
 
-    def _write_base(self, read: Read) -> None:
-        token = self._answer.token(self._base.seq.model, read)
-        if self._answer.write([token]) and not self._answer.done:
-            self._base.accept([read.token])
-            self._of_base.append(read.token)
-            self._data += text_of(self._base_vocabulary, read.token)
+    async def _next_of_base(self) -> Read | None:
+        """The base's next token; None where it hands over or the answer has ended."""
+        if not self._reads:
+            if self._base.full:
+                self.answer.finish(FinishReason.CONTEXT_FULL)
+                return None
+            self._reads.extend(await self._base.propose())
+        read = self._reads[0]
+        self._guard()
+        if self.answer.done:
+            return None
+        if not self._hands_over(read):
+            return read
+        self._reads.clear()
+        self._catch_up_nudger()
+        self._span = _Span()
+        return None
 
     def _hands_over(self, read: Read) -> bool:
         """Whether the nudger writes instead of the base's ``read``."""
@@ -129,44 +184,48 @@ class Handover:
 
     def _gives_up(self, read: Read) -> bool:
         """Whether the base would end its answer here: by EOS, or by turning to a question of its own."""
-        if self._answer.is_eos(self._base.seq.model, read.token):
+        if self.answer.is_eos(self._base.seq.model, read.token):
             return True
         piece = text_of(self._base_vocabulary, read.token)
         head = piece.strip()
-        if not head or not self._stops:
+        if not head or not self._turns:
             return False
         before = self._data + piece[: len(piece) - len(piece.lstrip())]
         if not before.rstrip(b" ").endswith(b"\n"):
             return False
-        return any(stop.startswith(head) or head.startswith(stop) for stop in self._stops)
+        return any(stop.startswith(head) or head.startswith(stop) for stop in self._turns)
 
     # ----------------------------------------------------------------------------------------------------- the nudger
 
-    async def _nudge(self) -> Read | None:
-        """Let the nudger write until the base takes over; returns the base's next token, None if the answer ended."""
-        draft, block, written = _Draft(), 1, 0
-        self._catch_up_nudger()
-        while await self._draft(draft, block):
-            for back in await self._verify(draft):
-                word = draft.words.pop(0)
-                self._write_nudge(word)
-                written += len(word)
-                if self._answer.done:
-                    return None
-                follower = draft.words[0][0] if draft.words else draft.next
-                spent = self._max_span is not None and written >= self._max_span
-                if back is not None and self._takes_over(back, follower, spent):
-                    self._settle_base()
-                    return back
-                self._guard()
-                if self._answer.done:
-                    return None
-            block = min(2 * block, _MAX_BLOCK)
+    async def _next_of_nudger(self, span: _Span) -> Read | None:
+        """The nudger's next token; None where the base takes over, the answer has ended, or more must be drafted."""
+        if not span.backs:
+            if not await self._draft(span):
+                return None if self.answer.done else span.next
+            span.backs.extend(await self._verify(span))
+            return None
+        word = span.words[0]
+        if span.done < len(word):
+            return word[span.done]
+        # A word has been written: who goes on?
+        follower = span.words[1][0] if len(span.words) > 1 else span.next
+        spent = self._max_span is not None and span.written >= self._max_span
+        back = span.backs[0]
+        if back is not None and self._takes_over(back, follower, spent):
+            self._settle_base()
+            self._own = back
+            return None
+        self._guard()
+        if not self.answer.done:
+            span.last, span.done = span.words.pop(0), 0
+            span.backs.popleft()
+            if not span.backs:
+                span.block = min(2 * span.block, _MAX_BLOCK)
         return None
 
     def _takes_over(self, read: Read, follower: Read | None, spent: bool) -> bool:
         """Whether the base goes on by itself, where the nudger would write ``follower``."""
-        if follower is not None and self._answer.ends(self._nudger.model, follower.token):
+        if follower is not None and self.answer.ends(self._nudger.model, follower.token):
             return False  # the end is the nudger's to say
         if self._gives_up(read):
             return False
@@ -184,45 +243,39 @@ class Handover:
         assert kept is not None
         self._nudger.rewind(self._nudger_prompt + min(kept, len(self._nudger.tokens) - self._nudger_prompt))
 
-    async def _draft(self, draft: _Draft, block: int) -> bool:
+    async def _draft(self, span: _Span) -> bool:
         """Draft until there are ``block`` whole words and the token after them, or fewer where the answer must end.
 
         Returns:
-            False if the answer ended: there is no word, because the nudger says EOS or has no room.
+            False if there is no word: the nudger says EOS, which is ``next``, or the answer ended for want of room.
         """
-        if self._answer.done:
-            return False
-        model = self._nudger.model
-        ahead = sum(map(len, draft.words))
-        spelled = [*self._of_nudger.ids, *(read.token for word in draft.words for read in word)]
-        pending = spelled[len(self._nudger.tokens) - self._nudger_prompt :]
+        answer, model = self.answer, self._nudger.model
+        drafted = [read.token for word in span.words for read in word][span.done :]
+        pending = [*self._of_nudger.ids, *drafted][len(self._nudger.tokens) - self._nudger_prompt :]
         while True:
-            if ahead >= self._answer.remaining:
+            if span.ahead >= answer.remaining:
                 return True
-            if draft.next is None:
+            if span.next is None:
                 if len(self._nudger.tokens) + len(pending) >= self._context.limit(model):
                     break
                 if self._context.out_of_time():
-                    self._answer.finish(FinishReason.TIME_BUDGET)
+                    answer.finish(FinishReason.TIME_BUDGET)
                     return False
-                pick = self._answer.pick(model, ahead)
-                (draft.next,) = await Extend(self._nudger, pending, (pick,), self._answer.top)
-            token = draft.next.token
-            if self._answer.ends(model, token):
+                pick = answer.pick(model, span.ahead)
+                (span.next,) = await Extend(self._nudger, pending, (pick,), answer.top)
+            token = span.next.token
+            if answer.ends(model, token):
                 break
-            if not draft.words or self._is_whole(draft.words[-1], token):
-                if len(draft.words) >= block:
+            if not span.words or self._is_whole(span.words[-1], token):
+                if len(span.words) >= span.block:
                     return True
-                draft.words.append([])
-            draft.words[-1].append(draft.next)
-            ahead += 1
-            pending, draft.next = [token], None
-        if draft.words:
+                span.words.append([])
+            span.words[-1].append(span.next)
+            pending, span.next = [token], None
+        if span.words:
             return True
-        if draft.next is None:
-            self._answer.finish(FinishReason.CONTEXT_FULL)
-        else:
-            self._write_nudge([draft.next])
+        if span.next is None:
+            answer.finish(FinishReason.CONTEXT_FULL)
         return False
 
     def _is_whole(self, word: list[Read], token: int) -> bool:
@@ -235,7 +288,7 @@ class Handover:
     def _nudged_text(self, word: list[Read]) -> bytes:
         return b"".join(text_of(self._nudger_vocabulary, read.token) for read in word)
 
-    async def _verify(self, draft: _Draft) -> list[Read | None]:
+    async def _verify(self, span: _Span) -> list[Read | None]:
         """Read drafted words with the base, in one pass.
 
         Returns:
@@ -249,11 +302,12 @@ class Handover:
         places: list[int | None] = []  # of each word, the index of the base's token that ends it
         picks: dict[int, Pick] = {}
         stay, fixed = len(spelling.ids), 0
-        for word in draft.words:
-            answer += self._nudged_text(word)
-            ahead += len(word)
+        for word in span.words:
+            fresh = word if places else word[span.done :]
+            answer += self._nudged_text(fresh)
+            ahead += len(fresh)
             place = None
-            if not incomplete(answer) and not self._is_last(draft, len(places), ahead):
+            if not incomplete(answer) and not self._is_last(span, len(places), ahead):
                 before = len(spelling.ids)
                 kept = spelling.respell(answer, fixed)
                 if kept is None:
@@ -261,15 +315,16 @@ class Handover:
                 stay = min(stay, kept)
                 if len(spelling.ids) >= limit:
                     if not places:
-                        self._answer.finish(FinishReason.CONTEXT_FULL)
+                        self.answer.finish(FinishReason.CONTEXT_FULL)
                         return []
                     if fixed:
                         spelling.cut(fixed)
                     break
-                if spelling.ids and (kept, len(spelling.ids)) != (before, before):
+                # A word that is written, and read anew with other random numbers, is spelled already.
+                if spelling.ids and ((kept, len(spelling.ids)) != (before, before) or not fresh):
                     fixed = len(spelling.ids)
                     place = fixed - 1
-                    picks[place] = self._answer.pick(model, ahead)
+                    picks[place] = self.answer.pick(model, ahead)
             places.append(place)
         have = min(stay, len(self._base.seq.tokens) - self._base_prompt)
         self._base.reset(self._base_prompt + have, ())
@@ -277,44 +332,91 @@ class Handover:
             return [None] * len(places)
         first = min(picks)
         wanted = [picks.get(i) for i in range(first, len(spelling.ids))]
-        reads = await Extend(self._base.seq, spelling.ids[have:], wanted, self._answer.top)
+        reads = await Extend(self._base.seq, spelling.ids[have:], wanted, self.answer.top)
         return [None if place is None else reads[place - first] for place in places]
 
-    def _is_last(self, draft: _Draft, index: int, ahead: int) -> bool:
+    def _is_last(self, span: _Span, index: int, ahead: int) -> bool:
         """Whether the answer ends with the drafted word of that index, ``ahead`` tokens from here."""
-        if index + 1 < len(draft.words):
+        if index + 1 < len(span.words):
             return False
-        last = draft.next
-        return ahead >= self._answer.remaining or (
-            last is not None and self._answer.ends(self._nudger.model, last.token)
-        )
-
-    def _write_nudge(self, reads: list[Read]) -> None:
-        model = self._nudger.model
-        tokens = [self._answer.token(model, read) for read in reads]
-        taken = self._answer.write(tokens)
-        for token in tokens[:taken]:
-            if not self._answer.ends(model, token.id):
-                self._data += text_of(self._nudger_vocabulary, token.id)
-                self._of_nudger.append(token.id)
+        last = span.next
+        return ahead >= self.answer.remaining or (last is not None and self.answer.ends(self._nudger.model, last.token))
 
     def _settle_base(self) -> None:
         """Cut the base's tokens, which may spell words that were drafted but not written, back to the answer."""
+        self._cut_base()
+        self._base.reset(self._base_prompt + len(self._of_base.ids), ())
+
+    def _cut_base(self) -> None:
         size = len(self._of_base.shown(bytes(self._data)))
         self._of_base.cut(bisect_right(self._of_base.ends, size))
-        self._base.reset(self._base_prompt + len(self._of_base.ids), ())
+
+    # ------------------------------------------------------------------------------------------------ forks and copies
+
+    def _forget(self) -> None:
+        if self._span is None:
+            self._reads.clear()
+            return
+        self._undecide()
+        self._settle_base()
+        self._nudger.rewind(min(len(self._nudger.tokens), self._nudger_prompt + len(self._of_nudger.ids)))
+
+    def _undecide(self) -> None:
+        """Back to the end of the last written token, with all decisions since to be taken anew."""
+        self._reads.clear()
+        self._own = None
+        if (span := self._span) is not None:
+            word = span.words[0][: span.done] if span.done else span.last
+            self._span = _Span([word], len(word), written=span.written) if word else None
+
+    def _copy(self, answer: Answer) -> Self:
+        twin = type(self)(
+            self._context,
+            self._base.fork(answer),
+            self._nudger.fork(),
+            answer,
+            self.team,
+            self._when,
+            self._max_span,
+            self._stops,
+        )
+        twin._base_prompt, twin._nudger_prompt = self._base_prompt, self._nudger_prompt
+        twin._reads, twin._own = self._reads.copy(), self._own
+        twin._take_state(self)
+        return twin
+
+    def _take_state(self, other: Self) -> None:
+        self._of_base, self._of_nudger = other._of_base.copy(), other._of_nudger.copy()
+        self._data = bytearray(other._data)
+        self._span = None if other._span is None else other._span.copy()
+        self._checked, self._looping = other._checked, other._looping
+
+    def _resume(self, other: Self) -> None:
+        self._take_state(other)
+        self._undecide()
+        self._cut_base()
+        self._base.reset(self._base_prompt, self._of_base.ids)
+        self._nudger.rewind(self._nudger_prompt)
+
+    def _release(self) -> None:
+        self._base.close()
+        self._nudger.close()
 
     # ---------------------------------------------------------------------------------------------------- loop guards
 
     def _guard(self) -> None:
         """Look for repetition now and then."""
-        if len(self._answer.tokens) - self._checked < _CHECK_EVERY:
+        if len(self.answer.tokens) - self._checked < _CHECK_EVERY:
             return
-        self._checked = len(self._answer.tokens)
+        self._checked = len(self.answer.tokens)
         data = bytes(self._data)
         self._looping = repeats(data, _LOOP)
         if self._looping and repeats(data, _STUCK):
-            self._answer.finish(FinishReason.REPETITION)
+            self.answer.finish(FinishReason.REPETITION)
+
+
+async def _read(seq: Seq) -> None:
+    await Extend(seq)
 
 
 def _lead(vocabulary: VocabularyView, seq: Seq) -> bytes:

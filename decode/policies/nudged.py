@@ -6,46 +6,115 @@ and catches up in one chunk when it is needed.
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Self
+
 from trimtab.decode.answer import Answer
-from trimtab.decode.draws.autoregressive import AutoregressiveDraw
-from trimtab.decode.ops import Context, Extend, Seq
+from trimtab.decode.draws.base import TokenDraws
+from trimtab.decode.ops import Context, Extend, Read, Seq, gather
 from trimtab.decode.policies.trigger import fires
-from trimtab.decode.types import FinishReason, Trigger
+from trimtab.decode.types import FinishReason, Token, Trigger
+from trimtab.decode.writer import Team, Writer
 
-__all__ = ["write_nudged"]
+__all__ = ["NudgedWriter"]
 
 
-async def write_nudged(
-    context: Context, base: AutoregressiveDraw, nudger: Seq, answer: Answer, when: Trigger, max_span: int | None
-) -> None:
-    """Write an answer.
+class NudgedWriter(Writer):
+    """Writes with a base and a nudger of its vocabulary.
 
     The base's end-of-sequence token is not trusted alone: the nudger is asked for that token too, and its own ends the
     answer. ``max_span`` nudger tokens in a row are followed by at least one of the base, unless that would be EOS. A
     stop token id that the request names ends the answer whoever writes it. A full context ends it when that model is
     needed.
+
+    Args:
+        context: of the request.
+        base: draws the base's tokens; its sequence is the base's prompt.
+        nudger: sequence of the nudger's prompt.
+        answer, team: see ``Writer``.
+        when: trigger.
+        max_span: nudger tokens in a row before the base must write one; None: no bound.
     """
-    model, helper = base.seq.model, nudger.model
-    missing: list[int] = []  # tokens of the answer that the nudger hasn't read
-    span = 0
-    while not answer.done:
-        if base.full:
-            answer.finish(FinishReason.CONTEXT_FULL)
-            return
-        for read in await base.propose():
-            gives_up = answer.is_eos(model, read.token) or answer.is_eos(helper, read.token)
-            if gives_up or (fires(when, read) and (max_span is None or span < max_span)):
-                if len(nudger.tokens) + len(missing) >= context.limit(helper):
+
+    def __init__(
+        self,
+        context: Context,
+        base: TokenDraws,
+        nudger: Seq,
+        answer: Answer,
+        team: Team,
+        when: Trigger,
+        max_span: int | None = None,
+    ) -> None:
+        super().__init__(answer, team)
+        self._context, self._base, self._nudger = context, base, nudger
+        self._when, self._max_span = when, max_span
+        self._base_prompt = len(base.seq.tokens)
+        self._reads: deque[Read] = deque()  # proposed by the base, not yet written
+        self._found: Read | None = None  # drawn by the nudger instead of the first of them, not yet written
+        self._missing: list[int] = []  # tokens of the answer that the nudger hasn't read
+        self._span = 0
+
+    @property
+    def reproducible(self) -> bool:  # type: ignore[override]
+        return self._base.reproducible
+
+    async def prime(self) -> None:
+        await gather(self._base.prime(), _read(self._nudger))
+
+    async def _next(self) -> Token | None:
+        answer, model, helper = self.answer, self._base.seq.model, self._nudger.model
+        if self._found is None:
+            if not self._reads:
+                if self._base.full:
                     answer.finish(FinishReason.CONTEXT_FULL)
-                    return
-                (found,) = await Extend(nudger, missing, (answer.pick(helper),), answer.top)
-                answer.write([answer.token(helper, found)])
-                base.accept([found.token])
-                missing, span = [found.token], span + 1
-                break
-            answer.write([answer.token(model, read)])
-            base.accept([read.token])
-            missing.append(read.token)
-            span = 0
-            if answer.done:
-                break
+                    return None
+                self._reads.extend(await self._base.propose())
+            read = self._reads[0]
+            gives_up = answer.is_eos(model, read.token) or answer.is_eos(helper, read.token)
+            spent = self._max_span is not None and self._span >= self._max_span
+            if not gives_up and (spent or not fires(self._when, read)):
+                return answer.token(model, read)
+            missing, self._missing = self._missing, []
+            if len(self._nudger.tokens) + len(missing) >= self._context.limit(helper):
+                answer.finish(FinishReason.CONTEXT_FULL)
+                return None
+            (self._found,) = await Extend(self._nudger, missing, (answer.pick(helper),), answer.top)
+        return answer.token(helper, self._found)
+
+    def _took(self, token: Token) -> None:
+        if self._found is None:
+            self._reads.popleft()
+            self._span = 0
+        else:
+            self._reads.clear()
+            self._found = None
+            self._span += 1
+        self._base.accept([token.id])
+        self._missing.append(token.id)
+
+    def _forget(self) -> None:
+        self._reads.clear()
+        self._found = None
+
+    def _copy(self, answer: Answer) -> Self:
+        twin = type(self)(
+            self._context, self._base.fork(answer), self._nudger.fork(), answer, self.team, self._when, self._max_span
+        )
+        twin._base_prompt, twin._reads, twin._found = self._base_prompt, self._reads.copy(), self._found
+        twin._missing, twin._span = list(self._missing), self._span
+        return twin
+
+    def _resume(self, other: Self) -> None:
+        self._forget()
+        written = other._base.settle()[other._base_prompt :]
+        self._base.reset(self._base_prompt, written)
+        self._missing, self._span = written, other._span
+
+    def _release(self) -> None:
+        self._base.close()
+        self._nudger.close()
+
+
+async def _read(seq: Seq) -> None:
+    await Extend(seq)

@@ -47,7 +47,7 @@ BASE_TEMPLATE = """\
 
 BASE_STOPS = ("\nQuestion:",)  # how a base model goes on after an answer: with a question of its own
 
-_PROBE = "Hello"
+_PROBE, _ANSWER = "Hello", "Fine"
 
 
 class PromptTemplate:
@@ -117,6 +117,16 @@ class PromptTemplate:
         framed = self._template == BASE_TEMPLATE and prompt_kind(prompt) is PromptKind.CHAT
         return BASE_STOPS if framed else ()
 
+    def turn_end(self) -> list[int]:
+        """Token ids that the template writes after an answer; none where it leaves that to the next turn."""
+        turns = (ChatMessage("user", _PROBE), ChatMessage("assistant", _ANSWER))
+        try:
+            rendered = self._render(turns, open_turn=False)
+        except Exception:  # a template without turns of the assistant
+            return []
+        end = rendered.rpartition(_ANSWER)[2] if self._template != BASE_TEMPLATE else ""
+        return self.vocabulary.encode(end, False, continues=True) if end else []
+
     def _encode_text(self, text: str) -> list[int]:
         """Encode with special tokens, but never a second BOS before one that the text already begins with."""
         bos = getattr(self.vocabulary.tokenizer, "bos_token", None)
@@ -133,12 +143,12 @@ class PromptTemplate:
                 self.vocabulary.name, f"its configured template leaves out the message: {rendered!r}"
             )
 
-    def _render(self, messages: Sequence[ChatMessage]) -> str:
+    def _render(self, messages: Sequence[ChatMessage], open_turn: bool = True) -> str:
         rendered = self.vocabulary.tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in messages],
             chat_template=self._template,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=open_turn,
         )
         return cast("str", rendered)
 

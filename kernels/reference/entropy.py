@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels.reference import tiles
+from trimtab.kernels.reference.filters import Filters, support
 from trimtab.kernels.reference.row_scan import RowScan
 
-__all__ = ["Collected", "Stats", "Summary", "stats", "summarise", "top_logprobs"]
+__all__ = ["Collected", "Nucleus", "Stats", "Summary", "nucleus_entropy", "stats", "summarise", "top_logprobs"]
 
 Doubles = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -36,6 +37,21 @@ class Stats(NamedTuple):
     argmax: torch.Tensor
     logprob: torch.Tensor
     flags: torch.Tensor
+
+
+class Nucleus(NamedTuple):
+    """The nucleus of each row: the fewest tokens, most likely first, that hold top_p of the mass. All [R].
+
+    Attributes:
+        entropy: float32, nats, of the distribution renormalised over the nucleus; exp of it is the branching factor. 0
+            for an empty row.
+        size: int64, number of tokens; those equal to the last one are in. 0 for an empty row.
+        mass: float32, what they hold together before renormalisation; 0 for an empty row.
+    """
+
+    entropy: torch.Tensor
+    size: torch.Tensor
+    mass: torch.Tensor
 
 
 class Summary(NamedTuple):
@@ -100,9 +116,11 @@ class Collected:
 
     def choose(self, logits: torch.Tensor, ids: Ids) -> None:
         """Make logprob that of the given tokens; -inf for token -1, for a logit that is not finite, in empty rows."""
-        if not len(ids):
-            return
-        value = logits.gather(1, torch.from_numpy(np.maximum(ids, 0))[:, None])[:, 0].double().numpy()
+        if len(ids):
+            self.take(logits.gather(1, torch.from_numpy(np.maximum(ids, 0))[:, None])[:, 0].double().numpy(), ids)
+
+    def take(self, value: Doubles, ids: Ids) -> None:
+        """``choose`` by the logits of the tokens."""
         usable = (ids >= 0) & np.isfinite(value) & (self._argmax >= 0)
         if usable.all():
             self._logprob = value - self._top - self._log_mass
@@ -189,3 +207,35 @@ def top_logprobs(logits: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tens
         ids[row, : len(order)] = torch.from_numpy(found[order])
         values[row, : len(order)] = torch.from_numpy(value[order] - whole.top[0] - whole.log_mass[0])
     return ids.to(logits.device), values.to(logits.device)
+
+
+def nucleus_entropy(logits: torch.Tensor, top_p: float) -> Nucleus:
+    """Entropy of softmax(logits) renormalised over its nucleus: what branching-factor estimators average.
+
+    Args:
+        logits: as in ``stats``.
+        top_p: mass of the nucleus, in (0, 1].
+
+    Raises:
+        TypeError, ValueError: a wrong dtype or shape, or top_p outside its range.
+    """
+    tiles.check_logits(logits)
+    filters = Filters(1.0, top_p=top_p)
+    rows, vocabulary = logits.shape
+    entropy, mass = np.zeros((2, rows), np.float32)
+    size = np.zeros(rows, np.int64)
+    host = logits.detach().to("cpu")
+    space = tiles.Workspace(rows, vocabulary)
+    for start in range(0, rows, space.step):
+        z = space.load(host[start : start + space.step])
+        parts = tiles.partials(z, vocabulary, space.scratch(len(z)))
+        whole = summarise(z, parts)
+        for k in np.flatnonzero(whole.argmax >= 0):
+            scan = RowScan(z[k].numpy(), parts.groups[k], vocabulary)
+            shifted = scan.values(support(scan, float(whole.top[k]), filters, float(whole.mass[k]))) - whole.top[k]
+            weights = np.exp(shifted)
+            held = float(weights.sum())
+            i = start + int(k)
+            size[i], mass[i] = len(shifted), min(held / whole.mass[k], 1.0)
+            entropy[i] = max(np.log(held) - float(weights @ shifted) / held, 0.0)
+    return Nucleus(*(torch.from_numpy(part).to(logits.device) for part in (entropy, size, mass)))

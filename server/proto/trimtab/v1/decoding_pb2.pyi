@@ -29,6 +29,44 @@ else:
 
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
 
+class _Choose:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ChooseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Choose.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    CHOOSE_UNSPECIFIED: _Choose.ValueType  # 0
+    CHOOSE_BEST: _Choose.ValueType  # 1
+    """the largest reward"""
+    CHOOSE_SOFT: _Choose.ValueType  # 2
+    """drawn with probability proportional to exp(reward / temperature)"""
+    CHOOSE_WORST: _Choose.ValueType  # 3
+    """the smallest reward, for red-teaming"""
+    CHOOSE_MAJORITY: _Choose.ValueType  # 4
+    """the answer given most often"""
+    CHOOSE_CONSENSUS: _Choose.ValueType  # 5
+    """minimum Bayes risk: the answer most similar to the others"""
+    CHOOSE_TOURNAMENT: _Choose.ValueType  # 6
+    """most pairwise wins, by a pairwise reward"""
+
+class Choose(_Choose, metaclass=_ChooseEnumTypeWrapper):
+    """How BestOfN takes one of its candidates."""
+
+CHOOSE_UNSPECIFIED: Choose.ValueType  # 0
+CHOOSE_BEST: Choose.ValueType  # 1
+"""the largest reward"""
+CHOOSE_SOFT: Choose.ValueType  # 2
+"""drawn with probability proportional to exp(reward / temperature)"""
+CHOOSE_WORST: Choose.ValueType  # 3
+"""the smallest reward, for red-teaming"""
+CHOOSE_MAJORITY: Choose.ValueType  # 4
+"""the answer given most often"""
+CHOOSE_CONSENSUS: Choose.ValueType  # 5
+"""minimum Bayes risk: the answer most similar to the others"""
+CHOOSE_TOURNAMENT: Choose.ValueType  # 6
+"""most pairwise wins, by a pairwise reward"""
+global___Choose = Choose
+
 class _Combine:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -37,15 +75,26 @@ class _CombineEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     COMBINE_UNSPECIFIED: _Combine.ValueType  # 0
     COMBINE_SUM: _Combine.ValueType  # 1
+    """weighted sum"""
     COMBINE_LOG_SIGMOID: _Combine.ValueType  # 2
+    """weighted sum of ln sigmoid(reward, centred by its calibration): a soft AND"""
     COMBINE_MIN: _Combine.ValueType  # 3
+    """of weight x reward"""
+    COMBINE_CONSERVATIVE: _Combine.ValueType  # 4
+    """weighted mean minus the spread: against over-optimisation"""
 
-class Combine(_Combine, metaclass=_CombineEnumTypeWrapper): ...
+class Combine(_Combine, metaclass=_CombineEnumTypeWrapper):
+    """How the terms of an objective become one number."""
 
 COMBINE_UNSPECIFIED: Combine.ValueType  # 0
 COMBINE_SUM: Combine.ValueType  # 1
+"""weighted sum"""
 COMBINE_LOG_SIGMOID: Combine.ValueType  # 2
+"""weighted sum of ln sigmoid(reward, centred by its calibration): a soft AND"""
 COMBINE_MIN: Combine.ValueType  # 3
+"""of weight x reward"""
+COMBINE_CONSERVATIVE: Combine.ValueType  # 4
+"""weighted mean minus the spread: against over-optimisation"""
 global___Combine = Combine
 
 class _StreamMode:
@@ -56,15 +105,21 @@ class _StreamModeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     STREAM_MODE_UNSPECIFIED: _StreamMode.ValueType  # 0
     STREAM_MODE_COMMITTED: _StreamMode.ValueType  # 1
-    """only text that is never retracted"""
+    """only text of the answer that is never retracted"""
     STREAM_MODE_ALL_CANDIDATES: _StreamMode.ValueType  # 2
+    """Every candidate, whatever ResponseOptions.max_candidates says: in chunks where a search writes it out as it goes,
+    or whole at the end.
+    """
 
 class StreamMode(_StreamMode, metaclass=_StreamModeEnumTypeWrapper): ...
 
 STREAM_MODE_UNSPECIFIED: StreamMode.ValueType  # 0
 STREAM_MODE_COMMITTED: StreamMode.ValueType  # 1
-"""only text that is never retracted"""
+"""only text of the answer that is never retracted"""
 STREAM_MODE_ALL_CANDIDATES: StreamMode.ValueType  # 2
+"""Every candidate, whatever ResponseOptions.max_candidates says: in chunks where a search writes it out as it goes,
+or whole at the end.
+"""
 global___StreamMode = StreamMode
 
 class _TokenDraw:
@@ -104,6 +159,7 @@ class _FinishReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     FINISH_REASON_CONTEXT_FULL: _FinishReason.ValueType  # 4
     FINISH_REASON_TIME_BUDGET: _FinishReason.ValueType  # 5
     FINISH_REASON_PRUNED: _FinishReason.ValueType  # 6
+    """a search dropped the candidate before its end"""
     FINISH_REASON_REPETITION: _FinishReason.ValueType  # 7
     """a loop guard of the nudging policy ended the answer"""
 
@@ -117,6 +173,7 @@ FINISH_REASON_MAX_NEW_TOKENS: FinishReason.ValueType  # 3
 FINISH_REASON_CONTEXT_FULL: FinishReason.ValueType  # 4
 FINISH_REASON_TIME_BUDGET: FinishReason.ValueType  # 5
 FINISH_REASON_PRUNED: FinishReason.ValueType  # 6
+"""a search dropped the candidate before its end"""
 FINISH_REASON_REPETITION: FinishReason.ValueType  # 7
 """a loop guard of the nudging policy ended the answer"""
 global___FinishReason = FinishReason
@@ -131,6 +188,8 @@ class _ModelRoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     MODEL_ROLE_BASE: _ModelRole.ValueType  # 1
     MODEL_ROLE_ALIGNED: _ModelRole.ValueType  # 2
     MODEL_ROLE_DRAFT: _ModelRole.ValueType  # 3
+    MODEL_ROLE_REWARD: _ModelRole.ValueType  # 4
+    """rates answers and writes none"""
 
 class ModelRole(_ModelRole, metaclass=_ModelRoleEnumTypeWrapper): ...
 
@@ -138,6 +197,8 @@ MODEL_ROLE_UNSPECIFIED: ModelRole.ValueType  # 0
 MODEL_ROLE_BASE: ModelRole.ValueType  # 1
 MODEL_ROLE_ALIGNED: ModelRole.ValueType  # 2
 MODEL_ROLE_DRAFT: ModelRole.ValueType  # 3
+MODEL_ROLE_REWARD: ModelRole.ValueType  # 4
+"""rates answers and writes none"""
 global___ModelRole = ModelRole
 
 class _RewardKind:
@@ -148,15 +209,21 @@ class _RewardKindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     REWARD_KIND_UNSPECIFIED: _RewardKind.ValueType  # 0
     REWARD_KIND_SEQUENCE: _RewardKind.ValueType  # 1
+    """rates whole answers only"""
     REWARD_KIND_PREFIX: _RewardKind.ValueType  # 2
+    """rates beginnings of answers too"""
     REWARD_KIND_TOKEN: _RewardKind.ValueType  # 3
+    """a prefix reward that is cheap enough to rate every candidate token"""
 
 class RewardKind(_RewardKind, metaclass=_RewardKindEnumTypeWrapper): ...
 
 REWARD_KIND_UNSPECIFIED: RewardKind.ValueType  # 0
 REWARD_KIND_SEQUENCE: RewardKind.ValueType  # 1
+"""rates whole answers only"""
 REWARD_KIND_PREFIX: RewardKind.ValueType  # 2
+"""rates beginnings of answers too"""
 REWARD_KIND_TOKEN: RewardKind.ValueType  # 3
+"""a prefix reward that is cheap enough to rate every candidate token"""
 global___RewardKind = RewardKind
 
 @typing.final
@@ -211,6 +278,7 @@ class GenerationSpec(google.protobuf.message.Message):
     STOPPING_FIELD_NUMBER: builtins.int
     RESPONSE_FIELD_NUMBER: builtins.int
     CLIENT_REQUEST_ID_FIELD_NUMBER: builtins.int
+    REFERENCES_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
     DRAW_FIELD_NUMBER: builtins.int
     SEARCH_FIELD_NUMBER: builtins.int
@@ -229,6 +297,10 @@ class GenerationSpec(google.protobuf.message.Message):
     def stopping(self) -> global___Stopping: ...
     @property
     def response(self) -> global___ResponseOptions: ...
+    @property
+    def references(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """at most 64 answers that rewards may compare with"""
+
     @property
     def policy(self) -> global___Policy:
         """The three axes. An absent axis takes its default (Base, Autoregressive, Single). An axis that is present with
@@ -256,12 +328,13 @@ class GenerationSpec(google.protobuf.message.Message):
         stopping: global___Stopping | None = ...,
         response: global___ResponseOptions | None = ...,
         client_request_id: builtins.str = ...,
+        references: collections.abc.Iterable[builtins.str] | None = ...,
         policy: global___Policy | None = ...,
         draw: global___Draw | None = ...,
         search: global___Search | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["chat", b"chat", "draw", b"draw", "policy", b"policy", "prompt", b"prompt", "response", b"response", "sampling", b"sampling", "search", b"search", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chat", b"chat", "client_request_id", b"client_request_id", "draw", b"draw", "model", b"model", "policy", b"policy", "prompt", b"prompt", "response", b"response", "sampling", b"sampling", "search", b"search", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chat", b"chat", "client_request_id", b"client_request_id", "draw", b"draw", "model", b"model", "policy", b"policy", "prompt", b"prompt", "references", b"references", "response", b"response", "sampling", b"sampling", "search", b"search", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids", "chat"] | None: ...
 
 global___GenerationSpec = GenerationSpec
@@ -458,7 +531,7 @@ class ResponseOptions(google.protobuf.message.Message):
     prompt_tokens: builtins.bool
     """Started.prompt"""
     max_candidates: builtins.int
-    """0: the selected one only"""
+    """at most so many, the selected one first; 0: the selected one only"""
     def __init__(
         self,
         *,
@@ -552,15 +625,20 @@ global___Nudged = Nudged
 
 @typing.final
 class Mixture(google.protobuf.message.Message):
-    """Log-linear mixture; weights may be negative."""
+    """The log-linear mixture ln p = ln p_model + sum of weight x ln p_expert, normalised: proxy tuning, contrastive
+    decoding, autoregressive reward models.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     EXPERTS_FIELD_NUMBER: builtins.int
     PLAUSIBILITY_FIELD_NUMBER: builtins.int
     plausibility: builtins.float
+    """[0, 1): only tokens of at least this share of the top probability; unset: all"""
     @property
-    def experts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Weighted]: ...
+    def experts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Weighted]:
+        """1 to 15 models that share the requested model's vocabulary, each named once"""
+
     def __init__(
         self,
         *,
@@ -581,27 +659,34 @@ class Weighted(google.protobuf.message.Message):
     WEIGHT_FIELD_NUMBER: builtins.int
     model: builtins.str
     weight: builtins.float
+    """may be negative; unset: 1"""
     def __init__(
         self,
         *,
         model: builtins.str = ...,
-        weight: builtins.float = ...,
+        weight: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["model", b"model", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "model", b"model", "weight", b"weight"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
 
 global___Weighted = Weighted
 
 @typing.final
 class TokenReward(google.protobuf.message.Message):
+    """Each token is chosen among the most likely ones by ln p + weight x reward. Not with Speculative."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REWARD_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
     WIDTH_FIELD_NUMBER: builtins.int
     reward: builtins.str
+    """of kind PREFIX or TOKEN"""
     weight: builtins.float
+    """unset: 1"""
     width: builtins.int
-    """[2, 64] tokens scored per step"""
+    """[2, 64] tokens rated per position; unset: 10"""
     def __init__(
         self,
         *,
@@ -654,6 +739,10 @@ global___Autoregressive = Autoregressive
 
 @typing.final
 class Speculative(google.protobuf.message.Message):
+    """A draft proposes several tokens, which the policy's own distribution accepts or rejects in one forward pass. The
+    distribution of the answer does not change.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     DRAFT_MODEL_FIELD_NUMBER: builtins.int
@@ -661,15 +750,23 @@ class Speculative(google.protobuf.message.Message):
     FIXED_FIELD_NUMBER: builtins.int
     CONFIDENCE_FIELD_NUMBER: builtins.int
     ACCEPTANCE_FIELD_NUMBER: builtins.int
+    COUPLED_FIELD_NUMBER: builtins.int
     draft_model: builtins.str
+    """another model than the requested one; its vocabulary may differ"""
+    coupled: builtins.bool
+    """draw as plain decoding would, token for token, and accept what agrees"""
     @property
     def lookup(self) -> global___PromptLookup: ...
     @property
     def fixed(self) -> global___FixedLength: ...
     @property
-    def confidence(self) -> global___ConfidenceLength: ...
+    def confidence(self) -> global___ConfidenceLength:
+        """not with lookup"""
+
     @property
-    def acceptance(self) -> global___AcceptanceLength: ...
+    def acceptance(self) -> global___AcceptanceLength:
+        """not with lookup"""
+
     def __init__(
         self,
         *,
@@ -678,9 +775,10 @@ class Speculative(google.protobuf.message.Message):
         fixed: global___FixedLength | None = ...,
         confidence: global___ConfidenceLength | None = ...,
         acceptance: global___AcceptanceLength | None = ...,
+        coupled: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["acceptance", b"acceptance", "confidence", b"confidence", "draft_model", b"draft_model", "drafter", b"drafter", "fixed", b"fixed", "length", b"length", "lookup", b"lookup"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acceptance", b"acceptance", "confidence", b"confidence", "draft_model", b"draft_model", "drafter", b"drafter", "fixed", b"fixed", "length", b"length", "lookup", b"lookup"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acceptance", b"acceptance", "confidence", b"confidence", "coupled", b"coupled", "draft_model", b"draft_model", "drafter", b"drafter", "fixed", b"fixed", "length", b"length", "lookup", b"lookup"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["drafter", b"drafter"]) -> typing.Literal["draft_model", "lookup"] | None: ...
     @typing.overload
@@ -690,10 +788,13 @@ global___Speculative = Speculative
 
 @typing.final
 class PromptLookup(google.protobuf.message.Message):
+    """Drafts by copying what followed the last n-gram of the text where it occurred before."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MAX_NGRAM_FIELD_NUMBER: builtins.int
     max_ngram: builtins.int
+    """[1, 16]; unset: 3"""
     def __init__(
         self,
         *,
@@ -723,12 +824,16 @@ global___FixedLength = FixedLength
 
 @typing.final
 class ConfidenceLength(google.protobuf.message.Message):
+    """Stops after a token whose top probability under the draft was below a bound."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MAX_TOKENS_FIELD_NUMBER: builtins.int
     TOP_PROB_BELOW_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
+    """[1, 32]; unset: 16"""
     top_prob_below: builtins.float
+    """(0, 1); unset: 0.4"""
     def __init__(
         self,
         *,
@@ -746,25 +851,28 @@ global___ConfidenceLength = ConfidenceLength
 
 @typing.final
 class AcceptanceLength(google.protobuf.message.Message):
+    """Stops where some drafted token is probably rejected, by the draft's trained head."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MAX_TOKENS_FIELD_NUMBER: builtins.int
-    STOP_PROBABILITY_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
-    stop_probability: builtins.float
-    """of a rejection; unset: from measured costs"""
+    """[1, 32]; unset: 16"""
+    stop: builtins.float
+    """(0, 1), the probability of a rejection; unset: from measured costs"""
     def __init__(
         self,
         *,
         max_tokens: builtins.int | None = ...,
-        stop_probability: builtins.float | None = ...,
+        stop: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_stop_probability", b"_stop_probability", "max_tokens", b"max_tokens", "stop_probability", b"stop_probability"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_stop_probability", b"_stop_probability", "max_tokens", b"max_tokens", "stop_probability", b"stop_probability"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_stop", b"_stop", "max_tokens", b"max_tokens", "stop", b"stop"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_tokens", b"_max_tokens", "_stop", b"_stop", "max_tokens", b"max_tokens", "stop", b"stop"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_tokens", b"_max_tokens"]) -> typing.Literal["max_tokens"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_stop_probability", b"_stop_probability"]) -> typing.Literal["stop_probability"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_stop", b"_stop"]) -> typing.Literal["stop"] | None: ...
 
 global___AcceptanceLength = AcceptanceLength
 
@@ -777,6 +885,7 @@ class Search(google.protobuf.message.Message):
     SEGMENTS_FIELD_NUMBER: builtins.int
     REJECT_SEGMENTS_FIELD_NUMBER: builtins.int
     EVOLUTION_FIELD_NUMBER: builtins.int
+    REFINE_FIELD_NUMBER: builtins.int
     @property
     def single(self) -> global___Single: ...
     @property
@@ -787,6 +896,8 @@ class Search(google.protobuf.message.Message):
     def reject_segments(self) -> global___RejectSegments: ...
     @property
     def evolution(self) -> global___Evolution: ...
+    @property
+    def refine(self) -> global___Refine: ...
     def __init__(
         self,
         *,
@@ -795,10 +906,11 @@ class Search(google.protobuf.message.Message):
         segments: global___Segments | None = ...,
         reject_segments: global___RejectSegments | None = ...,
         evolution: global___Evolution | None = ...,
+        refine: global___Refine | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["best_of_n", b"best_of_n", "evolution", b"evolution", "kind", b"kind", "reject_segments", b"reject_segments", "segments", b"segments", "single", b"single"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["best_of_n", b"best_of_n", "evolution", b"evolution", "kind", b"kind", "reject_segments", b"reject_segments", "segments", b"segments", "single", b"single"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["single", "best_of_n", "segments", "reject_segments", "evolution"] | None: ...
+    def HasField(self, field_name: typing.Literal["best_of_n", b"best_of_n", "evolution", b"evolution", "kind", b"kind", "refine", b"refine", "reject_segments", b"reject_segments", "segments", b"segments", "single", b"single"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["best_of_n", b"best_of_n", "evolution", b"evolution", "kind", b"kind", "refine", b"refine", "reject_segments", b"reject_segments", "segments", b"segments", "single", b"single"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["single", "best_of_n", "segments", "reject_segments", "evolution", "refine"] | None: ...
 
 global___Search = Search
 
@@ -816,21 +928,34 @@ global___Single = Single
 
 @typing.final
 class BestOfN(google.protobuf.message.Message):
+    """Writes n candidates side by side and takes one."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     N_FIELD_NUMBER: builtins.int
     OBJECTIVE_FIELD_NUMBER: builtins.int
     REJECT_FRACTION_FIELD_NUMBER: builtins.int
     CHECK_EVERY_TOKENS_FIELD_NUMBER: builtins.int
+    CHOOSE_FIELD_NUMBER: builtins.int
+    TEMPERATURE_FIELD_NUMBER: builtins.int
+    THRESHOLD_FIELD_NUMBER: builtins.int
     n: builtins.int
     """[1, Limits.max_n]"""
     reject_fraction: builtins.float
-    """(0, 1): prune the worst at each check"""
+    """(0, 1): at each check this share of the unfinished candidates, the worst by their partial answers, is dropped. The
+    rewards must be able to rate a beginning.
+    """
     check_every_tokens: builtins.int
-    """>= 1; required with reject_fraction"""
+    """>= 1; required with reject_fraction, and only with it"""
+    choose: global___Choose.ValueType
+    """unset: CHOOSE_BEST"""
+    temperature: builtins.float
+    """> 0, of CHOOSE_SOFT; unset: 1"""
+    threshold: builtins.float
+    """if no candidate reaches this reward, the answer is an abstention; needs an objective"""
     @property
     def objective(self) -> global___Objective:
-        """required"""
+        """required, but with CHOOSE_MAJORITY and CHOOSE_CONSENSUS"""
 
     def __init__(
         self,
@@ -839,18 +964,29 @@ class BestOfN(google.protobuf.message.Message):
         objective: global___Objective | None = ...,
         reject_fraction: builtins.float | None = ...,
         check_every_tokens: builtins.int | None = ...,
+        choose: global___Choose.ValueType = ...,
+        temperature: builtins.float | None = ...,
+        threshold: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_reject_fraction", b"_reject_fraction", "check_every_tokens", b"check_every_tokens", "objective", b"objective", "reject_fraction", b"reject_fraction"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_reject_fraction", b"_reject_fraction", "check_every_tokens", b"check_every_tokens", "n", b"n", "objective", b"objective", "reject_fraction", b"reject_fraction"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "choose", b"choose", "n", b"n", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_check_every_tokens", b"_check_every_tokens"]) -> typing.Literal["check_every_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reject_fraction", b"_reject_fraction"]) -> typing.Literal["reject_fraction"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_temperature", b"_temperature"]) -> typing.Literal["temperature"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_threshold", b"_threshold"]) -> typing.Literal["threshold"] | None: ...
 
 global___BestOfN = BestOfN
 
 @typing.final
 class Segments(google.protobuf.message.Message):
+    """Look-ahead search: each round, every beam is continued samples_per_beam times by one segment; the continuations are
+    rated by reward_weight x reward + logprob_weight x mean log-probability, and the best beams go on.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     BEAMS_FIELD_NUMBER: builtins.int
@@ -861,15 +997,33 @@ class Segments(google.protobuf.message.Message):
     OBJECTIVE_FIELD_NUMBER: builtins.int
     REWARD_WEIGHT_FIELD_NUMBER: builtins.int
     DIVERSE_FIELD_NUMBER: builtins.int
+    ENTROPY_ABOVE_FIELD_NUMBER: builtins.int
+    LOGPROB_WEIGHT_FIELD_NUMBER: builtins.int
     beams: builtins.int
+    """>= 1; unset: 4"""
     samples_per_beam: builtins.int
+    """>= 1, beams x samples_per_beam at most Limits.max_n; unset: 4"""
     max_tokens: builtins.int
+    """A segment ends after max_tokens, after the delimiter, or before a token of larger entropy (nats) than
+    entropy_above, whichever comes first.
+    >= 1; unset: 32
+    """
     lookahead: builtins.int
+    """[0, Limits.max_new_tokens] tokens beyond the segment for its rating; unset: 0"""
     delimiter: builtins.str
+    """1 to Limits.max_stop_bytes bytes of UTF-8; unset: none"""
     reward_weight: builtins.float
+    """unset: 1"""
     diverse: builtins.bool
+    """every beam is a tree of its own and keeps its own best continuation"""
+    entropy_above: builtins.float
+    """>= 0; unset: no bound"""
+    logprob_weight: builtins.float
+    """unset: 0"""
     @property
-    def objective(self) -> global___Objective: ...
+    def objective(self) -> global___Objective:
+        """required; its rewards must be able to rate a beginning"""
+
     def __init__(
         self,
         *,
@@ -881,13 +1035,19 @@ class Segments(google.protobuf.message.Message):
         objective: global___Objective | None = ...,
         reward_weight: builtins.float | None = ...,
         diverse: builtins.bool = ...,
+        entropy_above: builtins.float | None = ...,
+        logprob_weight: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_beams", b"_beams", "_delimiter", b"_delimiter", "_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_reward_weight", b"_reward_weight", "_samples_per_beam", b"_samples_per_beam", "beams", b"beams", "delimiter", b"delimiter", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "objective", b"objective", "reward_weight", b"reward_weight", "samples_per_beam", b"samples_per_beam"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_beams", b"_beams", "_delimiter", b"_delimiter", "_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_reward_weight", b"_reward_weight", "_samples_per_beam", b"_samples_per_beam", "beams", b"beams", "delimiter", b"delimiter", "diverse", b"diverse", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "objective", b"objective", "reward_weight", b"reward_weight", "samples_per_beam", b"samples_per_beam"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beams", b"_beams", "_delimiter", b"_delimiter", "_entropy_above", b"_entropy_above", "_logprob_weight", b"_logprob_weight", "_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_reward_weight", b"_reward_weight", "_samples_per_beam", b"_samples_per_beam", "beams", b"beams", "delimiter", b"delimiter", "entropy_above", b"entropy_above", "logprob_weight", b"logprob_weight", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "objective", b"objective", "reward_weight", b"reward_weight", "samples_per_beam", b"samples_per_beam"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beams", b"_beams", "_delimiter", b"_delimiter", "_entropy_above", b"_entropy_above", "_logprob_weight", b"_logprob_weight", "_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_reward_weight", b"_reward_weight", "_samples_per_beam", b"_samples_per_beam", "beams", b"beams", "delimiter", b"delimiter", "diverse", b"diverse", "entropy_above", b"entropy_above", "logprob_weight", b"logprob_weight", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "objective", b"objective", "reward_weight", b"reward_weight", "samples_per_beam", b"samples_per_beam"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beams", b"_beams"]) -> typing.Literal["beams"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_delimiter", b"_delimiter"]) -> typing.Literal["delimiter"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_entropy_above", b"_entropy_above"]) -> typing.Literal["entropy_above"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_logprob_weight", b"_logprob_weight"]) -> typing.Literal["logprob_weight"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_lookahead", b"_lookahead"]) -> typing.Literal["lookahead"] | None: ...
     @typing.overload
@@ -901,36 +1061,64 @@ global___Segments = Segments
 
 @typing.final
 class RejectSegments(google.protobuf.message.Message):
+    """Draws segment by segment and redraws those whose answer so far is rated too low. A segment is accepted with
+    probability min(1, exp((reward - bar) / beta)); the bar rises from start x target to target.
+    """
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     OBJECTIVE_FIELD_NUMBER: builtins.int
-    ENTROPY_NATS_FIELD_NUMBER: builtins.int
+    ENTROPY_ABOVE_FIELD_NUMBER: builtins.int
     TARGET_FIELD_NUMBER: builtins.int
     BETA_FIELD_NUMBER: builtins.int
     MAX_TRIES_FIELD_NUMBER: builtins.int
-    entropy_nats: builtins.float
+    MIN_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_TOKENS_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    entropy_above: builtins.float
+    """>= 0 nats: a segment ends before a token of larger entropy; unset: 3"""
     target: builtins.float
+    """required: the reward that a whole answer should have"""
     beta: builtins.float
+    """>= 0; 0 accepts exactly what reaches the bar; unset: 0.7"""
     max_tries: builtins.int
+    """[1, 1000] draws of one segment, then the best of them is taken; unset: 20"""
+    min_tokens: builtins.int
+    """>= 1 per segment; unset: 4"""
+    max_tokens: builtins.int
+    """>= min_tokens per segment; unset: 64"""
+    start: builtins.float
+    """[0, 1]; unset: 0.5"""
     @property
-    def objective(self) -> global___Objective: ...
+    def objective(self) -> global___Objective:
+        """required; its rewards must be able to rate a beginning"""
+
     def __init__(
         self,
         *,
         objective: global___Objective | None = ...,
-        entropy_nats: builtins.float | None = ...,
+        entropy_above: builtins.float | None = ...,
         target: builtins.float | None = ...,
         beta: builtins.float | None = ...,
         max_tries: builtins.int | None = ...,
+        min_tokens: builtins.int | None = ...,
+        max_tokens: builtins.int | None = ...,
+        start: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_beta", b"_beta", "_entropy_nats", b"_entropy_nats", "_max_tries", b"_max_tries", "_target", b"_target", "beta", b"beta", "entropy_nats", b"entropy_nats", "max_tries", b"max_tries", "objective", b"objective", "target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_beta", b"_beta", "_entropy_nats", b"_entropy_nats", "_max_tries", b"_max_tries", "_target", b"_target", "beta", b"beta", "entropy_nats", b"entropy_nats", "max_tries", b"max_tries", "objective", b"objective", "target", b"target"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beta", b"_beta", "_entropy_above", b"_entropy_above", "_max_tokens", b"_max_tokens", "_max_tries", b"_max_tries", "_min_tokens", b"_min_tokens", "_start", b"_start", "_target", b"_target", "beta", b"beta", "entropy_above", b"entropy_above", "max_tokens", b"max_tokens", "max_tries", b"max_tries", "min_tokens", b"min_tokens", "objective", b"objective", "start", b"start", "target", b"target"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beta", b"_beta", "_entropy_above", b"_entropy_above", "_max_tokens", b"_max_tokens", "_max_tries", b"_max_tries", "_min_tokens", b"_min_tokens", "_start", b"_start", "_target", b"_target", "beta", b"beta", "entropy_above", b"entropy_above", "max_tokens", b"max_tokens", "max_tries", b"max_tries", "min_tokens", b"min_tokens", "objective", b"objective", "start", b"start", "target", b"target"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beta", b"_beta"]) -> typing.Literal["beta"] | None: ...
     @typing.overload
-    def WhichOneof(self, oneof_group: typing.Literal["_entropy_nats", b"_entropy_nats"]) -> typing.Literal["entropy_nats"] | None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_entropy_above", b"_entropy_above"]) -> typing.Literal["entropy_above"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_tokens", b"_max_tokens"]) -> typing.Literal["max_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_tries", b"_max_tries"]) -> typing.Literal["max_tries"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_min_tokens", b"_min_tokens"]) -> typing.Literal["min_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_target", b"_target"]) -> typing.Literal["target"] | None: ...
 
@@ -938,6 +1126,8 @@ global___RejectSegments = RejectSegments
 
 @typing.final
 class Evolution(google.protobuf.message.Message):
+    """Evolves instructions and answers together."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     OBJECTIVE_FIELD_NUMBER: builtins.int
@@ -947,12 +1137,19 @@ class Evolution(google.protobuf.message.Message):
     ROUNDS_FIELD_NUMBER: builtins.int
     MUTATOR_FIELD_NUMBER: builtins.int
     population: builtins.int
+    """[1, Limits.max_n] answers side by side; unset: 8"""
     survivors: builtins.int
+    """[1, population], which replace the others after each period; unset: 3"""
     period_tokens: builtins.int
+    """>= 1; unset: 40"""
     rounds: builtins.int
+    """[0, 64] of mutating the instruction; unset: 2"""
     mutator: builtins.str
+    """model that rewrites the instruction; unset: the requested one"""
     @property
-    def objective(self) -> global___Objective: ...
+    def objective(self) -> global___Objective:
+        """required; its rewards must be able to rate a beginning"""
+
     def __init__(
         self,
         *,
@@ -979,21 +1176,65 @@ class Evolution(google.protobuf.message.Message):
 global___Evolution = Evolution
 
 @typing.final
+class Refine(google.protobuf.message.Message):
+    """Answers, criticises its answer, revises it, and keeps the best."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OBJECTIVE_FIELD_NUMBER: builtins.int
+    ROUNDS_FIELD_NUMBER: builtins.int
+    CRITIC_FIELD_NUMBER: builtins.int
+    rounds: builtins.int
+    """[0, 64] of critique and revision; unset: 2"""
+    critic: builtins.str
+    """model that criticises; unset: the requested one"""
+    @property
+    def objective(self) -> global___Objective:
+        """required"""
+
+    def __init__(
+        self,
+        *,
+        objective: global___Objective | None = ...,
+        rounds: builtins.int | None = ...,
+        critic: builtins.str | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_critic", b"_critic", "_rounds", b"_rounds", "critic", b"critic", "objective", b"objective", "rounds", b"rounds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_critic", b"_critic", "_rounds", b"_rounds", "critic", b"critic", "objective", b"objective", "rounds", b"rounds"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_critic", b"_critic"]) -> typing.Literal["critic"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_rounds", b"_rounds"]) -> typing.Literal["rounds"] | None: ...
+
+global___Refine = Refine
+
+@typing.final
 class Objective(google.protobuf.message.Message):
+    """What a search maximises."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TERMS_FIELD_NUMBER: builtins.int
     COMBINE_FIELD_NUMBER: builtins.int
+    SPREAD_FIELD_NUMBER: builtins.int
     combine: global___Combine.ValueType
+    """unset: COMBINE_SUM"""
+    spread: builtins.float
+    """>= 0, factor of the standard deviation for COMBINE_CONSERVATIVE; unset: 1"""
     @property
-    def terms(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RewardTerm]: ...
+    def terms(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RewardTerm]:
+        """1 to 32 rewards"""
+
     def __init__(
         self,
         *,
         terms: collections.abc.Iterable[global___RewardTerm] | None = ...,
         combine: global___Combine.ValueType = ...,
+        spread: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["combine", b"combine", "terms", b"terms"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_spread", b"_spread", "spread", b"spread"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_spread", b"_spread", "combine", b"combine", "spread", b"spread", "terms", b"terms"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_spread", b"_spread"]) -> typing.Literal["spread"] | None: ...
 
 global___Objective = Objective
 
@@ -1004,14 +1245,18 @@ class RewardTerm(google.protobuf.message.Message):
     REWARD_FIELD_NUMBER: builtins.int
     WEIGHT_FIELD_NUMBER: builtins.int
     reward: builtins.str
+    """a name that ListRewards returns"""
     weight: builtins.float
+    """unset: 1"""
     def __init__(
         self,
         *,
         reward: builtins.str = ...,
-        weight: builtins.float = ...,
+        weight: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["reward", b"reward", "weight", b"weight"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "reward", b"reward", "weight", b"weight"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
 
 global___RewardTerm = RewardTerm
 
@@ -1042,7 +1287,7 @@ class TokenInfo(google.protobuf.message.Message):
     entropy_nats: builtins.float
     """of the same distribution; its branching factor is exp(entropy)"""
     reward: builtins.float
-    """prefix or token rewards only"""
+    """of the answer up to this token, under a policy that rates tokens"""
     top_prob: builtins.float
     """largest probability of the same distribution"""
     @property
@@ -1096,9 +1341,9 @@ global___TopLogprob = TopLogprob
 
 @typing.final
 class Candidate(google.protobuf.message.Message):
-    """One result. In a stream, a candidate whose text came in chunks carries neither text nor tokens again; any other one
-    is sent whole, if need be in several messages of the same index whose texts and tokens concatenate. The last message
-    of a candidate is the one with a finish_reason.
+    """One result. In a stream, a candidate whose text came in chunks carries only what they lacked, as a rule nothing; any
+    other one is sent whole, if need be in several messages of the same index whose texts and tokens concatenate. The
+    last message of a candidate is the one with a finish_reason.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1138,7 +1383,9 @@ class Candidate(google.protobuf.message.Message):
         """if asked for"""
 
     @property
-    def rewards(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
+    def rewards(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """by name, and "objective", which the search compares"""
+
     def __init__(
         self,
         *,
@@ -1178,6 +1425,7 @@ class Usage(google.protobuf.message.Message):
     TOTAL_TIME_FIELD_NUMBER: builtins.int
     MEAN_ENTROPY_NATS_FIELD_NUMBER: builtins.int
     BRANCHING_FACTOR_FIELD_NUMBER: builtins.int
+    DISCARDED_TOKENS_FIELD_NUMBER: builtins.int
     prompt_tokens: builtins.int
     cached_prompt_tokens: builtins.int
     returned_tokens: builtins.int
@@ -1192,6 +1440,8 @@ class Usage(google.protobuf.message.Message):
     """over the tokens of the selected candidate"""
     branching_factor: builtins.float
     """exp of it"""
+    discarded_tokens: builtins.int
+    """drafted and not accepted"""
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ModelUsage]: ...
     @property
@@ -1218,9 +1468,10 @@ class Usage(google.protobuf.message.Message):
         total_time: google.protobuf.duration_pb2.Duration | None = ...,
         mean_entropy_nats: builtins.float = ...,
         branching_factor: builtins.float = ...,
+        discarded_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["queue_time", b"queue_time", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "branching_factor", b"branching_factor", "cached_prompt_tokens", b"cached_prompt_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "mean_entropy_nats", b"mean_entropy_nats", "models", b"models", "nudged_tokens", b"nudged_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "returned_tokens", b"returned_tokens", "reward_calls", b"reward_calls", "reward_tokens", b"reward_tokens", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "branching_factor", b"branching_factor", "cached_prompt_tokens", b"cached_prompt_tokens", "discarded_tokens", b"discarded_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "mean_entropy_nats", b"mean_entropy_nats", "models", b"models", "nudged_tokens", b"nudged_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "returned_tokens", b"returned_tokens", "reward_calls", b"reward_calls", "reward_tokens", b"reward_tokens", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> None: ...
 
 global___Usage = Usage
 
@@ -1414,10 +1665,13 @@ class Completed(google.protobuf.message.Message):
     SELECTED_FIELD_NUMBER: builtins.int
     USAGE_FIELD_NUMBER: builtins.int
     REPRODUCIBLE_FIELD_NUMBER: builtins.int
+    ABSTAINED_FIELD_NUMBER: builtins.int
     selected: builtins.int
     """Candidate.index"""
     reproducible: builtins.bool
     """whether the same request with the same seed gives the same tokens, up to rounding"""
+    abstained: builtins.bool
+    """no candidate reached BestOfN.threshold; the selected one is the best of them"""
     @property
     def usage(self) -> global___Usage: ...
     def __init__(
@@ -1426,9 +1680,10 @@ class Completed(google.protobuf.message.Message):
         selected: builtins.int = ...,
         usage: global___Usage | None = ...,
         reproducible: builtins.bool = ...,
+        abstained: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["usage", b"usage"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["reproducible", b"reproducible", "selected", b"selected", "usage", b"usage"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["abstained", b"abstained", "reproducible", b"reproducible", "selected", b"selected", "usage", b"usage"]) -> None: ...
 
 global___Completed = Completed
 
@@ -1441,9 +1696,11 @@ class ScoreRequest(google.protobuf.message.Message):
     ITEMS_FIELD_NUMBER: builtins.int
     TOKENS_FIELD_NUMBER: builtins.int
     reward: builtins.str
+    """one that rates answers: not a pairwise one"""
     model: builtins.str
-    """sum of ln p"""
+    """the sum of ln p of the completion's tokens"""
     tokens: builtins.bool
+    """a TokenInfo for every token of a completion; needs model"""
     @property
     def items(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ScoreItem]:
         """1 to 256"""
@@ -1511,8 +1768,11 @@ class ItemScore(google.protobuf.message.Message):
     TOKENS_FIELD_NUMBER: builtins.int
     value: builtins.float
     token_count: builtins.int
+    """of the completion, where a model scored it"""
     @property
-    def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenInfo]: ...
+    def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenInfo]:
+        """if asked for; their author is 0, the model"""
+
     def __init__(
         self,
         *,
@@ -1773,17 +2033,31 @@ class Reward(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     KIND_FIELD_NUMBER: builtins.int
     DESCRIPTION_FIELD_NUMBER: builtins.int
+    MODELS_FIELD_NUMBER: builtins.int
+    PAIRWISE_FIELD_NUMBER: builtins.int
+    NEEDS_REFERENCE_FIELD_NUMBER: builtins.int
     id: builtins.str
     kind: global___RewardKind.ValueType
     description: builtins.str
+    pairwise: builtins.bool
+    """compares two answers instead of rating one: for CHOOSE_TOURNAMENT"""
+    needs_reference: builtins.bool
+    """GenerationSpec.references must hold an answer"""
+    @property
+    def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """of ListModels, that it runs on"""
+
     def __init__(
         self,
         *,
         id: builtins.str = ...,
         kind: global___RewardKind.ValueType = ...,
         description: builtins.str = ...,
+        models: collections.abc.Iterable[builtins.str] | None = ...,
+        pairwise: builtins.bool = ...,
+        needs_reference: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["description", b"description", "id", b"id", "kind", b"kind"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["description", b"description", "id", b"id", "kind", b"kind", "models", b"models", "needs_reference", b"needs_reference", "pairwise", b"pairwise"]) -> None: ...
 
 global___Reward = Reward
 

@@ -1,0 +1,185 @@
+"""Blocks of drafted tokens while they grow: one forward pass of the draft per token, no round trip to the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.decode.draws.lengths import Rule
+from trimtab.decode.engine.sampler import row_pick
+from trimtab.decode.engine.view import View
+from trimtab.decode.engine.work import Item
+from trimtab.decode.ops import Draft, Drafted
+from trimtab.kernels import dispatch
+from trimtab.kernels.dispatch import RowPick
+
+__all__ = ["Block", "Columns", "Source", "columns", "grow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which tokens of the target the outputs of a draft stand for.
+
+    Attributes:
+        ids: int64 [n], the target's ids, for the kernels.
+        select: int64 [n], the outputs that stand for a token of the target; None: all of them.
+        own: the ids that the draft reads, by position in ``ids``.
+        of: position in ``ids`` by target id, -1 where the draft has none.
+        vocabulary: size of the target's.
+    """
+
+    ids: Tensor
+    select: Tensor | None
+    own: list[int]
+    of: np.ndarray[tuple[int], np.dtype[np.int64]]
+    vocabulary: int
+
+    def map(self, tokens: Iterable[int]) -> list[int]:
+        """Positions in ``ids`` of those target ids that have one."""
+        return [int(self.of[token]) for token in tokens if self.of[token] >= 0]
+
+
+def columns(draft: View, target: View, shared: bool) -> Columns | None:
+    """What ``draft`` can say of the vocabulary of ``target``; None if its outputs are the target's ids.
+
+    Args:
+        draft, target: the models.
+        shared: whether they share one vocabulary. If not, the draft is held to the tokens that both have, byte for
+            byte (token-level intersection; Timor et al., 2025).
+    """
+    device = draft.model.device
+    size = target.model.vocab_size
+    if shared:
+        if draft.model.draft_ids is None:
+            return None
+        ids = draft.model.draft_ids.to(device)
+        select, own = None, ids.tolist()
+    else:
+        of_piece = {}
+        for token in range(size - 1, -1, -1):  # the lowest id of a piece wins
+            piece = target.vocabulary.piece(token)
+            if piece and token not in target.vocabulary.special_ids:
+                of_piece[piece] = token
+        pairs = [(of_piece.get(draft.vocabulary.piece(t)), t) for t in range(draft.model.vocab_size)]
+        kept = [(t, own) for t, own in pairs if t is not None and own not in draft.vocabulary.special_ids]
+        ends = zip(target.vocabulary.eos_token_ids[:1], draft.vocabulary.eos_token_ids[:1], strict=False)
+        kept += list(ends)  # both end an answer
+        ids = torch.tensor([t for t, _ in kept], device=device)
+        own = [o for _, o in kept]
+        select = torch.tensor(own, device=device)
+    of = np.full(size, -1, np.int64)
+    of[ids.cpu().numpy()] = np.arange(len(ids))
+    return Columns(ids, select, own, of, size)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The distributions that a block was drawn from, as the kernels verify it."""
+
+    draft: dispatch.Draft
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """One ``Draft`` op under way.
+
+    Attributes:
+        item: the draft's sequence; drafted tokens are appended to it as they are read.
+        rule: says when to stop.
+        columns: see ``columns``.
+        ends: the target's ids that end an answer, and so the block.
+        tokens: drafted so far, the target's ids.
+    """
+
+    item: Item
+    rule: Rule
+    columns: Columns | None
+    ends: frozenset[int]
+    tokens: list[int] = field(default_factory=list)
+    _rows: list[Tensor] = field(default_factory=list)
+    _picks: list[RowPick] = field(default_factory=list)
+
+    @property
+    def op(self) -> Draft:
+        op = self.item.pending.op
+        assert isinstance(op, Draft)
+        return op
+
+    def pick(self, seen: Sequence[int]) -> RowPick:
+        """How the next token is drawn, in the draft's columns unless it is coupled to the target's draw."""
+        found = row_pick(self.op.picks[len(self.tokens)], seen)
+        if self.columns is None or self.op.coupled:
+            return found
+        bias = {int(self.columns.of[t]): v for t, v in found.filters.bias.items() if self.columns.of[t] >= 0}
+        filters = replace(found.filters, bias=bias) if found.filters.bias else found.filters
+        # A foreign draft's tokens aren't the target's, so it can't tell what the penalty falls on.
+        known = self.columns.map(found.seen) if self.columns.select is None else ()
+        return RowPick(filters, found.key, found.position, known, self.columns.map(found.banned))
+
+    def row(self, logits: Tensor) -> Tensor:
+        """What the token is drawn from, [n], of the draft's output [Vd]."""
+        if self.columns is None:
+            return logits
+        if self.columns.select is not None:
+            logits = logits.index_select(0, self.columns.select)
+        if not self.op.coupled:
+            return logits
+        # The same clocks pick the same token only where both vocabularies are laid out alike.
+        full = logits.new_full((self.columns.vocabulary,), float("-inf"))
+        full[self.columns.ids] = logits
+        return full
+
+    def take(self, token: int, logits: Tensor, pick: RowPick, top_prob: float, accepts: float | None) -> bool:
+        """Add a token, given as drawn from ``logits``; whether to draft another one."""
+        own = token
+        if self.columns is not None:
+            if self.op.coupled:
+                own = self.columns.own[int(self.columns.of[token])]
+            else:
+                own, token = self.columns.own[token], int(self.columns.ids[token])
+        self.tokens.append(token)
+        self._rows.append(logits)
+        self._picks.append(pick)
+        if token in self.ends or len(self.tokens) >= min(len(self.op.picks), self.rule.max_tokens):
+            return False
+        if not self.rule.goes_on(top_prob, accepts):
+            return False
+        self.item.sequence.tokens.append(own)
+        return True
+
+    def drafted(self) -> Drafted:
+        """The op's answer."""
+        if not self.tokens or self.op.coupled:
+            return Drafted(tuple(self.tokens))
+        ids = None if self.columns is None else self.columns.ids
+        return Drafted(tuple(self.tokens), Source(dispatch.Draft(torch.stack(self._rows), self._picks, ids)))
+
+
+def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None]) -> list[bool]:
+    """One token for each block, from logits [n, Vd]; whether each goes on.
+
+    Args:
+        blocks: n of them, of one draft model.
+        logits: its outputs after the last tokens of their sequences.
+        accepts: for each, the acceptance head's probability that what follows is accepted; None without a head.
+    """
+    rows = [block.row(row) for block, row in zip(blocks, logits, strict=True)]
+    # With the target's seen tokens: what has been drafted counts, too.
+    picks = [block.pick(block.item.sequence.tokens) for block in blocks]
+    by_size: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_size.setdefault(len(row), []).append(i)
+    on = [False] * len(blocks)
+    plain = all(block.columns is None for block in blocks)
+    for which in by_size.values():
+        stacked = logits if plain else torch.stack([rows[i] for i in which])
+        found = dispatch.pick(stacked, [picks[i] for i in which])
+        tokens, tops = found.token.tolist(), found.stats.top_prob.tolist()
+        for i, token, top in zip(which, tokens, tops, strict=True):
+            if token >= 0:
+                on[i] = blocks[i].take(token, rows[i], picks[i], top, accepts[i])
+    return on

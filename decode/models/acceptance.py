@@ -1,0 +1,41 @@
+"""The head that predicts, from a draft's hidden state, whether the target will accept what the draft draws from it.
+
+SpecDec++ (Huang et al., 2024): residual blocks x + SiLU(W x + b), each with weights of its own, then one number. It
+reads the hidden state that the draft's logits come from, so it costs no forward pass, and it runs on the device for
+all rows of a batch at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["AcceptanceHead"]
+
+
+class AcceptanceHead(nn.Module):
+    """Probability of acceptance.
+
+    Args:
+        hidden_size: of the draft, D.
+        blocks: residual blocks.
+        width: of the blocks; the hidden state is first projected to it, unless it is D itself.
+    """
+
+    def __init__(self, hidden_size: int, blocks: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Identity() if width == hidden_size else nn.Linear(hidden_size, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.out = nn.Linear(width, 1)
+
+    def logit(self, hidden: Tensor) -> Tensor:
+        """hidden [n, D] -> log odds of acceptance, float32 [n]."""
+        x = self.project(hidden.to(self.out.weight.dtype))
+        for block in self.blocks:
+            x = x + functional.silu(block(x))
+        return self.out(x).squeeze(-1).float()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden [n, D] -> probability that a token drawn from these states is accepted, float32 [n]."""
+        return torch.sigmoid(self.logit(hidden))

@@ -1,0 +1,140 @@
+"""Trained reward models: any sequence-classification model of Hugging Face.
+
+A decoder runs as a model of the engine. Its cached pages are found by their tokens, so of an answer that grew only what
+is new is read, and candidates share their prompt; rating a beginning and then the whole gives what rating the whole
+gives. The template's end of the assistant's turn, which comes after the answer and has to be read anew each time, is
+just more tokens. Encoders read the whole text every time, in a thread (``encoder``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from trimtab.decode.ops import Context, Value, gather
+from trimtab.decode.rewards.base import EngineReward, Reward, Sample, turns
+from trimtab.decode.rewards.options import OptionError, choice, text
+from trimtab.decode.rewards.readings import Reading, reading
+
+if TYPE_CHECKING:
+    from trimtab.decode.rewards.registry import Site
+
+__all__ = ["Classifier", "classifier"]
+
+
+class Classifier(EngineReward):
+    """A decoder with a head over its last token, run by the engine.
+
+    Args:
+        model: its name in the engine.
+        read: how its outputs become one number.
+        partial: how a beginning of an answer is read: ``closed`` as if the answer ended there, as the model was trained
+            to read answers; ``open`` without the end of the turn.
+    """
+
+    kind = "prefix"
+
+    def __init__(self, model: str, read: Reading, partial: str = "closed") -> None:
+        self.model, self.read = model, read
+        self.partial = choice("partial", partial, ("closed", "open"))
+        self.models = (model,)
+        self.description = f"reward model {model}"
+
+    async def rate(self, context: Context, samples: Sequence[Sample]) -> Sequence[float]:
+        end = context.turn_end(self.model)
+        prompts = {
+            sample.prompt if isinstance(sample.prompt, str) else repr(sample.prompt): sample.prompt
+            for sample in samples
+        }
+        read = {key: context.render(self.model, turns(prompt)) for key, prompt in prompts.items()}
+        if len(samples) > len(read):  # several answers to one prompt: read it once, before them
+            await gather(*(self._outputs(context, ids) for ids in read.values()))
+        keys = [s.prompt if isinstance(s.prompt, str) else repr(s.prompt) for s in samples]
+        outputs = await gather(
+            *(
+                self._outputs(context, self._tokens(context, read[k], s, end))
+                for k, s in zip(keys, samples, strict=True)
+            )
+        )
+        return [self.read(found) for found in outputs]
+
+    def _tokens(self, context: Context, prompt: Sequence[int], sample: Sample, end: Sequence[int]) -> list[int]:
+        answer = context.vocabulary(self.model).encode(sample.text, False, continues=True)
+        closed = sample.finished or self.partial == "closed"
+        tokens = [*prompt, *answer, *(end if closed else ())]
+        if len(tokens) > (limit := context.limit(self.model)):
+            raise ValueError(f"prompt and answer take {len(tokens)} tokens; accepted: at most {limit}")
+        return tokens
+
+    async def _outputs(self, context: Context, tokens: Sequence[int]) -> list[float]:
+        seq = context.open(self.model, tokens)
+        try:
+            return await Value(seq)
+        finally:
+            seq.close()
+
+
+def classifier(
+    site: Site,
+    source: str | None = None,
+    model: str | None = None,
+    label: str | int | None = None,
+    reading: str | None = None,
+    level: float = 0.25,
+    partial: str = "closed",
+    on: str = "auto",
+    reads: str = "auto",
+    template: str | None = None,
+    dtype: str = "auto",
+    batch: int = 16,
+) -> Reward:
+    """The type ``classifier``.
+
+    Args:
+        site: of the engine.
+        source: a folder or a hub id; or
+        model: a model of the engine that has a head.
+        label, reading, level: which output counts, see ``readings.reading``.
+        partial: see ``Classifier``.
+        on: ``engine`` (decoders with a linear head), ``thread`` (every model), or ``auto``.
+        reads: what an encoder is given: ``pair`` (prompt and answer), ``answer``, or ``auto``: messages through the
+            tokenizer's chat template where it has one, otherwise the pair.
+        template: Jinja template in place of a decoder's own.
+        dtype: of the weights.
+        batch: answers that an encoder reads at a time.
+
+    Raises:
+        OptionError: naming the option.
+        UnsupportedModel: no reward model can be read from ``source``.
+    """
+    from trimtab.decode.config import ModelConfig
+    from trimtab.decode.models.reward import labels_of, read_config, reads_causally
+
+    choice("on", on, ("auto", "engine", "thread"))
+    choice("dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    if (source is None) == (model is None):
+        raise OptionError("source", source, "a folder or a hub id, or else the option model")
+    if model is not None:
+        site.model("model", model)
+        if on == "thread":
+            raise OptionError("on", on, "engine for a model of the engine")
+        labels = labels_of(read_config(site.models[model].source))
+        return Classifier(model, _reading(reading, labels, label, level), partial)
+    where = text("source", source, "a folder or a hub id")
+    read = _reading(reading, labels_of(read_config(where)), label, level)
+    causal = reads_causally(where)
+    if on == "engine" and not causal:
+        raise OptionError("on", on, "thread or auto: it is not a decoder with a linear head")
+    if causal and on != "thread":
+        name = f"{site.name}.model"
+        if name in site.models:
+            raise OptionError("source", where, f"no model of the engine named {name!r} beside it")
+        made = Classifier(name, read, partial)
+        made.brings = {name: ModelConfig(source=where, role="reward", template=template, dtype=dtype)}  # type: ignore[arg-type]
+        return made
+    from trimtab.decode.rewards.encoder import Encoder
+
+    return Encoder(where, read, reads=reads, batch=batch, dtype=dtype)
+
+
+_reading = reading

@@ -1,0 +1,60 @@
+"""Answer, criticise, revise, and keep the best under the objective (Madaan et al., "Self-Refine", NeurIPS 2023).
+
+Every round starts from the best answer so far. A critic says what is wrong with it, and the requested model, by the
+request's own policy and draw, writes a new answer to the same turns, the best answer and the criticism. A revision that
+is not better is kept as a candidate and not built upon, which the published method does not check.
+"""
+
+from __future__ import annotations
+
+from trimtab.decode.rewards.rating import Rating
+from trimtab.decode.searches.setting import Outcome, Setting, ranked, rewards_of
+from trimtab.decode.searches.turns import turns_of
+from trimtab.decode.types import ChatMessage, Prompt, Refine
+from trimtab.decode.writer import Writer
+from trimtab.kernels.rng import Key
+
+__all__ = ["refine"]
+
+_CRITIQUE_TOKENS = 256
+_CRITICISE = (
+    "Criticise the answer you just gave. Say in a few short points what is wrong, missing or could be better. Do not "
+    "write a new answer."
+)
+_REVISE = (
+    "A critic says about your answer:\n\n{critique}\n\nWrite a better answer to my request above. Reply with the "
+    "answer and nothing else."
+)
+
+
+async def refine(setting: Setting, search: Refine) -> Outcome:
+    """Write an answer and ``rounds`` revisions, and take the best."""
+    turns = turns_of(setting.request.prompt, setting.context.vocabulary(setting.request.model))
+    critic = search.critic or setting.request.model
+    writers: list[Writer] = []
+    ratings: list[Rating] = []
+
+    async def attempt(key: Key, prompt: Prompt | None) -> None:
+        writer = setting.root(key, len(writers), prompt=prompt)
+        writers.append(writer)
+        await writer.advance()
+        writer.close()
+        ratings.extend(await setting.ratings(search.objective, [writer.answer]))
+        setting.progress(writers, max(rating.value for rating in ratings))
+
+    await attempt(setting.key, None)
+    for number in range(1, search.rounds + 1):
+        if setting.context.out_of_time():
+            break
+        key = setting.key.child(0, number)
+        best = writers[ranked([rating.value for rating in ratings])[0]].answer
+        dialogue = (*turns, ChatMessage("assistant", best.text))
+        question = (*dialogue, ChatMessage("user", _CRITICISE))
+        critique = await setting.complete(critic, question, key.child(0, 0), _CRITIQUE_TOKENS)
+        await attempt(key, (*dialogue, ChatMessage("user", _REVISE.format(critique=critique.strip()))))
+    selected = ranked([rating.value for rating in ratings])[0]
+    candidates = tuple(
+        writer.answer.candidate(rewards_of(rating)) for writer, rating in zip(writers, ratings, strict=True)
+    )
+    setting.commit(candidates[selected])
+    return Outcome(candidates, selected, reproducible=all(writer.reproducible for writer in writers))

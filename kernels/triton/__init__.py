@@ -1,0 +1,1 @@
+"""Triton kernels of the operations. Imported only where one of them runs: Triton is optional."""

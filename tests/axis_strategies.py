@@ -1,0 +1,35 @@
+"""Hypothesis strategies for the axes, made from the types: a new field of a variant is tested without a change here."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import Enum
+from typing import Any, Union, get_args, get_origin
+
+from hypothesis import strategies as st
+
+Scalars = Mapping[Any, st.SearchStrategy[Any]]
+
+
+def values(hint: Any, scalars: Scalars) -> st.SearchStrategy[Any]:
+    """Values of an annotated type; ``scalars`` gives those of int, float and str, and of any type as a whole."""
+    if hint in scalars:
+        return scalars[hint]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is type(None):
+        return st.none()
+    if hint is bool:
+        return st.booleans()
+    if origin in (Union, types.UnionType):
+        return st.one_of([values(arm, scalars) for arm in arguments])
+    if origin is tuple:
+        return st.lists(values(arguments[0], scalars), max_size=3).map(tuple)
+    if origin is Mapping:
+        return st.dictionaries(values(arguments[0], scalars), values(arguments[1], scalars), max_size=3)
+    if issubclass(hint, Enum):
+        return st.sampled_from(hint)
+    hints = typing.get_type_hints(hint)
+    return st.builds(hint, **{field.name: values(hints[field.name], scalars) for field in fields(hint)})

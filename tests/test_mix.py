@@ -1,0 +1,433 @@
+"""Mixtures of models: against float64, against pick on the mixed logits, by distribution, bit by bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from trimtab.kernels import dispatch
+from trimtab.kernels.dispatch import Blend, Filters, Gate, RowPick
+from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
+from trimtab.kernels.rng import Key
+
+INF = float("inf")
+NAN = float("nan")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work: a second thread gains little here and waits for its turn on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def models(count: int, rows: int, vocabulary: int, seed: int = 0, width: float = 3.0) -> list[torch.Tensor]:
+    """Logits of a base and others that mostly agree with it, each with an offset of its own."""
+    g = torch.Generator().manual_seed(seed)
+    base = width * torch.randn(rows, vocabulary, generator=g)
+    return [base, *(base + torch.randn(rows, vocabulary, generator=g) + 7 * i for i in range(1, count))]
+
+
+def truth(logits: Sequence[torch.Tensor], blend: Blend) -> torch.Tensor:
+    """float64 [R, V]: ln p of the mixture by its definition, from normalised distributions; gates not considered."""
+    p = [model.double().log_softmax(-1) for model in logits]
+    z = blend.weights[0] * p[0]
+    for weight, other in zip(blend.weights[1:], p[1:], strict=True):
+        z = z + weight * other
+    if blend.plausibility:
+        z = torch.where(p[0] < p[0].amax(-1, keepdim=True) + np.log(blend.plausibility), -INF, z)
+    return z.log_softmax(-1)
+
+
+def entropy_of(logp: torch.Tensor) -> torch.Tensor:
+    return -torch.where(logp == -INF, 0.0, logp.exp() * logp).sum(-1)
+
+
+def same(a: Any, b: Any, where: Sequence[int] | slice = slice(None)) -> bool:
+    """Bitwise: rows ``where`` of a are the rows of b."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a[where], b)
+    return all(same(x, y, where) for x, y in zip(a, b, strict=True))
+
+
+BLENDS = [
+    Blend((1.0, 0.5, 0.0)),
+    Blend((1.0, 1.0, -1.0)),
+    Blend((1.5, 0.0, -0.5), plausibility=0.1),
+    Blend((0.0, 1.0, 0.0)),
+    Blend((0.3, 0.3, 0.4), plausibility=1e-6),
+    Blend((1.0, 1.0, -1.0), plausibility=0.999),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocabulary", [1, 2, 65, 4096, 4097, 50257])
+def test_statistics_against_float64(vocabulary: int, dtype: torch.dtype) -> None:
+    logits = [model.to(dtype) for model in models(3, len(BLENDS), vocabulary)]
+    rows = [RowPick(Filters(1.0), Key(i)) for i in range(len(BLENDS))]
+    got = dispatch.mix(logits, BLENDS, rows)
+    assert same(got.base, dispatch.stats(logits[0]))
+    for i, blend in enumerate(BLENDS):
+        logp = truth([model[i : i + 1] for model in logits], blend)[0]
+        token = int(got.token[i])
+        assert logp[token] > -INF
+        wanted = {"entropy": entropy_of(logp), "top_prob": logp.max().exp(), "logprob": logp[token]}
+        # The naive formula in float32 over the same numbers.
+        p = [model[i].float().log_softmax(-1) for model in logits]
+        eager = sum(weight * each for weight, each in zip(blend.weights, p, strict=True) if weight)
+        eager = eager.masked_fill(logp == -INF, -INF).log_softmax(-1)
+        naive = {"entropy": entropy_of(eager), "top_prob": eager.max().exp(), "logprob": eager[token]}
+        for field, value in wanted.items():
+            error = abs(float(getattr(got.stats, field)[i]) - float(value))
+            allowed = 2e-6 * max(1.0, abs(float(value))) + 2e-7 * float(logits[0][i].abs().max())
+            assert error <= allowed + abs(float(naive[field]) - float(value)), (blend, field, error)
+        assert float(logp[got.stats.argmax[i]]) == pytest.approx(float(logp.max()), abs=1e-5)
+    assert (got.decided == 1).all()
+    assert (got.stats.flags == 0).all()
+
+
+def test_weights_on_the_base_alone_are_pick() -> None:
+    logits = models(2, 8, 9000)
+    rows = [RowPick(f, Key(i)) for i, f in enumerate([Filters(), Filters(1.0), Filters(0.7, top_p=0.9)] * 3)][:8]
+    mixed = dispatch.mix(logits, [Blend((1.0, 0.0))] * 8, rows)
+    picked = dispatch.pick(logits[0], rows)
+    assert same((mixed.token, mixed.stats), (picked.token, picked.stats))
+    alone = dispatch.mix(logits[:1], [Blend((1.0,))] * 8, rows)
+    assert same(alone, mixed)
+
+
+def kinds(rows: int, vocabulary: int, seed: int) -> tuple[list[Blend], list[RowPick]]:
+    """Rows of all kinds under blends of all kinds."""
+    r = np.random.default_rng(seed)
+    gates = [None, Gate("entropy", 3.0), Gate("top_prob", 0.2), Gate("branching", 30.0)]
+    filters = [
+        Filters(),
+        Filters(1.0),
+        Filters(0.7),
+        Filters(1.0, top_p=0.9),
+        Filters(0.8, top_k=5),
+        Filters(0.9, top_k=30, top_p=0.8, min_p=0.01, repetition_penalty=1.3),
+        Filters(1.0, bias={0: 3.0, vocabulary - 1: -INF}),
+        Filters(0.0, repetition_penalty=1.5),
+    ]
+    blends, picks = [], []
+    for i in range(rows):
+        like = BLENDS[int(r.integers(len(BLENDS)))]
+        gate = gates[int(r.integers(len(gates)))]
+        blends.append(Blend(like.weights, gate, like.plausibility))
+        seen = r.integers(0, vocabulary, 5) if r.random() < 0.5 else ()
+        banned = r.integers(0, max(1, vocabulary // 2), 2).tolist() if vocabulary > 2 and r.random() < 0.3 else ()
+        picks.append(RowPick(filters[int(r.integers(len(filters)))], Key(int(r.integers(9)), i), i, seen, banned))
+    return blends, picks
+
+
+@pytest.mark.parametrize("vocabulary", [2, 500, 4097, 20_000])
+def test_a_mixture_is_pick_on_mixed_logits(vocabulary: int) -> None:
+    logits = models(3, 48, vocabulary, 3)
+    blends, rows = kinds(48, vocabulary, vocabulary)
+    got = dispatch.mix(logits, blends, rows)
+    whole = dispatch.blend(logits, blends)
+    assert same((got.base, got.decided), (whole.base, whole.decided))
+    picked = dispatch.pick(whole.logits, rows)
+    assert torch.equal(got.token, picked.token)
+    for field in ("lse", "entropy", "top_prob", "logprob"):
+        torch.testing.assert_close(getattr(got.stats, field), getattr(picked.stats, field), atol=2e-6, rtol=2e-6)
+    assert torch.equal(got.stats.argmax, picked.stats.argmax)
+    p = whole.logits.log_softmax(-1)
+    for i, blend in enumerate(blends):
+        wanted = truth([model[i : i + 1] for model in logits], blend if got.decided[i] else Blend((1.0, 0.0, 0.0)))[0]
+        edge = wanted == -INF
+        if blend.plausibility and got.decided[i]:  # tokens within rounding of the bound may be on either side
+            bound = logits[0][i].double().max() + np.log(blend.plausibility)
+            edge |= (logits[0][i] - bound).abs() < 1e-5
+            assert (p[i][wanted == -INF][(logits[0][i] - bound)[wanted == -INF] < -1e-5] == -INF).all()
+        torch.testing.assert_close(p[i][~edge].double(), wanted[~edge], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["entropy", "top_prob", "branching"])
+def test_gates_read_the_base(kind: str) -> None:
+    logits = models(2, 60, 700, 4, width=1.0)
+    logits[0] = logits[0] * torch.linspace(0.1, 4, 60)[:, None]
+    base = dispatch.stats(logits[0])
+    rows = [RowPick(Filters(1.0), Key(i)) for i in range(60)]
+    column = base.top_prob if kind == "top_prob" else base.entropy
+    middle = float(column.median())  # the value of some row, which it is neither above nor below
+    bound = float(np.exp(np.float64(middle))) if kind == "branching" else middle
+    got = dispatch.mix(logits, [Blend((1.0, 1.0), Gate(kind, bound))] * 60, rows)
+    fires = column < np.float32(middle) if kind == "top_prob" else column > np.float32(middle)
+    clear = (column - middle).abs() > (1e-6 if kind == "branching" else 0)
+    assert torch.equal(got.decided[clear], fires[clear].to(torch.uint8))
+    assert 20 < int(got.decided.sum()) < 40
+    assert kind == "branching" or not got.decided[column == middle].any()
+    on, off = got.decided == 1, got.decided == 0
+    plain, mixed = dispatch.pick(logits[0], rows), dispatch.mix(logits, [Blend((1.0, 1.0))] * 60, rows)
+    assert same((got.token[off], [part[off] for part in got.stats]), (plain.token[off], [p[off] for p in plain.stats]))
+    assert same((got.token[on], [part[on] for part in got.stats]), (mixed.token[on], [p[on] for p in mixed.stats]))
+    assert same(got.base, mixed.base)
+
+
+@pytest.mark.parametrize("plausibility", [1e-4, 0.1, 0.9])
+@pytest.mark.parametrize("vocabulary", [100, 6000])
+def test_only_plausible_tokens_are_drawn(vocabulary: int, plausibility: float) -> None:
+    """The anti-model hates what the base finds implausible most; without the mask such tokens win."""
+    base, anti = models(2, 200, vocabulary, 5)
+    anti = anti + 3 * base
+    rows = [RowPick(Filters(1.0), Key(i)) for i in range(200)]
+    ratio = (base - base.amax(-1, keepdim=True)).exp()
+    masked = dispatch.mix([base, anti], [Blend((1.0, -1.0), plausibility=plausibility)] * 200, rows)
+    assert (ratio.gather(1, masked.token[:, None]) >= plausibility * (1 - 1e-5)).all()
+    free = dispatch.mix([base, anti], [Blend((1.0, -1.0))] * 200, rows)
+    assert (ratio.gather(1, free.token[:, None]) < plausibility).any()
+    for i in range(0, 200, 40):
+        logp = truth([base[i : i + 1], anti[i : i + 1]], Blend((1.0, -1.0), plausibility=plausibility))[0]
+        assert float(masked.stats.entropy[i]) == pytest.approx(float(entropy_of(logp)), abs=1e-5)
+
+
+def test_what_is_not_finite() -> None:
+    base, expert, anti = models(3, 12, 5000, 6)
+    base[0, 3:9] = -INF
+    base[1] = -INF
+    base[2, 5] = NAN
+    expert[3, 7] = -INF
+    expert[4, 7] = INF
+    anti[5, 7] = -INF  # the anti-model says impossible: as much in favour as can be
+    expert[6, 7] = anti[6, 7] = -INF  # both: the base decides
+    expert[7] = NAN
+    expert[8] = -INF
+    base[9, 7], anti[9, 7] = -INF, -INF
+    expert[10] = NAN
+    anti[11, 9] = torch.finfo(torch.float32).min
+    blend = Blend((1.0, 1.0, -1.0))
+    blends = [blend] * 10 + [Blend((1.0, 0.0, -1.0)), blend]
+    logits = dispatch.blend([base, expert, anti], blends).logits
+    assert not logits.isnan().any()
+    assert (logits < INF).all()
+    delta = logits - base
+    assert (logits[0, 3:9] == -INF).all()
+    assert (logits[1] == -INF).all()
+    assert logits[2, 5] == -INF
+    for row, bound in ((3, -1e4), (4, -1e4), (5, 1e4), (11, 1e4)):
+        column = 9 if row == 11 else 7
+        assert float(delta[row, column]) == pytest.approx(bound, abs=1)
+        assert delta[row, torch.arange(5000) != column].abs().max() < 100
+    assert float(delta[6, 7]) == 0
+    assert (delta[7] + 1e4).abs().max() < 1
+    assert logits[9, 7] == -INF
+    torch.testing.assert_close(logits[10], base[10] - anti[10])
+    rows = [RowPick(Filters(1.0), Key(i)) for i in range(12)]
+    got = dispatch.mix([base, expert, anti], blends, rows)
+    flags = [0, FLAG_EMPTY, FLAG_UNCLEAN, 0, FLAG_UNCLEAN, 0, 0, FLAG_UNCLEAN, 0, 0, 0, 0]
+    assert got.stats.flags.tolist() == flags
+    assert got.base.flags.tolist() == [0, FLAG_EMPTY, FLAG_UNCLEAN, *[0] * 9]
+    assert got.decided.tolist() == [1, 0, *[1] * 10]
+    assert int(got.token[1]) == -1
+    assert int(got.token[5]) == 7
+    assert all(not part.isnan().any() for part in (*got.stats, *got.base))
+    assert torch.equal(got.token, dispatch.pick(logits, rows).token)
+    # Weight 0 on the base: what it bans stays banned.
+    only = dispatch.blend([base, expert, anti], [Blend((0.0, 1.0, 0.0))] * 12).logits
+    assert (only[0, 3:9] == -INF).all()
+    torch.testing.assert_close(only[0, 9:], expert[0, 9:])
+
+
+def test_a_plausible_set_under_bans_and_unclean_models() -> None:
+    base, other = models(2, 3, 9000, 7)
+    best = int(base[0].argmax())
+    base[0, best] = NAN
+    other[1, int(base[1].argmax())] = NAN
+    other[2, int(base[2].argmin())] = NAN  # not plausible, so not read
+    for plausibility in (0.01, 1e-9):  # few tokens and most of them
+        got = dispatch.mix(
+            [base, other], [Blend((1.0, -0.5), plausibility=plausibility)] * 3, [RowPick(Filters(1.0))] * 3
+        )
+        assert got.stats.flags.tolist() == [FLAG_UNCLEAN, FLAG_UNCLEAN, 0]
+        assert int(got.token[1]) == int(base[1].argmax())  # as much in favour as can be
+
+
+def draw(logits: list[torch.Tensor], blend: Blend, filters: Filters, draws: int) -> NDArray[np.int64]:
+    rows = [RowPick(filters, Key(99), position) for position in range(draws)]
+    tokens = dispatch.mix([model.expand(draws, -1) for model in logits], [blend] * draws, rows).token
+    return np.bincount(tokens.numpy(), minlength=logits[0].shape[1])
+
+
+def p_value(counts: NDArray[np.int64], p: NDArray[np.float64]) -> float:
+    """Chi-square, bins pooled in order of probability until each is expected 10 times."""
+    draws, order = counts.sum(), np.argsort(p)
+    expected = p[order] * draws
+    bins = np.minimum((np.cumsum(expected) / 10).astype(np.int64), int(draws // 10))
+    o, e = np.bincount(bins, weights=counts[order]), np.bincount(bins, weights=expected)
+    o, e = o[e > 0], e[e > 0]
+    statistic = torch.tensor(((o - e) ** 2 / e).sum(), dtype=torch.float64)
+    return float(torch.special.gammaincc(torch.tensor((len(e) - 1) / 2, dtype=torch.float64), statistic / 2))
+
+
+@pytest.mark.parametrize("draws", [20_000, pytest.param(400_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("blend", [Blend((1.0, 0.7, -0.7)), Blend((1.5, 0.0, -0.5), plausibility=0.02)])
+def test_tokens_follow_the_mixture(blend: Blend, draws: int) -> None:
+    logits = models(3, 1, 120, 8, width=1.0)
+    counts = draw(logits, blend, Filters(1.0), draws)
+    assert p_value(counts, truth(logits, blend)[0].exp().numpy()) > 1e-4
+    # The controls: a weight and the temperature off, the mask left out.
+    off = Blend((blend.weights[0], blend.weights[1] + (0.1 if draws < 100_000 else 0.02), *blend.weights[2:]))
+    wrong = [Blend(off.weights, plausibility=blend.plausibility)]
+    wrong += [Blend(blend.weights)] if blend.plausibility else []
+    wrong += [Blend(tuple(w * (1.1 if draws < 100_000 else 1.02) for w in blend.weights), None, blend.plausibility)]
+    for other in wrong:
+        p = truth(logits, other)[0].exp().numpy()
+        assert p_value(counts, p / p.sum()) < 1e-4, other
+
+
+def test_a_scale_of_all_weights_is_a_temperature() -> None:
+    logits = models(2, 20, 5000, 9)
+    rows = [RowPick(Filters(1.0, top_p=0.9), Key(i)) for i in range(20)]
+    halved = [row._replace(filters=Filters(0.5, top_p=0.9)) for row in rows]
+    doubled = dispatch.mix(logits, [Blend((2.0, 1.0))] * 20, rows)
+    assert torch.equal(doubled.token, dispatch.mix(logits, [Blend((1.0, 0.5))] * 20, halved).token)
+
+
+@pytest.mark.parametrize("vocabulary", [2, 500, 4097, 20_000, 140_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_do_not_depend_on_the_batch(vocabulary: int, dtype: torch.dtype) -> None:
+    count = 24 if vocabulary < 100_000 else 5
+    logits = [model.to(dtype) for model in models(3, count, vocabulary, 10)]
+    logits[0][1, ::7] = -INF
+    if vocabulary > 2:
+        logits[1][2, 1] = NAN
+    blends, rows = kinds(count, vocabulary, 1)
+    whole = dispatch.mix(logits, blends, rows)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(1)).tolist()
+    assert same(
+        whole,
+        dispatch.mix([model[order] for model in logits], [blends[i] for i in order], [rows[i] for i in order]),
+        order,
+    )
+    for i in range(count):
+        assert same(whole, dispatch.mix([m[i : i + 1] for m in logits], [blends[i]], [rows[i]]), [i])
+    spread = []
+    for model in logits:
+        wide = torch.full((count, 2 * vocabulary), 99.0, dtype=dtype)
+        wide[:, ::2] = model
+        spread.append(wide[:, ::2])
+    assert same(whole, dispatch.mix(spread, blends, rows))
+    assert same(whole, dispatch.mix([logits[0], logits[1].float(), spread[2]], blends, rows))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert same(whole, dispatch.mix(logits, blends, rows))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_logits_are_left_alone_and_logprob_is_of_the_mixture() -> None:
+    logits = models(2, 3, 6000, 11)
+    before = [model.clone() for model in logits]
+    blends = [Blend((1.0, 0.5))] * 3
+    rows = [
+        RowPick(Filters(0.4, top_k=3), Key(1)),
+        RowPick(Filters(2.0, bias={5: 90.0}), Key(2)),
+        RowPick(Filters(0.0, bias={7: 90.0})),
+    ]
+    got = dispatch.mix(logits, blends, rows)
+    assert all(torch.equal(a, b) for a, b in zip(logits, before, strict=True))
+    assert got.token.tolist()[1:] == [5, 7]
+    raw = dispatch.stats(dispatch.blend(logits, blends).logits, got.token)
+    assert same(got.stats, raw)
+
+
+def test_no_rows() -> None:
+    got = dispatch.mix([torch.empty(0, 7)] * 2, [], [])
+    assert got.token.shape == (0,)
+    assert got.token.dtype == torch.int64
+    assert got.decided.dtype == torch.uint8
+    assert dispatch.blend([torch.empty(0, 7)] * 2, []).logits.shape == (0, 7)
+    assert dispatch.nucleus_entropy(torch.empty(0, 7), 0.9).size.shape == (0,)
+
+
+# ---------------------------------------------------------------------------------------------------------- nucleus
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    vocabulary=st.sampled_from([1, 2, 70, 5000]),
+    top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
+    width=st.sampled_from([0.1, 1.0, 5.0]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 1000),
+)
+def test_entropy_of_the_nucleus(vocabulary: int, top_p: float, width: float, dtype: torch.dtype, seed: int) -> None:
+    logits = models(1, 3, vocabulary, seed, width)[0].to(dtype)
+    got = dispatch.nucleus_entropy(logits, top_p)
+    for i in range(3):
+        p = logits[i].double().softmax(-1)
+        ordered = p.sort(descending=True).values
+        before = ordered.cumsum(0) - ordered
+        count = max(int((before < top_p).sum()), 1) if top_p < 1 else vocabulary
+        near = bool(((before - top_p).abs() < 2e-6).any()) and top_p < 1
+        kept = p[p >= ordered[count - 1]]  # ties are in
+        if not near:
+            assert int(got.size[i]) == len(kept)
+            assert float(got.mass[i]) == pytest.approx(float(kept.sum()), abs=2e-6)
+        if not near:
+            q = kept / kept.sum()
+            assert float(got.entropy[i]) == pytest.approx(float(-(q * q.log()).nan_to_num().sum()), abs=1e-5)
+    if top_p == 1:
+        torch.testing.assert_close(got.entropy, dispatch.stats(logits).entropy, atol=1e-5, rtol=1e-5)
+
+
+def test_entropy_of_the_nucleus_of_odd_rows() -> None:
+    logits = torch.zeros(3, 5000)
+    logits[0] = -INF
+    logits[1, 1:] = -INF
+    got = dispatch.nucleus_entropy(logits, 0.5)
+    assert got.size.tolist() == [0, 1, 5000]  # all are equal, so all are in
+    assert got.mass.tolist() == pytest.approx([0, 1, 1])
+    assert got.entropy.tolist() == pytest.approx([0, 0, np.log(5000)], rel=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+X = torch.zeros(2, 10)
+B = Blend((1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Blend(()), ValueError, r"weights = \(\): accepted: one number per model"),
+        (lambda: Blend((-1.0, 1.0)), ValueError, r"weights\[0\] = -1.0: accepted: a number in \[0, 1e\+06\]"),
+        (lambda: Blend((1.0, NAN)), ValueError, r"weights\[1\] = nan"),
+        (lambda: Blend((1.0, 1e7)), ValueError, r"weights\[1\] = 10000000.0: accepted: a number in \[-1e\+06, 1e"),
+        (lambda: Blend((1.0,), plausibility=1.0), ValueError, r"plausibility = 1.0: accepted: a number in \[0, 1\)"),
+        (lambda: Gate("size", 1.0), ValueError, r"gate.kind = 'size': accepted: 'entropy', 'top_prob', 'branching'"),
+        (lambda: Gate("entropy", INF), ValueError, r"gate.bound = inf: accepted: a finite number"),
+        (lambda: Gate("branching", 0.0), ValueError, r"gate.bound = 0.0"),
+        (lambda: dispatch.mix(X, [B] * 2, [RowPick()] * 2), TypeError, r"logits: accepted: a sequence of matrices"),
+        (lambda: dispatch.mix([], [], []), TypeError, r"logits: accepted: a sequence of matrices"),
+        (lambda: dispatch.mix([X, X[:, :9]], [B] * 2, [RowPick()] * 2), ValueError, r"logits\[1\].shape = \(2, 9\)"),
+        (lambda: dispatch.mix([X, X.double()], [B] * 2, [RowPick()] * 2), TypeError, r"dtype = torch.float64"),
+        (lambda: dispatch.mix([X, X.to("meta")], [B] * 2, [RowPick()] * 2), ValueError, r"logits\[1\].device = meta"),
+        (lambda: dispatch.mix([X, X], [B], [RowPick()] * 2), ValueError, r"blends: 1 of them: accepted: 2"),
+        (lambda: dispatch.mix([X, X], [B] * 2, [RowPick()]), ValueError, r"rows: 1 of them: accepted: 2"),
+        (lambda: dispatch.mix([X], [B] * 2, [RowPick()] * 2), ValueError, r"weights = \(1.0, 1.0\): accepted: 1 numb"),
+        (
+            lambda: dispatch.mix([X, X], [B] * 2, [RowPick(position=-1)] * 2),
+            ValueError,
+            r"position = -1: accepted: an unsigned 32",
+        ),
+        (lambda: dispatch.mix([X, X], [B] * 2, [RowPick(banned=[10])] * 2), ValueError, r"banned = 10: accepted: tok"),
+        (lambda: dispatch.nucleus_entropy(X, 0.0), ValueError, r"top_p = 0.0: accepted: a number in \(0, 1\]"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

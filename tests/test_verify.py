@@ -1,0 +1,712 @@
+"""Verification of speculation: the target's law whatever the draft, equality where it is promised, bit by bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from trimtab.kernels import dispatch, rng
+from trimtab.kernels.dispatch import Draft, Filters, RowPick, Verified, Window
+from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN, GROUP, TILE
+from trimtab.kernels.rng import Key
+
+INF = float("inf")
+Doubles = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work: a second thread gains little here and waits for its turn on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def law(logits: torch.Tensor, row: RowPick) -> Doubles:
+    """float64 [V]: what a row draws from, by sorting and in the plainest way."""
+    f = row.filters
+    z = logits.double().clone()
+    z[z.isnan() | (z == INF)] = -INF
+    for token in set(map(int, row.seen)):
+        z[token] *= f.repetition_penalty if z[token] < 0 else 1 / f.repetition_penalty
+    for token, value in f.bias.items():
+        z[token] += value
+    z[list(row.banned)] = -INF
+    if f.temperature == 0:
+        return np.asarray(torch.nn.functional.one_hot(z.argmax(), len(z)).double().numpy())
+    z = z / f.temperature
+    if 0 < f.top_k < len(z):
+        z[z < z.topk(f.top_k).values[-1]] = -INF
+    p, order = z.softmax(-1).sort(descending=True)
+    if f.top_p < 1:
+        z[order[p.cumsum(0) - p >= f.top_p]] = -INF
+    z[z.softmax(-1) < f.min_p * z.softmax(-1).max()] = -INF
+    return np.asarray(z.softmax(-1).numpy())
+
+
+def chi_square(counts: Counts, p: Doubles) -> float:
+    """p-value, bins pooled in order of probability until each is expected 10 times."""
+    draws = counts.sum()
+    assert counts[p == 0].sum() == 0
+    observed: list[float] = []
+    expected: list[float] = []
+    have = want = 0.0
+    for i in np.argsort(p):
+        have, want = have + counts[i], want + p[i] * draws
+        if want >= 10:
+            observed.append(have)
+            expected.append(want)
+            have = want = 0.0
+    observed[-1] += have
+    expected[-1] += want
+    o, e = np.array(observed), np.array(expected)
+    assert len(e) > 1
+    statistic = torch.tensor(((o - e) ** 2 / e).sum(), dtype=torch.float64)
+    return float(torch.special.gammaincc(torch.tensor((len(e) - 1) / 2, dtype=torch.float64), statistic / 2))
+
+
+def fits(counts: Counts, p: Doubles) -> bool:
+    """Whether counts may come from p; a token that p excludes settles it."""
+    return bool(counts[p == 0].sum() == 0) and chi_square(counts, p) > 1e-4
+
+
+# ------------------------------------------------------------------------------------------- the law of what is written
+
+
+PLAIN = Filters(1.0)
+
+
+@dataclass
+class Case:
+    """A target's row, and a draft that is some way off."""
+
+    target: torch.Tensor
+    draft: torch.Tensor | None
+    filters: Filters = PLAIN
+    draft_filters: Filters | None = None
+    ids: torch.Tensor | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    draft_extra: dict[str, Any] = field(default_factory=dict)
+
+    def rows(self, n: int) -> list[RowPick]:
+        """The target's draws at position 5 of n requests."""
+        return [RowPick(self.filters, Key(seed, 9), 5, **self.extra) for seed in range(n)]
+
+    def draft_rows(self, n: int) -> list[RowPick]:
+        filters = self.filters if self.draft_filters is None else self.draft_filters
+        return [RowPick(filters, Key(seed, 9).drafting, 5, **self.draft_extra) for seed in range(n)]
+
+    def proposals(self, n: int) -> list[int]:
+        """Tokens drawn from the draft, as the target's ids; without a draft always the same."""
+        if self.draft is None:
+            return [7] * n
+        columns = dispatch.pick(self.draft.expand(n, -1), self.draft_rows(n)).token
+        return (columns if self.ids is None else self.ids[columns]).tolist()
+
+    def verify(self, n: int, proposals: Sequence[int], draft: Callable[[RowPick], Draft]) -> Verified:
+        """n windows of one token; what follows them does not matter here."""
+        windows = [
+            Window([y], [row, row._replace(position=6)], draft(mine))
+            for y, row, mine in zip(proposals, self.rows(n), self.draft_rows(n), strict=True)
+        ]
+        return dispatch.verify(self.target.expand(2 * n, -1), windows)
+
+    def source(self, row: RowPick) -> Draft:
+        """What the proposals really were drawn from."""
+        if self.draft is None:
+            return Draft(None, [])
+        return Draft(self.draft[None], [row], self.ids)
+
+    def count(self, tokens: torch.Tensor) -> Counts:
+        return np.bincount(tokens.numpy(), minlength=len(self.target))
+
+
+P, Q = normal(14, seed=1, scale=1.5), normal(14, seed=2, scale=1.5)
+BROAD = normal(9200, seed=6, scale=0.3) - 7
+BROAD[[*range(40, 4000, 120), *range(4100, 8100, 200), *range(8200, 9200, 60)]] += 7
+BROAD_DRAFT = BROAD + normal(9200, seed=7, scale=1.5)
+HOLED = torch.where(torch.arange(14) % 3 == 1, -INF, 1.4 * P - 0.8 * Q)
+
+CASES = {
+    "plain": Case(P, Q),
+    "temperature": Case(P, Q, Filters(0.7), Filters(1.3)),
+    "top_k": Case(P, Q, Filters(1.0, top_k=5)),
+    "top_p": Case(P, Q, Filters(0.9, top_p=0.8)),
+    "min_p": Case(P, Q, Filters(1.1, min_p=0.1)),
+    "filters differ": Case(P, Q, Filters(1.0, top_p=0.9), Filters(1.4, min_p=0.02)),
+    "only the draft is filtered": Case(P, Q, Filters(1.0), Filters(1.0, top_k=4)),
+    "penalty, bias and bans": Case(
+        P,
+        Q,
+        Filters(1.0, repetition_penalty=1.6, bias={3: 1.0, 4: -INF}),
+        extra={"seen": [0, 1, 2, 2], "banned": [5]},
+        draft_extra={"seen": [6, 7], "banned": [9, 2]},
+    ),
+    "penalty under filters": Case(P, Q, Filters(0.8, top_k=9, top_p=0.9, repetition_penalty=1.6), extra={"seen": [1]}),
+    "reduced vocabulary": Case(P, Q[:6], ids=torch.tensor([11, 0, 7, 3, 12, 5])),
+    "reduced vocabulary, filtered": Case(P, Q[:6], Filters(1.0, top_p=0.9), ids=torch.tensor([11, 0, 7, 3, 12, 5])),
+    "shorter vocabulary": Case(P, Q[:9]),
+    "shorter vocabulary, filtered": Case(P, Q[:9], Filters(1.2, top_k=10)),
+    "certain": Case(P, None),
+    "certain, filtered": Case(P, None, Filters(1.0, top_p=0.9)),
+    "greedy draft": Case(P, P + Q, draft_filters=Filters()),
+    "mixture": Case(HOLED, Q),
+    "low precision": Case(P.bfloat16(), Q.half(), Filters(1.0, top_p=0.95)),
+    "several tiles": Case(BROAD, BROAD_DRAFT),
+    "several tiles, cut short": Case(BROAD, BROAD_DRAFT[:4100], Filters(0.9)),
+}
+MANY = [2500, pytest.param(60_000, marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize("n", MANY)
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_written_follows_the_target(name: str, n: int) -> None:
+    case = CASES[name]
+    proposals = case.proposals(n)
+    got = case.verify(n, proposals, case.source)
+    stands = got.accepted.bool()
+    drafted = torch.tensor(proposals)
+    p = law(case.target, case.rows(1)[0])
+    assert chi_square(case.count(torch.where(stands, drafted, got.token)), p) > 1e-4
+    # Acceptance is what theory says: the overlap of the two laws, or p of a certain token.
+    if case.draft is None:
+        expected = float(p[proposals].mean())
+    else:
+        columns = np.arange(len(case.draft)) if case.ids is None else case.ids.numpy()
+        q = np.zeros(len(p))
+        q[columns] = law(case.draft, case.draft_rows(1)[0])
+        expected = float(np.minimum(p, q).sum())
+    assert 0.05 < expected < 0.95
+    assert abs(float(stands.double().mean()) - expected) < 5 * math.sqrt(0.25 / n)
+    # Controls. Refused tokens replaced by draws from the target's whole law: the residual left out.
+    whole = dispatch.pick(case.target.expand(n, -1), [r._replace(key=r.key.residual) for r in case.rows(n)]).token
+    assert not fits(case.count(torch.where(stands, drafted, whole)), p)
+    # Refused tokens written all the same: the acceptance counted one too far.
+    assert not fits(case.count(drafted), p)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p", "only the draft is filtered"])
+def test_a_draft_whose_filters_are_forgotten_is_found_out(name: str) -> None:
+    case = CASES[name]
+    n = 2500
+    proposals = case.proposals(n)
+    got = case.verify(n, proposals, lambda row: Draft(case.source(row).logits, [RowPick(Filters(1.0))]))
+    written = case.count(torch.where(got.accepted.bool(), torch.tensor(proposals), got.token))
+    assert not fits(written, law(case.target, case.rows(1)[0]))
+
+
+def test_a_drawn_token_may_be_taken_for_certain() -> None:
+    """Nothing of q is needed for exactness: it only makes more tokens stand."""
+    case = CASES["plain"]
+    n = 2500
+    proposals = case.proposals(n)
+    got = case.verify(n, proposals, lambda row: Draft(None, []))
+    written = case.count(torch.where(got.accepted.bool(), torch.tensor(proposals), got.token))
+    assert fits(written, law(case.target, case.rows(1)[0]))
+    assert int(got.accepted.sum()) < int(case.verify(n, proposals, case.source).accepted.sum())
+
+
+def test_a_draft_that_shares_the_bits_of_the_residual_is_found_out() -> None:
+    """Why ``Key.drafting`` and ``Key.residual`` are two keys."""
+    case = CASES["plain"]
+    n = 4000
+    shared = [r._replace(key=Key(seed, 9).residual) for seed, r in enumerate(case.draft_rows(n))]
+    assert case.draft is not None
+    proposals = dispatch.pick(case.draft.expand(n, -1), shared).token.tolist()
+    got = case.verify(n, proposals, case.source)
+    written = case.count(torch.where(got.accepted.bool(), torch.tensor(proposals), got.token))
+    assert not fits(written, law(case.target, case.rows(1)[0]))
+
+
+# A model that looks at the last token only: 4 tokens, and a start.
+TARGET_TABLE, DRAFT_TABLE = normal(5, 4, seed=3, scale=1.4), normal(5, 4, seed=4, scale=1.4)
+
+
+def two_tokens(n: int, filters: Filters, shift: int = 0, length: int = 2) -> Counts:
+    """Counts [16] of the first two tokens written by n requests, each by as many windows as it takes.
+
+    A rejection at the first position leads to a second window, whose draft draws anew at a position that it has
+    already drawn at. ``shift`` takes the target's rows from further on than they belong: a control.
+    """
+    written = np.full((n, 2), -1)
+    keys = [Key(seed, 4) for seed in range(n)]
+    at = np.zeros(n, int)
+    while (at < 2).any():
+        open_ = np.flatnonzero(at < 2)
+        last = [int(written[i, at[i] - 1]) if at[i] else 4 for i in open_]
+        drafts: list[list[int]] = [[] for _ in open_]
+        q_rows: list[list[RowPick]] = [[] for _ in open_]
+        state = list(last)
+        for k in range(length):
+            rows = [RowPick(filters, keys[i].drafting, int(at[i]) + k) for i in open_]
+            tokens = dispatch.pick(DRAFT_TABLE[state], rows).token.tolist()
+            for mine, q_row, token, row in zip(drafts, q_rows, tokens, rows, strict=True):
+                mine.append(token)
+                q_row.append(row)
+            state = tokens
+        contexts = [[start, *mine] for start, mine in zip(last, drafts, strict=True)]
+        windows = [
+            Window(
+                mine,
+                [RowPick(filters, keys[i], int(at[i]) + k) for k in range(length + 1)],
+                Draft(DRAFT_TABLE[context[:-1]], q_row),
+            )
+            for i, mine, q_row, context in zip(open_, drafts, q_rows, contexts, strict=True)
+        ]
+        seen_by_target = [context[min(k + shift, length)] for context in contexts for k in range(length + 1)]
+        got = dispatch.verify(TARGET_TABLE[seen_by_target], windows)
+        for i, mine, stand, token in zip(open_, drafts, got.accepted.tolist(), got.token.tolist(), strict=True):
+            for new in [*mine[:stand], token][: 2 - int(at[i])]:
+                written[i, at[i]] = new
+                at[i] += 1
+    return np.bincount(4 * written[:, 0] + written[:, 1], minlength=16)
+
+
+@pytest.mark.parametrize("n", [3000, pytest.param(100_000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("filters", [Filters(1.0), Filters(0.8, top_k=3)], ids=["plain", "top_k"])
+def test_joint_law_of_two_tokens(filters: Filters, n: int) -> None:
+    row = RowPick(filters)
+    first = law(TARGET_TABLE[4], row)
+    joint = np.concatenate([first[x] * law(TARGET_TABLE[x], row) for x in range(4)])
+    for length in (1, 2, 3):
+        assert chi_square(two_tokens(n // 2, filters, length=length), joint) > 1e-4
+    # The control: the target's rows taken one position too late.
+    assert not fits(two_tokens(n // 2, filters, shift=1), joint)
+
+
+# -------------------------------------------------------------------------------------------------------- equality
+
+KINDS = [
+    Filters(),
+    Filters(1.0),
+    Filters(0.7),
+    Filters(1.0, top_p=0.9),
+    Filters(0.8, top_k=5),
+    Filters(1.1, min_p=0.1),
+    Filters(0.9, top_k=30, top_p=0.8, min_p=0.01),
+    Filters(0.0, repetition_penalty=1.5),
+    Filters(1.0, bias={0: 3.0}),
+]
+
+
+def rows_of(r: np.random.Generator, count: int, vocabulary: int, filters: Filters, key: Key) -> list[RowPick]:
+    """Consecutive positions of one request; what is seen and banned changes along the way."""
+    start = int(r.integers(1000))
+    return [
+        RowPick(
+            filters,
+            key,
+            start + j,
+            r.integers(0, vocabulary, 3) if r.random() < 0.5 else (),
+            r.integers(0, vocabulary, 1).tolist() if vocabulary > 2 and r.random() < 0.3 else (),
+        )
+        for j in range(count)
+    ]
+
+
+def batch(seed: int, vocabulary: int, windows: int) -> tuple[torch.Tensor, list[Window]]:
+    """Windows of every kind and length 0 to 4, drafted from something near the target or far from it."""
+    r = np.random.default_rng(seed)
+    logits: list[torch.Tensor] = []
+    made: list[Window] = []
+    for i in range(windows):
+        k = int(r.integers(0, 5))
+        target = torch.from_numpy(r.normal(0, 2, (k + 1, vocabulary))).float()
+        filters, draft_filters = KINDS[int(r.integers(len(KINDS)))], KINDS[int(r.integers(len(KINDS)))]
+        key = Key(int(r.integers(2**40)), i)
+        rows = rows_of(r, k + 1, vocabulary, filters, key)
+        kind = int(r.integers(4))
+        draft: Draft | None = None
+        if kind == 0:
+            tokens = dispatch.pick(target, rows).token[:k].tolist()
+            tokens = [int(r.integers(vocabulary)) if r.random() < 0.2 else max(t, 0) for t in tokens]
+        elif kind == 1:
+            tokens, draft = r.integers(0, vocabulary, k).tolist(), Draft(None, [])
+        else:
+            ids = torch.from_numpy(r.permutation(vocabulary)[: -(-2 * vocabulary // 3)]) if kind == 3 else None
+            near = target[:k] if ids is None else target[:k, ids]
+            source = near + torch.from_numpy(r.normal(0, float(r.choice([0.1, 1.0])), tuple(near.shape))).float()
+            mine = rows_of(r, k, source.shape[1], draft_filters, key.drafting)
+            columns = dispatch.pick(source, mine).token.clamp(min=0)
+            tokens = (columns if ids is None else ids[columns]).tolist()
+            draft = Draft(source, mine, ids)
+        logits.append(target)
+        made.append(Window(tokens, rows, draft))
+    return torch.cat(logits), made
+
+
+def split(logits: torch.Tensor, windows: Sequence[Window]) -> list[torch.Tensor]:
+    return list(logits.split([len(window.rows) for window in windows]))
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**30), vocabulary=st.sampled_from([1, 2, 40, 4100]))
+def test_where_the_target_picks_itself_it_is_pick(seed: int, vocabulary: int) -> None:
+    """Coupled windows and temperature 0: token for token what plain decoding writes."""
+    logits, windows = batch(seed, vocabulary, 6)
+    got = dispatch.verify(logits, windows)
+    for i, (mine, window) in enumerate(zip(split(logits, windows), windows, strict=True)):
+        picked = dispatch.pick(mine, window.rows).token.tolist()
+        k = len(window.tokens)
+        assert 0 <= int(got.accepted[i]) <= k
+        if window.draft is None or window.rows[0].filters.temperature == 0:
+            equal = [a == b for a, b in zip(window.tokens, picked, strict=False)]
+            stand = equal.index(False) if False in equal else k
+            assert int(got.accepted[i]) == stand
+            assert int(got.token[i]) == picked[stand]
+        elif int(got.accepted[i]) == k:
+            assert int(got.token[i]) == picked[k]
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 2**30), vocabulary=st.sampled_from([1, 2, 40, 4100]))
+def test_statistics_are_those_of_stats(seed: int, vocabulary: int) -> None:
+    logits, windows = batch(seed, vocabulary, 5)
+    got = dispatch.verify(logits, windows)
+    chosen: list[int] = []
+    for window, stand, token in zip(windows, got.accepted.tolist(), got.token.tolist(), strict=True):
+        beyond = len(window.tokens) - stand
+        chosen += [*window.tokens[:stand], token, *[-1] * beyond]
+    wanted = dispatch.stats(logits, torch.tensor(chosen))
+    assert all(torch.equal(a, b) for a, b in zip(got.stats, wanted, strict=True))
+
+
+def same(a: Verified, b: Verified) -> bool:
+    return all(torch.equal(x, y) for x, y in zip((*a[:2], *a.stats), (*b[:2], *b.stats), strict=True))
+
+
+@pytest.mark.parametrize("vocabulary", [2, 50, 4097, 20_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_do_not_depend_on_the_batch(vocabulary: int, dtype: torch.dtype) -> None:
+    logits, windows = batch(vocabulary, vocabulary, 24 if vocabulary < 10_000 else 12)
+    logits = logits.to(dtype)
+    logits[3, ::2] = -INF
+    whole = dispatch.verify(logits, windows)
+    parts = split(logits, windows)
+    assert len({int(x) for x in whole.accepted}) > 2
+    stats = list(zip(*(part.split([len(w.rows) for w in windows]) for part in whole.stats), strict=True))
+    for i, (mine, window) in enumerate(zip(parts, windows, strict=True)):
+        alone = dispatch.verify(mine, [window])
+        assert torch.equal(alone.accepted, whole.accepted[i : i + 1])
+        assert torch.equal(alone.token, whole.token[i : i + 1])
+        assert all(torch.equal(a, b) for a, b in zip(alone.stats, stats[i], strict=True))
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(1)).tolist()
+    mixed = dispatch.verify(torch.cat([parts[i] for i in order]), [windows[i] for i in order])
+    assert torch.equal(mixed.token, whole.token[order])
+    assert torch.equal(mixed.accepted, whole.accepted[order])
+    padded = torch.full((len(logits), vocabulary + 13), 99.0, dtype=dtype)
+    padded[:, :vocabulary] = logits
+    for view in (padded[:, :vocabulary], logits.t().contiguous().t(), logits.float()):
+        assert same(whole, dispatch.verify(view, windows))
+    torch.set_num_threads(2)
+    try:
+        assert same(whole, dispatch.verify(logits, windows))
+    finally:
+        torch.set_num_threads(1)
+
+
+# ------------------------------------------------------------------------------------------------------- the contract
+
+
+def documented(logits: torch.Tensor, window: Window) -> tuple[int, int, float]:
+    """Accepted, token and the least margin of any decision, by the documented scheme in float64."""
+    margin = INF
+    assert window.draft is not None
+    assert window.draft.logits is not None
+
+    def uniform(key: Key, position: int, stream: rng.Stream, index: torch.Tensor) -> torch.Tensor:
+        bits = torch.from_numpy(np.array([key.bits], np.uint64).view(np.int64))
+        return rng.uniform_torch(bits, torch.tensor([position]), stream, index)[0]
+
+    def race(weights: torch.Tensor, row: RowPick, stream: rng.Stream, index: torch.Tensor) -> int:
+        nonlocal margin
+        score = weights.log() - rng.exponential_torch(uniform(row.key.residual, row.position, stream, index)).log()
+        best = score.topk(min(2, len(score))).values
+        if len(best) > 1:
+            margin = min(margin, float(best[0] - best[1]))
+        return int(score.argmax())
+
+    for j, y in enumerate(window.tokens):
+        row = window.rows[j]
+        p = torch.from_numpy(law(logits[j], row))
+        q = torch.zeros_like(p)
+        columns = torch.arange(window.draft.logits.shape[1]) if window.draft.ids is None else window.draft.ids
+        q[columns] = torch.from_numpy(law(window.draft.logits[j], window.draft.rows[j]))
+        u = float(uniform(row.key, row.position, rng.Stream.ACCEPT, torch.tensor([0])))
+        margin = min(margin, abs(math.log(u) - math.log(float(p[y])) + math.log(float(q[y]))) if p[y] > 0 else INF)
+        if u < float(p[y] / q[y]):
+            continue
+        left = (p - q).clamp(min=0)
+        vocabulary = len(p)
+        if row.restricts(vocabulary):
+            ids = (p > 0).nonzero()[:, 0]
+            return j, int(ids[race(left[ids], row, rng.Stream.TOKEN, ids)]), margin
+        padded = torch.zeros(-(-vocabulary // TILE) * TILE, dtype=torch.float64)
+        padded[:vocabulary] = left
+        grid = padded.view(-1, TILE // GROUP, GROUP)
+        tile = race(grid.sum((1, 2)), row, rng.Stream.TILE, torch.arange(len(grid)))
+        column = race(grid[tile].sum(0), row, rng.Stream.COLUMN, torch.arange(GROUP))
+        line = race(grid[tile, :, column], row, rng.Stream.LINE, torch.arange(TILE // GROUP))
+        return j, tile * TILE + line * GROUP + column, margin
+    return len(window.tokens), int(dispatch.pick(logits[-1:], window.rows[-1:]).token[0]), margin
+
+
+@pytest.mark.parametrize("vocabulary", [2, 300, 4097, 9000])
+def test_decisions_are_those_of_the_documented_scheme(vocabulary: int) -> None:
+    checked = refused = 0
+    for seed in range(8):
+        logits, windows = batch(1000 + seed, vocabulary, 10)
+        chosen = [
+            (mine, window)
+            for mine, window in zip(split(logits, windows), windows, strict=True)
+            if window.draft is not None and window.draft.logits is not None and window.rows[0].filters.temperature > 0
+        ]
+        if not chosen:
+            continue
+        got = dispatch.verify(torch.cat([mine for mine, _ in chosen]), [window for _, window in chosen])
+        for i, (mine, window) in enumerate(chosen):
+            stand, token, margin = documented(mine, window)
+            if margin > 1e-4:
+                assert (int(got.accepted[i]), int(got.token[i])) == (stand, token)
+                checked += 1
+                refused += stand < len(window.tokens)
+    assert checked > 15
+    assert refused > 2
+
+
+GOLDEN = [(2, 6689), (1, 1839), (0, 2712), (2, 468), (2, 468), (0, 8141)]
+GOLDEN += [(2, 4254), (2, 4254), (0, 2422), (1, 4927), (1, 4927), (0, 9889)]
+
+
+def test_decisions_are_frozen() -> None:
+    """Stored answers depend on these: exact arithmetic in, so only a change of the contract changes them."""
+    ramp = (torch.arange(10_000) % 97).float() / 16
+    other = (torch.arange(10_000) % 89).float() / 16
+    windows = [
+        Window(
+            [95 + 97 * n, 88 + 89 * n],
+            [RowPick(f, Key(3, 4), p) for p in (n, n + 1, n + 2)],
+            Draft(other.expand(2, -1), [RowPick(f)] * 2),
+        )
+        for n in range(4)
+        for f in (Filters(1.0), Filters(0.5), Filters(1.0, top_k=970))
+    ]
+    got = dispatch.verify(ramp.expand(36, -1), windows)
+    assert list(zip(got.accepted.tolist(), got.token.tolist(), strict=True)) == GOLDEN
+
+
+# ------------------------------------------------------------------------------------------------------------- edges
+
+
+def speculative(
+    target: torch.Tensor, draft: torch.Tensor, tokens: Sequence[int], filters: Filters, seed: int = 0, **extra: Any
+) -> Window:
+    rows = [RowPick(filters, Key(seed), j, **extra) for j in range(len(target))]
+    return Window(tokens, rows, Draft(draft, [row._replace(key=row.key.drafting) for row in rows[:-1]]))
+
+
+@pytest.mark.parametrize("filters", [f for f in KINDS if f.temperature > 0], ids=str)
+def test_a_draft_equal_to_the_target_always_stands(filters: Filters) -> None:
+    logits = normal(5, 5000, seed=8, scale=2.0)
+    for seed in range(20):
+        rows = [RowPick(filters, Key(seed).drafting, j) for j in range(4)]
+        tokens = dispatch.pick(logits[:4], rows).token.tolist()
+        window = speculative(logits, logits[:4], tokens, filters, seed)
+        assert int(dispatch.verify(logits, [window]).accepted[0]) == 4
+
+
+@pytest.mark.parametrize("filters", [Filters(1.0), Filters(0.7, top_p=0.9)])
+def test_supports_without_a_common_token_never_stand(filters: Filters) -> None:
+    target, draft = normal(3, 200, seed=9), normal(2, 200, seed=10)
+    target[:, :100] = -INF
+    draft[:, 100:] = -INF
+    for seed in range(30):
+        window = speculative(target, draft, [3, 4], filters, seed)
+        got = dispatch.verify(target, [window])
+        assert int(got.accepted[0]) == 0
+        assert int(got.token[0]) >= 100
+        assert got.stats.logprob[1:].tolist() == [-INF, -INF]
+
+
+@pytest.mark.parametrize("filters", [Filters(1.0), Filters(1.0, top_k=3)])
+def test_a_token_that_the_draft_cannot_have_drawn_is_refused(filters: Filters) -> None:
+    """q(y) = 0: whatever p says; where nothing is left of p the token comes from p itself."""
+    target = normal(2, 20, seed=11)
+    best = int(target[0].argmax())
+    banned = target[:1].clone()
+    banned[0, best] = -INF
+    nothing = torch.full((1, 20), -INF)
+    unclean = torch.full((1, 20), float("nan"))
+    peaked = torch.full((2, 20), -INF)
+    peaked[:, best] = 0.0
+    for seed in range(10):
+        for draft in (banned, nothing, unclean):
+            got = dispatch.verify(target, [speculative(target, draft, [best], filters, seed)])
+            assert int(got.accepted[0]) == 0
+            assert float(target[0, got.token[0]]) > -INF
+        # p and q agree, yet the token is another: the residual is empty.
+        got = dispatch.verify(peaked, [speculative(peaked, peaked[:1], [(best + 1) % 20], filters, seed)])
+        assert (int(got.accepted[0]), int(got.token[0])) == (0, best)
+    # Without a draft's row for the token either.
+    ids = torch.tensor([t for t in range(20) if t != best])
+    window = speculative(target, target[:1, ids], [best], filters)
+    assert window.draft is not None
+    short = window._replace(draft=window.draft._replace(ids=ids))
+    assert int(dispatch.verify(target, [short]).accepted[0]) == 0
+    cut = normal(2, 20, seed=12)
+    assert int(dispatch.verify(cut, [speculative(cut, cut[:1, :7], [7], filters)]).accepted[0]) == 0
+
+
+@pytest.mark.parametrize("filters", KINDS, ids=str)
+def test_rows_that_are_not_finite(filters: Filters) -> None:
+    target = normal(4, 4100, seed=13)
+    target[1] = -INF
+    target[2, 5] = float("nan")
+    target[2, 6] = INF
+    draft = normal(3, 4100, seed=13)
+    tokens = [int(target[0].argmax()), 4, 5]
+    certain = Window([tokens[0]], [RowPick(filters, Key(1), j) for j in range(2)], Draft(None, []))
+    for seed in range(10):
+        windows = [
+            speculative(target, draft, tokens, filters, seed),
+            speculative(target[1:3], draft[:1], [4], filters, seed),
+            speculative(target[2:], draft[2:], [6], filters, seed),
+            certain,
+        ]
+        everything = torch.cat([target, target[1:3], target[2:], target[:2]])
+        got = dispatch.verify(everything, windows)
+        assert int(got.accepted[0]) <= 1
+        assert (int(got.accepted[1]), int(got.token[1])) == (0, -1)
+        assert int(got.accepted[2]) == 0
+        assert int(got.token[2]) not in (-1, 5, 6)
+        if int(got.accepted[0]) == 1:
+            assert int(got.token[0]) == -1
+        assert int(got.accepted[3]) == 0 or int(got.token[3]) == -1
+        assert not any(part.isnan().any() for part in got.stats)
+        assert got.stats.flags.tolist()[:4] == [0, FLAG_EMPTY, FLAG_UNCLEAN, 0]
+    coupled = Window([4], [RowPick(filters, Key(1), j) for j in range(2)], None)
+    got = dispatch.verify(target[1:3], [coupled])
+    assert (int(got.accepted[0]), int(got.token[0])) == (0, -1)
+
+
+def test_everything_banned() -> None:
+    logits = torch.zeros(2, 3)
+    for draft in (Draft(None, []), Draft(torch.zeros(1, 3), [RowPick(Filters(1.0))]), None):
+        rows = [RowPick(Filters(1.0), Key(1), j, banned=[0, 1, 2]) for j in range(2)]
+        got = dispatch.verify(logits, [Window([1], rows, draft)])
+        assert (int(got.accepted[0]), int(got.token[0])) == (0, -1)
+        assert got.stats.logprob.tolist() == [-INF, -INF]
+
+
+def test_no_windows_no_drafts_one_token() -> None:
+    for vocabulary in (1, 7, 5000):
+        got = dispatch.verify(torch.empty(0, vocabulary), [])
+        assert got.accepted.shape == got.token.shape == (0,)
+        assert got.accepted.dtype == got.token.dtype == torch.int64
+        assert all(part.shape == (0,) for part in got.stats)
+        logits = normal(3, vocabulary, seed=14)
+        rows = [RowPick(f, Key(4), 9) for f in (Filters(), Filters(1.0), Filters(1.0, top_p=0.9))]
+        empty = torch.empty(0, vocabulary)
+        drafts = [None, Draft(None, []), Draft(empty, [])]
+        for draft in drafts:
+            got = dispatch.verify(logits, [Window([], [row], draft) for row in rows])
+            assert got.accepted.tolist() == [0, 0, 0]
+            picked = dispatch.pick(logits, rows)
+            assert torch.equal(got.token, picked.token)
+            assert all(torch.equal(a, b) for a, b in zip(got.stats, picked.stats, strict=True))
+    one = torch.zeros(3, 1)
+    got = dispatch.verify(one, [speculative(one, one[:2], [0, 0], Filters(1.0))])
+    assert (got.accepted.tolist(), got.token.tolist()) == ([2], [0])
+
+
+def test_nothing_is_changed() -> None:
+    logits, windows = batch(77, 300, 12)
+    logits[2, 3] = float("nan")
+    before = logits.clone()
+    drafts = [w.draft.logits.clone() if w.draft is not None and w.draft.logits is not None else None for w in windows]
+    dispatch.verify(logits, windows)
+    assert torch.equal(logits.nan_to_num(7.0), before.nan_to_num(7.0))
+    for window, draft in zip(windows, drafts, strict=True):
+        if draft is not None:
+            assert window.draft is not None
+            assert window.draft.logits is not None
+            assert torch.equal(window.draft.logits, draft)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+X = torch.zeros(2, 10)
+ROWS = [RowPick(Filters(1.0))] * 2
+
+
+def one(tokens: Sequence[int] = (3,), rows: Sequence[RowPick] = ROWS, draft: Draft | None = None) -> Verified:
+    return dispatch.verify(X, [Window(tokens, rows, draft)])
+
+
+def drawn(
+    logits: torch.Tensor = X[:1], rows: Sequence[RowPick] = ROWS[:1], ids: torch.Tensor | None = None
+) -> Verified:
+    return one(draft=Draft(logits, rows, ids))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: dispatch.verify(X.double(), []), TypeError, r"logits.dtype = torch.float64: accepted: torch.float32"),
+        (lambda: dispatch.verify(X, []), ValueError, r"logits.shape = \(2, 10\): accepted: 0 rows, K \+ 1 per window"),
+        (lambda: one([3, 3]), ValueError, r"windows\[0\].rows: 2 of them: accepted: 3, one per token and one after"),
+        (lambda: one([10]), ValueError, r"windows\[0\].tokens holds 10: accepted: token ids in \[0, 10\)"),
+        (lambda: one([-1]), ValueError, r"windows\[0\].tokens holds -1"),
+        (
+            lambda: one(rows=[RowPick(position=-1)] * 2),
+            ValueError,
+            r"windows\[0\].rows: position = -1: accepted: an",
+        ),
+        (lambda: drawn(X[:1].long()), TypeError, r"windows\[0\].draft.logits.dtype = torch.int64: accepted: torch.flo"),
+        (lambda: drawn(X), ValueError, r"windows\[0\].draft.logits.shape = \(2, 10\): accepted: \[1, Vd\]"),
+        (lambda: drawn(X[0]), ValueError, r"windows\[0\].draft.logits.shape = \(10,\)"),
+        (
+            lambda: drawn(torch.zeros(1, 11)),
+            ValueError,
+            r"draft.logits.shape = \(1, 11\): .* 1 to 10 columns",
+        ),
+        (lambda: drawn(rows=[]), ValueError, r"windows\[0\].draft.rows: 0 of them: accepted: 1, one per token"),
+        (lambda: drawn(ids=torch.arange(9)), ValueError, r"windows\[0\].draft.ids.shape = \(9,\): accepted: \(10,\)"),
+        (
+            lambda: drawn(ids=torch.zeros(10)),
+            TypeError,
+            r"windows\[0\].draft.ids.dtype = torch.float32: accepted",
+        ),
+        (lambda: drawn(ids=torch.arange(10) + 1), ValueError, r"draft.ids holds 10: accepted: ids of the target's voc"),
+        (lambda: drawn(ids=torch.arange(10) - 1), ValueError, r"draft.ids holds -1"),
+        (lambda: drawn(ids=torch.arange(10) // 2), ValueError, r"draft.ids holds 0 twice: accepted: distinct ids"),
+        (lambda: drawn(rows=[RowPick(banned=[10])]), ValueError, r"banned = 10: accepted: token ids in \[0, 10\)"),
+        (lambda: one(rows=[RowPick(banned=[10])] * 2), ValueError, r"banned = 10: accepted: token ids in \[0, 10\)"),
+    ],
+)
+def test_bad_input_is_named(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_calls_are_recorded_and_an_explicit_path_never_falls_back() -> None:
+    with dispatch.record() as calls:
+        one()
+        with pytest.raises(dispatch.PathUnavailable, match="path = 'triton': accepted for verify"):
+            dispatch.verify(X, [Window([3], ROWS, None)], path="triton")
+    assert calls == [("verify", "torch")]
