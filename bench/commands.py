@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def register(subparsers: Any) -> None:
     _results_option(score)
     score.set_defaults(run=_nudging_report)
 
+    _training(actions)
+
     report = actions.add_parser(
         "report",
         help="write the recorded results into the documents",
@@ -61,6 +64,64 @@ def register(subparsers: Any) -> None:
     )
     _results_option(report)
     report.set_defaults(run=_report)
+
+
+def _training(actions: Any) -> None:
+    draft = actions.add_parser(
+        "train-draft",
+        help="distil a draft for a target",
+        description="Write a target's answers, distil a draft of a few of its layers on them, evaluate it, and write "
+        "OUT/draft, which any model's source can be. A run that was cut short goes on where it was.",
+    )
+    draft.add_argument("--target", required=True, metavar="MODEL", help="a bundled name, a folder or a hub id")
+    draft.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the work and its result")
+    draft.add_argument(
+        "--data",
+        nargs="+",
+        metavar="FILE[@SPLIT][*TIMES][#LIMIT]",
+        help="JSONL of prompts: rows of a split, how often each is asked, how many rows at most",
+    )
+    draft.add_argument("--held-out", nargs="+", metavar="FILE[@SPLIT][#LIMIT]", help="prompts to evaluate on")
+    draft.add_argument("--own-prompts", type=int, metavar="N", help="prompts that a chat model writes itself")
+    draft.add_argument("--answer-tokens", type=int, metavar="N", help="length limit of an answer (default: 160)")
+    draft.add_argument("--prompt-tokens", type=int, metavar="N", help="longer prompts are left out (default: 768)")
+    draft.add_argument("--answer-seconds", type=float, metavar="S", help="time limit for writing answers")
+    draft.add_argument("--slots", type=int, metavar="N", help="answers written at a time (default: 64)")
+    draft.add_argument("--layers", type=int, nargs="+", metavar="N", help="of the target, to start from (default: 0 1)")
+    draft.add_argument("--ids", type=int, metavar="N", help="tokens that the draft can propose (default: 8192)")
+    draft.add_argument("--loss", metavar="LOSS", help="kl, tv or nla (default: nla)")
+    draft.add_argument("--warm-steps", type=int, metavar="N", help="first steps, with loss kl (default: 100)")
+    draft.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: 2000)")
+    draft.add_argument("--stop-after", type=int, metavar="N", help="leave after so many steps, to go on later")
+    draft.add_argument("--batch-tokens", type=int, metavar="N", help="in one step (default: 4096)")
+    draft.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.002)")
+    draft.add_argument("--optimiser", metavar="NAME", help="adamw or muon (default: adamw)")
+    draft.add_argument("--dtype", metavar="DTYPE", help="of the products: auto, bfloat16 or float32")
+    _training_options(draft)
+    draft.set_defaults(run=_train_draft)
+
+    head = actions.add_parser(
+        "train-head",
+        help="train a draft's acceptance head",
+        description="Train the head that predicts acceptance on answers that 'train-draft' kept from the draft, and "
+        "write it into OUT/draft.",
+    )
+    head.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="that 'train-draft' worked in")
+    head.add_argument("--blocks", type=int, metavar="N", help="residual blocks (default: 2)")
+    head.add_argument("--width", type=int, metavar="N", help="of the blocks (default: 192)")
+    head.add_argument("--labels", metavar="KIND", help="analytic or drawn (default: analytic)")
+    head.add_argument("--reject-weight", type=float, metavar="W", help="of what is rejected, in the loss (default: 1)")
+    head.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: 1500)")
+    head.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.001)")
+    head.add_argument("--compare", action="store_true", default=None, help="also train the other kinds, and record all")
+    _training_options(head)
+    head.set_defaults(run=_train_head)
+
+
+def _training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
+    parser.add_argument("--quick", action="store_const", const=True, help="mark the results as a smoke run's")
+    _results_option(parser)
 
 
 def _results_option(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +186,30 @@ def _nudging_report(args: argparse.Namespace) -> int:
     recorder = record(score(collect(args.responses), Checkers()), args.case)
     print(table("nudging", recorder.rows))
     _say(f"recorded in {recorder.save(args.results or _RESULTS)}")
+    return 0
+
+
+def _train_draft(args: argparse.Namespace) -> int:
+    from trimtab.bench.training.workflow import DraftOptions, make_draft
+
+    return _trained(make_draft(DraftOptions(**_given(args, DraftOptions))))
+
+
+def _train_head(args: argparse.Namespace) -> int:
+    from trimtab.bench.training.workflow import HeadOptions, make_head
+
+    return _trained(make_head(HeadOptions(**_given(args, HeadOptions))))
+
+
+def _given(args: argparse.Namespace, kind: Any) -> dict[str, Any]:
+    """The options that were given, by the names of the fields of ``kind``."""
+    found = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(kind)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in found.items() if v is not None}
+
+
+def _trained(recorder: Any) -> int:
+    for row in recorder.rows:
+        print(f"{row.case}\t{row.subject}\t{row.metric}\t{row.value:.4f}")
     return 0
 
 

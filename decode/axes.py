@@ -228,7 +228,7 @@ class AxesCheck(Check):
             elif known and not unrated:
                 self.refuse(f"{path}.objective", None, f"an objective, with choose={search.choose}")
         else:
-            single = pruned or search.threshold is not None or not tournament
+            single = pruned or not tournament
             self._objective(path, search.objective, request, beginnings=pruned, single=single)
         self.number(f"{path}.temperature", search.temperature, "> 0", lambda x: x > 0)
         if search.reject_fraction is not None:
@@ -241,6 +241,9 @@ class AxesCheck(Check):
             self.integer(f"{path}.check_every_tokens", search.check_every_tokens, 1, MAX_UINT32)
         if search.threshold is not None:
             self.number(f"{path}.threshold", search.threshold, "of the objective")
+            if tournament:
+                pair = "threshold with choose=tournament, which compares answers and rates none"
+                self.unsupport(f"{path}.threshold", pair, "None with choose=tournament")
 
     def _segments(self, search: Segments, request: Request) -> None:
         path, most = "search.segments", self.limits.max_n
@@ -333,10 +336,8 @@ class AxesCheck(Check):
             return None
         if single and found.pairwise:
             pair = f"{user} with {found.name!r}, which compares two answers"
-            accepted = (
-                "best_of_n with choose=tournament, and neither reject_fraction nor threshold, or a reward that rates"
-            )
-            self.unsupport(path, pair, f"{accepted} one answer ({self._rewards(lambda r: not r.pairwise)})")
+            accepted = "best_of_n with choose=tournament and without reject_fraction, or a reward that rates one answer"
+            self.unsupport(path, pair, f"{accepted} ({self._rewards(lambda r: not r.pairwise)})")
         elif beginnings and found.kind == "sequence":
             what = f"{user} with reject_fraction" if user == "search.best_of_n" else user
             pair = f"{what} with {found.name!r}, which rates whole answers only"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from trimtab.kernels.paths import Call, Path, PathUnavailable, record, resolve
 from trimtab.kernels.paging import Schedule, Spans
+from trimtab.kernels.paths import Call, Path, PathUnavailable, record, resolve
 from trimtab.kernels.reference import entropy, paged
 from trimtab.kernels.reference import lm_head as heads
 from trimtab.kernels.reference import mix as mixing
@@ -96,8 +96,11 @@ def filtered_logprobs(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Pa
 
 def verify(logits: torch.Tensor, windows: Sequence[Window], *, path: Path = "auto") -> Verified:
     """Speculation verified: see ``reference.verify.verify``."""
-    resolve("verify", path, logits.device, kernels=False)
-    return verification.verify(logits, windows)
+    if resolve("verify", path, logits.device) == "torch":
+        return verification.verify(logits, windows)
+    from trimtab.kernels.triton import verify as kernels
+
+    return kernels.verify(logits, windows)
 
 
 def lm_head(
@@ -152,7 +155,7 @@ def paged_attend(
     path: Path = "auto",
 ) -> torch.Tensor:
     """Attention of ragged queries over pages: see ``reference.paged.attend``."""
-    if resolve("paged_attend", path, pool.device) == "torch":
+    if resolve("paged_attend", path, q.device) == "torch":
         return paged.attend(q, pool, batch, work, scale, softcap)
     from trimtab.kernels.triton import paged as kernels
 

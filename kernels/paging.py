@@ -139,8 +139,8 @@ def spans(
     if wrong.size:
         i = int(wrong[0])
         raise ValueError(
-            f"span {i}: {length[i]} tokens at {start[i]} on {held[i]} pages: accepted: at least one token, a start >= 0, "
-            f"a page for every {page_tokens} positions"
+            f"span {i}: {length[i]} tokens at {start[i]} on {held[i]} pages: accepted: at least one token, a start "
+            f">= 0, a page for every {page_tokens} positions"
         )
     firsts = np.cumsum(length) - length
     total = int(length.sum())
@@ -181,9 +181,7 @@ def schedule(batch: Spans, window: int | None, group: int, key_bytes: int) -> Sc
     return Schedule(buffer, short_, long_, merges_, bucket(slots), window, group, rows)
 
 
-def _cut(
-    batch: Spans, which: Ints, window: int | None, fit: int, positions: int, slots: int
-) -> tuple[Ints, Ints, int]:
+def _cut(batch: Spans, which: Ints, window: int | None, fit: int, positions: int, slots: int) -> tuple[Ints, Ints, int]:
     """Work [W, 4] and merges [N, 4] of the spans ``which``, and the number of slots in use after them.
 
     A tile takes ``fit`` tokens, a split ``positions``; ``slots`` are in use already.

@@ -85,7 +85,7 @@ def resolve(op: str, path: Path, device: torch.device, kernels: bool = True) -> 
         accepted = ", ".join(map(repr, ("auto", *paths)))
         raise PathUnavailable(f"path = {path!r}: accepted for {op} on {device.type}: {accepted}")
     resolved = paths[0] if path == "auto" else path
-    calls = _calls.get()
+    calls = None if torch.compiler.is_compiling() else _calls.get()  # a compiled call is not recorded
     if calls is not None:
         calls.append(Call(op, resolved))
     return resolved

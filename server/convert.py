@@ -175,8 +175,10 @@ def _stopping(message: pb.Stopping) -> Stopping:
 def candidates_of(search: Search) -> int:
     """How many candidates an answer has; 0 if no answer has so many."""
     match search:
-        case BestOfN(n=count) | Segments(beams=count) | Evolution(population=count):
+        case BestOfN(n=count) | Segments(beams=count):
             pass
+        case Evolution(population=size, rounds=rounds) if isinstance(size, int) and isinstance(rounds, int):
+            count = 1 + rounds * size
         case Refine(rounds=rounds) if isinstance(rounds, int):
             count = rounds + 1
         case _:

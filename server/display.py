@@ -104,8 +104,8 @@ class _Status:
 
 
 def progress(event: Progress) -> str:
-    """One line, e.g. ``12 candidates running, 4 done, 1630 tokens, best reward 0.71``."""
-    parts = [f"{event.candidates_running} candidates running", f"{event.candidates_done} done"]
+    """One line, e.g. ``candidates: 12 running, 4 done, 1630 tokens, best reward 0.71``."""
+    parts = [f"candidates: {event.candidates_running} running", f"{event.candidates_done} done"]
     parts.append(f"{event.generated_tokens} tokens")
     if event.best_reward is not None:
         parts.append(f"best reward {event.best_reward:.3g}")

@@ -30,8 +30,11 @@ from trimtab.decode.types import (
     Nudged,
     Request,
     Result,
+    RewardInfo,
+    Scored,
     Started,
     Token,
+    TokenDraw,
     TopLogprob,
     Usage,
 )
@@ -117,6 +120,15 @@ class ScriptedEngine:
             )
             for name, role in (("base", "base"), ("chat", "aligned"))
         }
+        self.rewards = {
+            info.name: info
+            for info in (
+                RewardInfo(name="helpful", kind="prefix", description="made up", models=("chat",)),
+                RewardInfo(name="whole", kind="sequence", needs_reference=True),
+                RewardInfo(name="versus", kind="sequence", pairwise=True),
+            )
+        }
+        self.score_failure: Exception | None = None
         self.tick, self.prefill_ticks, self.max_running = tick, prefill_ticks, max_running
         self.submitted = 0  # calls of submit that were accepted
         self.forward_passes = 0  # ticks in which some request was running
@@ -150,7 +162,7 @@ class ScriptedEngine:
             raise self.submit_failure
         if self._closed:
             raise EngineClosed("the engine is closed")
-        validate(request, self.models, self.limits)
+        validate(request, self.models, self.limits, self.rewards, self.same_ids)
         time.sleep(self.tokenize_seconds)
         with self._lock:
             if len(self._waiting) >= self.limits.max_queue:
@@ -196,6 +208,22 @@ class ScriptedEngine:
                         return
         finally:
             submitting.add_done_callback(lambda done: done.exception() or done.result().cancel())
+
+    def same_ids(self, a: str, b: str) -> bool:
+        return a == b
+
+    def score(self, items: list, *, reward: str | None, model: str | None, tokens: bool) -> list[Scored]:
+        """By a reward the characters of prompt and answer; by a model one token per byte of the answer."""
+        if self.score_failure is not None:
+            raise self.score_failure
+        if model is None:
+            texts = [p if isinstance(p, str) else "".join(m.content for m in p) for p, _ in items]
+            return [Scored(float(len(text + answer))) for text, (_, answer) in zip(texts, items, strict=True)]
+        made = [
+            tuple(Token(b + 3, bytes([b]), model, TokenDraw.FORCED, -0.5, 1.0, 0.5) for b in answer.encode())
+            for _, answer in items
+        ]
+        return [Scored(-0.5 * len(one), len(one), one if tokens else ()) for one in made]
 
     def tokenize(self, model: str, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[int]]:
         if model not in self.models:

@@ -132,7 +132,7 @@ VARIANTS: list[Any] = [
     BestOfN(2, "whole", Choose.CONSENSUS, threshold=0.5),
     BestOfN(2, "judge", Choose.TOURNAMENT),
     BestOfN(2, {"judge": 1.0, "whole": 0.5}, Choose.TOURNAMENT),
-    BestOfN(2, "whole", Choose.TOURNAMENT, threshold=0.0),
+    BestOfN(2, "helpful", Choose.TOURNAMENT, reject_fraction=0.5, check_every_tokens=4),
     BestOfN(2, Objective((RewardTerm("whole"),), Combine.CONSERVATIVE, spread=0.0)),
     Segments("helpful"),
     Segments("cheap", 8, 8, 1, "é" * 128, 0.0, 4096, -1.0, 1.0, True),
@@ -520,7 +520,11 @@ def test_an_unknown_reward_alone_is_not_found(value: Any, field: str) -> None:
         (Evolution("whole"), ("search.evolution", "'whole'")),
         (BestOfN(4, "whole", reject_fraction=0.5, check_every_tokens=8), ("best_of_n with reject_fraction", "'whole'")),
         (BestOfN(4, "judge"), ("search.best_of_n", "'judge'", "tournament")),
-        (BestOfN(4, "judge", Choose.TOURNAMENT, threshold=0.5), ("search.best_of_n", "'judge'", "threshold")),
+        (BestOfN(4, "judge", Choose.TOURNAMENT, threshold=0.5), ("threshold with choose=tournament",)),
+        (
+            BestOfN(4, "judge", Choose.TOURNAMENT, reject_fraction=0.5, check_every_tokens=4),
+            ("search.best_of_n", "'judge'", "without reject_fraction"),
+        ),
         (
             BestOfN(4, Objective((RewardTerm("judge"),), Combine.MIN), Choose.TOURNAMENT),
             ("objective.combine", "min", "'judge'"),

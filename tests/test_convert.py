@@ -231,7 +231,7 @@ def test_what_a_variant_needs_and_lacks_is_named() -> None:
     [
         (BestOfN(7, "a"), 7),
         (Segments("a", beams=3), 3),
-        (Evolution("a", population=5), 5),
+        (Evolution("a", population=5, rounds=3), 16),
         (Refine("a", rounds=2), 3),
         (RejectSegments("a", 1.0), 1),
         (BestOfN(-1, "a"), 0),

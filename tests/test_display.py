@@ -21,21 +21,33 @@ from trimtab.decode.commands import main
 from trimtab.decode.serial import from_json
 from trimtab.decode.text import Detokenizer
 from trimtab.decode.types import (
+    BestOfN,
     Candidate,
     Chunk,
     Completed,
+    Entropy,
     Event,
     FinishReason,
+    Fixed,
+    ModelUsage,
+    Nudged,
+    Objective,
+    Progress,
+    PromptLookup,
     Result,
+    RewardTerm,
+    Segments,
+    Speculative,
     Started,
     Token,
+    TokenDraw,
     TopLogprob,
     Usage,
 )
 from trimtab.server import demo
 from trimtab.server.attribution import Attribution, Span, spans_of
 from trimtab.server.background import BackgroundServer
-from trimtab.server.display import Marker, show
+from trimtab.server.display import Marker, candidates, progress, show
 from trimtab.server.figures import nudged_share, summary, tokens_per_second
 from trimtab.server.page import page
 
@@ -194,6 +206,86 @@ def test_marks_change_nothing_but_themselves(answer: tuple[str, list[Token]]) ->
     assert "⟦⟧" not in marked
 
 
+FOUND = Result(
+    model="base",
+    models=("base",),
+    candidates=(
+        Candidate(0, "weak", (tok("weak"),), FinishReason.EOS, rewards={"helpful": 0.1, "objective": 0.1}),
+        Candidate(
+            1,
+            "strong end",
+            (tok("strong"), Token(1, b" end", "base", TokenDraw.BONUS)),
+            FinishReason.STOP,
+            rewards={"helpful": 0.9, "objective": 0.9},
+        ),
+        Candidate(2, "<cut", (tok("<cut"),), FinishReason.PRUNED, rewards={"helpful": -2.0, "objective": -2.0}),
+    ),
+    usage=Usage(
+        prompt_tokens=1,
+        generated_tokens=4,
+        drafted_tokens=10,
+        accepted_tokens=7,
+        discarded_tokens=3,
+        models=(ModelUsage("base", 5, 6, 7),),
+        total_time=1.0,
+    ),
+    seed=1,
+    selected=1,
+)
+
+
+def searching(committed: str = "") -> Iterator[Event]:
+    yield Started("g", ("base",), 1, 1, 9)
+    yield Progress(3, 0, 2)
+    if committed:
+        yield Chunk(1, committed, FOUND.tokens[:1])
+    yield Progress(1, 2, 4, 0.9)
+    yield Completed(FOUND)
+
+
+@pytest.mark.parametrize("committed", ["", "strong", "str"])
+@pytest.mark.parametrize("marked", [False, True])
+def test_what_a_search_did_not_commit_is_written_in_the_end(committed: str, marked: bool) -> None:
+    out = io.StringIO()
+    assert show(searching(committed), out, marked=marked) == FOUND
+    assert out.getvalue() == "strong end\n"
+
+
+def test_progress_is_one_line_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out, status = io.StringIO(), Terminal()
+    show(searching(), out, marked=False, status=status)
+    first, second = (
+        "candidates: 3 running, 0 done, 2 tokens",
+        "candidates: 1 running, 2 done, 4 tokens, best reward 0.9",
+    )
+    assert status.getvalue() == f"\r\x1b[K{first}\r\x1b[K{second}\r\x1b[K"
+    assert out.getvalue() == "strong end\n"
+    assert progress(Progress(1, 2, 4, 0.9)) == second
+
+    terminal = Terminal()
+    show(searching("strong"), terminal, marked=False, status=terminal)
+    assert terminal.getvalue() == f"\r\x1b[K{first}\r\x1b[Kstrong end\n", "it would overwrite what is committed"
+    for quiet in (None, io.StringIO()):
+        show(searching(), out, marked=False, status=quiet)
+        assert quiet is None or quiet.getvalue() == ""
+
+
+def test_candidates_come_best_first_with_their_rewards() -> None:
+    assert candidates(FOUND) == (
+        "\n--- candidate 1 (selected): 2 tokens, stop, helpful 0.9, objective 0.9\nstrong end\n"
+        "\n--- candidate 0: 1 tokens, eos, helpful 0.1, objective 0.1\nweak\n"
+        "\n--- candidate 2: 1 tokens, pruned, helpful -2, objective -2\n<cut\n"
+    )
+
+
+def test_figures_of_searches_and_speculation() -> None:
+    assert summary(FOUND) == (
+        "2 tokens, best of 3 candidates with 4 tokens together, reward 0.9, 10 drafted, 7 accepted, 3 discarded, "
+        "5 forward passes, branching factor 2.72, 2.0 tokens/s"
+    )
+
+
 def test_figures() -> None:
     result = result_of(STORY)
     assert nudged_share(result) == pytest.approx(0.6)
@@ -255,6 +347,28 @@ def test_the_page_holds_the_answer_and_its_authors() -> None:
     assert "prefers-color-scheme: dark" in html
 
 
+def test_the_page_marks_how_tokens_were_drawn_and_holds_all_candidates() -> None:
+    draws = [TokenDraw.ACCEPTED, TokenDraw.CORRECTED, TokenDraw.BONUS, TokenDraw.PLAIN, TokenDraw.FORCED]
+    tokens = [Token(i, b"x", "base", draw, reward=0.5) for i, draw in enumerate(draws)]
+    reader = Reader()
+    html = page(result_of(tokens), "?")
+    reader.feed(html)
+    assert [cls for cls, _ in reader.tokens] == ["t m0 accepted", "t m0 corrected", "t m0 bonus", "t m0", "t m0"]
+    assert "reward    0.5" in reader.tokens[0][1]
+    for said in ("drafted and accepted", "in place of a rejected one", "after a draft that was accepted whole"):
+        assert said in html
+    assert "drafted and accepted" not in page(result_of(STORY), "?"), "the legend explains what is there"
+
+    html = page(FOUND, "?")
+    reader = Reader()
+    reader.feed(html)
+    assert reader.answer == "strong end"
+    assert reader.tags.count("details") == 2
+    assert "&lt;cut" in html
+    for figure in ("10", "7 (70%)", "3", "5 (2.50 per token)", "0.9"):
+        assert f"<td>{figure}</td>" in html
+
+
 # ------------------------------------------------------------------------------------------------------------- commands
 
 _SPEC = importlib.util.spec_from_file_location("scripted_engine", Path(__file__).with_name("scripted_engine.py"))
@@ -301,7 +415,7 @@ def test_generate_marks_and_writes_a_page(address: str, tmp_path: Path, capsys: 
     assert main(["generate", "Hello", *arguments, "--max-new-tokens", "12"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("[base writes plain text, ⟦chat⟧ the marked]\n")
-    assert "tokens, 50% nudged, branching factor" in out
+    assert "tokens, 50% nudged, 1 forward passes, branching factor" in out
     assert 'class="t m1"' in html.read_text(encoding="utf-8")
 
 
@@ -331,8 +445,62 @@ def test_generate_passes_the_trigger_on(address: str, engine: Any, options: list
 
 
 @pytest.mark.parametrize(
+    ("options", "axes"),
+    [
+        (["--policy", "nudged:chat,when=entropy:1.5"], {"policy": Nudged("chat", Entropy(1.5))}),
+        (["--draw", "speculative:chat,coupled"], {"draw": Speculative("chat", coupled=True)}),
+        (["--draw", "speculative:lookup,length=fixed:4"], {"draw": Speculative(PromptLookup(), Fixed(4))}),
+        (
+            ["--search", "best_of_n:4", "--objective", "helpful=1", "--reference", "a", "--reference", "b"],
+            {"search": BestOfN(4, Objective((RewardTerm("helpful"),))), "references": ("a", "b")},
+        ),
+        (
+            ["--search", "segments:beams=2,samples_per_beam=3", "--objective", "helpful", "--draw", "speculative:chat"],
+            {"search": Segments(Objective((RewardTerm("helpful"),)), 2, 3), "draw": Speculative("chat")},
+        ),
+    ],
+)
+def test_generate_passes_the_axes_on(address: str, engine: Any, options: list[str], axes: dict[str, Any]) -> None:
+    assert main(["generate", "x", "--server", address, "--max-new-tokens", "1", *options]) == 0
+    request = engine.jobs[-1].request
+    assert {name: getattr(request, name) for name in axes} == axes
+
+
+def test_generate_writes_every_candidate(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "x", "--server", address, "--max-new-tokens", "3", "--seed", "1", "--candidates"]) == 0
+    text, _, rest = capsys.readouterr().out.partition("\n\n--- candidate 0 (selected): 3 tokens, max_new_tokens\n")
+    assert text.strip() == rest.strip() != ""
+
+
+def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    def open_engine(config: Any) -> Any:
+        opened.append(config)
+        return scripted.ScriptedEngine
+
+    monkeypatch.setattr("trimtab.server.commands._open_engine", open_engine)
+    options = ["--reward", "short=length,max_words=50", "--reward", "j=json", "--max-new-tokens", "1"]
+    monkeypatch.setattr(scripted.ScriptedEngine, "stream", lambda self, *a, **k: iter(events_of(FOUND)), raising=False)
+    assert main(["generate", "x", *options]) == 0
+    assert opened[0].rewards == {"short": {"type": "length", "max_words": 50}, "j": {"type": "json"}}
+    assert set(opened[0].models) == {"base", "chat"}
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
+        (["--policy", "nudge:chat"], 2, "--policy = 'nudge': accepted: one of base, nudged"),
+        (["--policy", "nudged:chat", "--nudger", "chat"], 2, "use one of them"),
+        (["--draw", "speculative:d,length=fixed:x"], 2, "--draw speculative.length.fixed.tokens = 'x'"),
+        (["--draw", "speculative:base"], 2, "draw.speculative.draft_model = 'base'"),
+        (["--search", "best_of_n:4"], 2, "--search best_of_n.objective = None"),
+        (["--search", "best_of_n:0,objective=helpful"], 2, "search.best_of_n.n = 0"),
+        (["--search", "segments:gone"], 2, "search.segments.objective.terms[0].reward = 'gone'"),
+        (["--search", "segments:whole", "--reference", "x"], 2, "search.segments with 'whole'"),
+        (["--objective", "helpful"], 2, "--objective needs a search"),
+        (["--reward", "short=length"], 2, "--reward is for models in this process"),
+        (["--candidates", "--json"], 2, "--json has every candidate already"),
         (["--above", "2"], 2, "--above needs --nudger"),
         (["--raw", "--system", "x"], 2, "--system"),
         (["--show", "--json"], 2, "not allowed with"),

@@ -1483,8 +1483,8 @@ def _reopened(engine: Engine) -> Engine:
     """A new engine over the same models: loading them again would be all that a test does."""
     fresh = Engine.__new__(Engine)
     fresh.__dict__.update(engine.__dict__)
-    fresh._scheduler = type(engine._scheduler)(engine._views, 64, 512, fresh.same_ids, fresh._wake.set)
     fresh._lock, fresh._wake = threading.Lock(), threading.Event()
+    fresh._scheduler = type(engine._scheduler)(engine._views, 64, 512, fresh.same_ids, fresh._wake.set)
     fresh._inbox = type(engine._inbox)()
     fresh._open, fresh._closing = 0, False
     fresh._thread = threading.Thread(target=fresh._loop, daemon=True)

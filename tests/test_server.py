@@ -37,19 +37,38 @@ from trimtab.decode.errors import (
     InvalidRequest,
     NotFound,
     Overloaded,
+    RewardFailed,
     UnsupportedRequest,
 )
 from trimtab.decode.types import (
+    BestOfN,
+    Candidate,
     ChatMessage,
+    Choose,
     Chunk,
+    Combine,
     Completed,
     Entropy,
+    Evolution,
     FinishReason,
+    Fixed,
     Limits,
     Nudged,
+    Objective,
+    Progress,
+    PromptLookup,
+    Refine,
+    RejectSegments,
+    Result,
+    RewardTerm,
+    Segments,
+    Speculative,
     Started,
     Stopping,
+    Token,
     TokenDraw,
+    TokenReward,
+    Usage,
 )
 from trimtab.server.background import BackgroundServer
 from trimtab.server.client import AsyncClient, Client
@@ -141,6 +160,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 NAN, INF = math.nan, math.inf
+HELPFUL = pb.Objective(terms=[pb.RewardTerm(reward="helpful")])
 BAD = {
     "temperature nan": (spec(sampling=pb.Sampling(temperature=NAN)), {"spec.sampling.temperature"}),
     "temperature inf": (spec(sampling=pb.Sampling(temperature=INF)), {"spec.sampling.temperature"}),
@@ -168,7 +188,54 @@ BAD = {
         spec(response=pb.ResponseOptions(top_logprobs=21, tokens=True)),
         {"spec.response.top_logprobs"},
     ),
-    "too many candidates": (spec(response=pb.ResponseOptions(max_candidates=65)), {"spec.response.max_candidates"}),
+    "a mixture of nothing": (spec(policy=pb.Policy(mixture=pb.Mixture())), {"spec.policy.mixture.experts"}),
+    "an expert that is the model": (
+        spec(policy=pb.Policy(mixture=pb.Mixture(experts=[pb.Weighted(model="base", weight=NAN)]))),
+        {"spec.policy.mixture.experts[0].model", "spec.policy.mixture.experts[0].weight"},
+    ),
+    "width 1": (
+        spec(policy=pb.Policy(token_reward=pb.TokenReward(reward="helpful", width=1))),
+        {"spec.policy.token_reward.width"},
+    ),
+    "no drafter": (
+        spec(draw=pb.Draw(speculative=pb.Speculative(fixed=pb.FixedLength(tokens=33)))),
+        {"spec.draw.speculative.drafter", "spec.draw.speculative.draft_model", "spec.draw.speculative.fixed.tokens"},
+    ),
+    "the model as its own draft": (
+        spec(draw=pb.Draw(speculative=pb.Speculative(draft_model="base"))),
+        {"spec.draw.speculative.draft_model"},
+    ),
+    "best of none": (
+        spec(search=pb.Search(best_of_n=pb.BestOfN())),
+        {"spec.search.best_of_n.n", "spec.search.best_of_n.objective"},
+    ),
+    "best of too many": (
+        spec(search=pb.Search(best_of_n=pb.BestOfN(n=65, choose=pb.CHOOSE_MAJORITY))),
+        {"spec.search.best_of_n.n"},
+    ),
+    "an unknown choice": (
+        spec(search=pb.Search(best_of_n=pb.BestOfN(n=2, choose=99, objective=HELPFUL))),  # type: ignore[arg-type]
+        {"spec.search.best_of_n.choose"},
+    ),
+    "weight inf": (
+        spec(
+            search=pb.Search(
+                refine=pb.Refine(objective=pb.Objective(terms=[pb.RewardTerm(reward="helpful", weight=INF)]))
+            )
+        ),
+        {"spec.search.refine.objective.terms[0].weight"},
+    ),
+    "no target": (
+        spec(search=pb.Search(reject_segments=pb.RejectSegments(objective=HELPFUL, beta=-1))),
+        {"spec.search.reject_segments.target", "spec.search.reject_segments.beta"},
+    ),
+    "no objective": (spec(search=pb.Search(segments=pb.Segments())), {"spec.search.segments.objective.terms"}),
+    "a reference is missing": (
+        spec(
+            search=pb.Search(best_of_n=pb.BestOfN(n=2, objective=pb.Objective(terms=[pb.RewardTerm(reward="whole")])))
+        ),
+        {"spec.references"},
+    ),
     "long client_request_id": (spec(client_request_id="x" * 129), {"spec.client_request_id"}),
     "trigger nan": (
         spec(policy=pb.Policy(nudged=pb.Nudged(nudger="chat", entropy_nats_above=NAN))),
@@ -260,31 +327,13 @@ def test_a_field_of_a_newer_proto_is_refused(bad_server: Served, unknown: pb.Gen
     assert "900" in found["BadRequest"].field_violations[0].description
 
 
-@pytest.mark.parametrize(
-    ("later", "field"),
-    [
-        (spec(policy=pb.Policy(mixture=pb.Mixture())), "spec.policy.mixture"),
-        (spec(policy=pb.Policy(token_reward=pb.TokenReward())), "spec.policy.token_reward"),
-        (spec(draw=pb.Draw(speculative=pb.Speculative(draft_model="chat"))), "spec.draw.speculative"),
-        (spec(search=pb.Search(best_of_n=pb.BestOfN(n=4))), "spec.search.best_of_n"),
-        (spec(search=pb.Search(segments=pb.Segments())), "spec.search.segments"),
-        (spec(search=pb.Search(reject_segments=pb.RejectSegments())), "spec.search.reject_segments"),
-        (spec(search=pb.Search(evolution=pb.Evolution())), "spec.search.evolution"),
-        (spec(response=pb.ResponseOptions(prompt_tokens=True)), "spec.response.prompt_tokens"),
-    ],
-)
-def test_variants_of_later_versions_are_unimplemented(bad_server: Served, later: pb.GenerationSpec, field: str) -> None:
+def test_what_the_proto_describes_and_nobody_offers_is_unimplemented(bad_server: Served) -> None:
+    later = spec(response=pb.ResponseOptions(prompt_tokens=True))
     code, found, message = failing(lambda: bad_server.stub.Generate(pb.GenerateRequest(spec=later)))
     assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert [v.field for v in found["BadRequest"].field_violations] == [field]
+    assert [v.field for v in found["BadRequest"].field_violations] == ["spec.response.prompt_tokens"]
     assert "accepted" in message
     assert bad_server.engine.submitted == 0
-
-
-def test_score_is_unimplemented_and_there_are_no_rewards(bad_server: Served) -> None:
-    code, _, _ = failing(lambda: bad_server.stub.Score(pb.ScoreRequest(model="base")))
-    assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert bad_server.stub.ListRewards(pb.ListRewardsRequest()) == pb.ListRewardsResponse()
 
 
 # ---------------------------------------------------------------------------------------------------- 3: error codes
@@ -302,6 +351,71 @@ def test_unknown_models_are_not_found(bad_server: Served) -> None:
         assert found["ErrorInfo"].reason == "NOT_FOUND"
     with pytest.raises(NotFound, match=r"model = 'gpt'.*'base', 'chat'"):
         bad_server.client.generate("x", model="gpt")
+
+
+def test_unknown_rewards_are_not_found(bad_server: Served) -> None:
+    objective = pb.Objective(terms=[pb.RewardTerm(reward="gone")])
+    unknown = spec(search=pb.Search(best_of_n=pb.BestOfN(n=2, objective=objective)))
+    code, found, message = failing(lambda: bad_server.stub.Generate(pb.GenerateRequest(spec=unknown)))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert found["BadRequest"].field_violations[0].field == "spec.search.best_of_n.objective.terms[0].reward"
+    assert "'helpful', 'versus', 'whole'" in message
+    with pytest.raises(NotFound, match=r"reward = 'gone'.*'helpful', 'versus', 'whole'"):
+        bad_server.client.score([("a", "b")], reward="gone")
+
+
+@pytest.mark.parametrize(
+    ("pair", "field", "names"),
+    [
+        (
+            spec(search=pb.Search(segments=pb.Segments(objective=pb.Objective(terms=[pb.RewardTerm(reward="whole")])))),
+            "spec.search.segments.objective.terms[0].reward",
+            "'whole'",
+        ),
+        (
+            spec(policy=pb.Policy(mixture=pb.Mixture(experts=[pb.Weighted(model="chat")]))),
+            "spec.policy.mixture.experts[0].model",
+            "'chat' mixed with 'base'",
+        ),
+        (
+            spec(
+                policy=pb.Policy(token_reward=pb.TokenReward(reward="helpful")),
+                draw=pb.Draw(speculative=pb.Speculative(draft_model="chat")),
+            ),
+            "spec.draw",
+            "draw.speculative with policy.token_reward",
+        ),
+    ],
+)
+def test_pairs_that_cannot_work_are_refused_before_they_start(
+    bad_server: Served, pair: pb.GenerationSpec, field: str, names: str
+) -> None:
+    pair.references.append("an answer")
+    for call in (
+        lambda: bad_server.stub.Generate(pb.GenerateRequest(spec=pair)),
+        lambda: list(bad_server.stub.GenerateStream(pb.GenerateStreamRequest(spec=pair))),
+    ):
+        code, found, message = failing(call)
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert [v.field for v in found["BadRequest"].field_violations] == [field]
+        assert names in message
+    assert bad_server.engine.submitted == 0
+
+
+def test_a_failing_reward_is_named_and_fails_its_own_request(served: Served) -> None:
+    served.engine.step_failure = RewardFailed("helpful", "it gave nan for sample 0; accepted: finite numbers")
+    for call in (served.client.generate, lambda *a, **k: list(served.client.stream(*a, **k))):
+        with pytest.raises(RewardFailed) as caught:
+            call("hi", model="base", search=BestOfN(2, "helpful"))
+        assert str(caught.value) == str(served.engine.step_failure)
+        assert not caught.value.retryable
+    served.engine.step_failure = RewardFailed("helpful", "it took too long", timed_out=True)
+    code, found, _ = failing(lambda: served.stub.Generate(pb.GenerateRequest(spec=spec())))
+    assert code is grpc.StatusCode.INTERNAL
+    assert found["ErrorInfo"].reason == "REWARD_FAILED"
+    assert found["RetryInfo"].retry_delay.seconds >= 1
+    served.engine.step_failure = None
+    assert served.client.generate("hi", model="base", max_new_tokens=2).tokens, "and no other"
 
 
 @pytest.mark.parametrize("method", ["Generate", "Tokenize"])
@@ -635,6 +749,163 @@ def test_the_client_puts_split_candidates_together() -> None:
         assert last.result.chosen == served.engine.result.chosen
         assert last.result.candidates == (served.engine.result.chosen,)
         assert last.result.selected == 0
+
+
+# ------------------------------------------------------------------------------------------------- searches: candidates
+
+
+class SearchingEngine(scripted.ScriptedEngine):  # type: ignore[misc,name-defined]
+    """Commits the beginning of its second candidate, reports progress, and takes that candidate in the end."""
+
+    async def astream_request(self, request: Any) -> Any:
+        def candidate(index: int, text: str, reason: FinishReason) -> Candidate:
+            made = tuple(
+                Token(b, bytes([b]), "base", TokenDraw.ACCEPTED, -0.5, 1.0, 0.5, (), 0.25) for b in text.encode()
+            )
+            return Candidate(index, text, made, reason, None, {"helpful": index / 4, "objective": index / 4})
+
+        candidates = (
+            candidate(0, "Größe one", FinishReason.EOS),
+            candidate(1, "Größe two is longer", FinishReason.STOP),
+            candidate(2, "", FinishReason.PRUNED),
+            candidate(3, "a third 🙂", FinishReason.MAX_NEW_TOKENS),
+        )
+        yield Started("g", ("base",), 1, 7, 99)
+        yield Progress(4, 0, 8)
+        yield Chunk(1, "Größe ", candidates[1].tokens[:9])  # one token more than its text
+        yield Progress(1, 3, 30, 0.5)
+        self.result = Result(
+            model="base",
+            models=("base",),
+            candidates=candidates,
+            usage=Usage(prompt_tokens=1, drafted_tokens=9, accepted_tokens=5, discarded_tokens=4, reward_calls=3),
+            seed=7,
+            selected=1,
+            reproducible=False,
+            abstained=True,
+        )
+        yield Completed(self.result)
+
+
+def test_a_search_gives_the_same_streamed_unary_and_embedded() -> None:
+    search = BestOfN(4, "helpful")
+    with Served(SearchingEngine()) as served:
+        *events, last = served.client.stream("hi", model="base", search=search)
+        assert isinstance(last, Completed)
+        assert last.result == served.engine.result
+        assert served.client.generate("hi", model="base", search=search) == served.engine.result
+        assert [e for e in events if isinstance(e, Progress)] == [Progress(4, 0, 8), Progress(1, 3, 30, 0.5)]
+        assert "".join(e.text for e in events if isinstance(e, Chunk)) == "Größe "
+
+
+@pytest.mark.parametrize(("most", "indices"), [(0, [1]), (1, [1]), (2, [1, 0]), (3, [1, 0, 2]), (99, [1, 0, 2, 3])])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_as_many_candidates_arrive_as_were_asked_for(most: int, indices: list[int], tokens: bool) -> None:
+    with Served(SearchingEngine()) as served:
+        options = pb.ResponseOptions(max_candidates=most, tokens=tokens)
+        asked = spec(response=options, search=pb.Search(best_of_n=pb.BestOfN(n=4, objective=HELPFUL)))
+        unary = served.stub.Generate(pb.GenerateRequest(spec=asked))
+        assert [c.index for c in unary.candidates] == indices
+        for every, expected in ((False, indices), (True, [1, 0, 2, 3])):
+            mode = pb.STREAM_MODE_ALL_CANDIDATES if every else pb.STREAM_MODE_COMMITTED
+            messages = list(served.stub.GenerateStream(pb.GenerateStreamRequest(spec=asked, mode=mode)))
+            ended = [m.candidate for m in messages if m.WhichOneof("event") == "candidate"]
+            assert [c.index for c in ended] == expected
+            assert ended[0].text == "two is longer", "what was committed is not sent again"
+            assert [c.text for c in ended[1:]] == [served.engine.result.candidates[i].text for i in expected[1:]]
+            written = len(served.engine.result.chosen.tokens)
+            sent = sum(
+                len(m.chunk.tokens) + len(m.candidate.tokens)
+                for m in messages
+                if 1 in (m.candidate.index, m.chunk.candidate)
+            )
+            assert sent == (written if tokens else 0)
+            assert ended[0].token_count == written
+            assert dict(ended[0].rewards) == {"helpful": 0.25, "objective": 0.25}
+        completed = messages[-1].completed
+        assert (completed.abstained, completed.reproducible, completed.usage.discarded_tokens) == (True, False, 4)
+
+
+def test_every_axis_arrives_as_it_was_sent(served: Served) -> None:
+    objective = Objective((RewardTerm("helpful", -0.7), RewardTerm("helpful", 0.1)), Combine.MIN, 0.3)
+    for axes in (
+        {"policy": TokenReward("helpful", 0.3, 7)},
+        {"draw": Speculative("chat", Fixed(3), coupled=True), "search": BestOfN(3, "helpful", Choose.SOFT, 0.7)},
+        {"draw": Speculative(PromptLookup(5)), "policy": Nudged("chat", Entropy(1.3), 5)},
+        {"search": BestOfN(4, objective, reject_fraction=0.3, check_every_tokens=9, threshold=-0.1)},
+        {"search": Segments(objective, 2, 3, 9, "\n", 1.7, 4, 0.9, 0.1, True)},
+        {"search": RejectSegments({"helpful": 0.7}, 0.9, 0.1, 2.3, 2, 33, 5, 0.7)},
+        {"search": Evolution("helpful", 5, 2, 11, 1, "chat")},
+        {"search": Refine("whole", 3, "chat"), "references": ["é"]},
+    ):
+        expected = request_from_kwargs("hi", model="base", max_new_tokens=2, seed=1, time_budget=600.0, **axes)
+        served.client.generate("hi", model="base", max_new_tokens=2, seed=1, **axes)
+        assert served.engine.jobs[-1].request == expected
+
+
+# ------------------------------------------------------------------------------------------------------ rewards, scores
+
+
+def test_rewards_are_listed_page_by_page(served: Served) -> None:
+    first = served.stub.ListRewards(pb.ListRewardsRequest(page_size=2))
+    assert [(reward.id, reward.kind) for reward in first.rewards] == [
+        ("helpful", pb.REWARD_KIND_PREFIX),
+        ("versus", pb.REWARD_KIND_SEQUENCE),
+    ]
+    assert first.next_page_token == "versus"
+    assert dict(served.client.rewards()) == served.engine.rewards
+    code, _, _ = failing(lambda: served.stub.ListRewards(pb.ListRewardsRequest(page_token="nonsense")))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_scores_are_the_engines(served: Served) -> None:
+    items = [("a", "bcd"), ([ChatMessage("user", "xy")], "é"), ("z", "")]
+    assert served.client.score(items, reward="helpful") == served.engine.score(
+        items, reward="helpful", model=None, tokens=False
+    )
+    for tokens in (False, True):
+        assert served.client.score(items, model="chat", tokens=tokens) == served.engine.score(
+            items, reward=None, model="chat", tokens=tokens
+        )
+    served.engine.score_failure = RewardFailed("helpful", "it gave 2 numbers for 3 samples")
+    with pytest.raises(RewardFailed, match="it gave 2 numbers for 3 samples"):
+        served.client.score(items, reward="helpful")
+
+
+@pytest.mark.parametrize(
+    ("request_", "fields"),
+    [
+        (pb.ScoreRequest(), {"scorer", "items"}),
+        (pb.ScoreRequest(model="base", items=[pb.ScoreItem(text="a")] * 257), {"items"}),
+        (
+            pb.ScoreRequest(reward="helpful", tokens=True, items=[pb.ScoreItem(text="a"), pb.ScoreItem()]),
+            {"tokens", "items[1].prompt"},
+        ),
+        (
+            pb.ScoreRequest(model="base", items=[pb.ScoreItem(text=""), pb.ScoreItem(chat=pb.Chat())]),
+            {"items[0].prompt", "items[1].prompt"},
+        ),
+    ],
+)
+def test_bad_scores_are_named(bad_server: Served, request_: pb.ScoreRequest, fields: set[str]) -> None:
+    code, found, _ = failing(lambda: bad_server.stub.Score(request_))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert {v.field for v in found["BadRequest"].field_violations} == fields
+
+
+def test_scoring_does_not_hold_up_other_calls(served: Served) -> None:
+    released = threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> list[Any]:
+        released.wait(10)
+        return []
+
+    served.engine.score = slow
+    call = served.stub.Score.future(pb.ScoreRequest(model="base", items=[pb.ScoreItem(text="a")]))
+    assert served.client.generate("hi", model="base", max_new_tokens=2).tokens
+    assert not call.done()
+    released.set()
+    call.result(timeout=5)
 
 
 # -------------------------------------------------------------------------------------------------------- 15: health

@@ -27,7 +27,7 @@ def _attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """query [B, Hq, L, D], key and value [B, Hkv, L, D] -> [B, L, Hq, D]; padding is at the ends, so it needs no mask."""
+    """query [B, Hq, L, D], key and value [B, Hkv, L, D] -> [B, L, Hq, D]; padding at the ends needs no mask."""
     batch, heads, length, dim = query.shape
     kv_heads = key.shape[1]
     group = heads // kv_heads

@@ -75,12 +75,15 @@ class Example:
         kept = columns >= 0
         sums = np.concatenate((np.zeros(1, np.int64), np.cumsum(kept)))
         top = np.asarray(
-            [trace.ids[a + int(np.argmax(trace.log_probs[a:b]))] for a, b in zip(trace.starts, trace.starts[1:], strict=False)]
+            [
+                trace.ids[a + int(np.argmax(trace.log_probs[a:b]))]
+                for a, b in zip(trace.starts, trace.starts[1:], strict=False)
+            ]
         )
         return cls(
             trace.tokens,
             len(trace.ask.prompt),
-            sums[trace.starts],
+            np.asarray(sums[trace.starts], np.int64),
             columns[kept].astype(np.int32),
             trace.log_probs[kept],
             column_of[top],

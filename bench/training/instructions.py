@@ -19,11 +19,14 @@ _MARK = "@"
 _TASKS = (
     "What is", "What are", "What are some", "What would", "How do I", "How can I", "How does", "How would you", "Why",
     "Who", "Which", "Can you", "Could you", "Explain", "Explain how", "Describe", "Give me", "Give me a list of",
-    "List", "Name", "Suggest", "Recommend", "Tell me", "Tell me about", "Write a short story about", "Write an email to",
-    "Write a poem about", "Write a letter", "Write a product description for", "Write a summary of", "Write a recipe for",
+    "List", "Name", "Suggest", "Recommend", "Tell me", "Tell me about", "Write a short story about",
+    "Write an email to",
+    "Write a poem about", "Write a letter", "Write a product description for", "Write a summary of",
+    "Write a recipe for",
     "Write a blog post about", "Write instructions for", "Write a dialogue between", "Create", "Create a plan for",
     "Design", "Generate", "Imagine", "Plan", "Compare", "What is the difference between", "Identify", "Classify",
-    "Edit", "Rewrite", "Correct", "Is it", "Do you", "Should I", "I am", "I need", "I want to", "I have", "My", "Please",
+    "Edit", "Rewrite", "Correct", "Is it", "Do you", "Should I", "I am", "I need", "I want to", "I have", "My",
+    "Please",
     "Help me", "Given", "In this task,", "Discuss", "Analyze", "Outline", "Brainstorm", "Invent", "Act as", "Pretend",
     "Provide", "Make a table of", "Calculate", "Solve", "If", "Suppose", "There are", "A", "The", "In", "On", "When",
 )  # fmt: skip
@@ -41,7 +44,13 @@ _SUMS = (
     "A farmer has", "A shop sells", "Tom has", "Anna buys", "A train leaves", "A baker makes", "There are 24",
     "A class of", "Each box holds", "A tank holds", "Maria earns", "A rope of", "Ben reads", "A team of", "Sara walks",
 )  # fmt: skip
-_CODE = ("Write a Python function", "Write a program that", "Write a function that", "Fix this code:", "How do I write a")
+_CODE = (
+    "Write a Python function",
+    "Write a program that",
+    "Write a function that",
+    "Fix this code:",
+    "How do I write a",
+)
 _VERBS = (
     "count", "find", "sum", "remove", "sort", "is", "get", "max", "reverse", "filter", "convert", "check", "split",
     "merge", "parse", "select", "replace", "rotate", "has", "make",

@@ -1,4 +1,4 @@
-"""The training loop: AdamW, clipped gradients, warm-up and cosine, checkpoints that resume bit for bit, and a curve.
+"""The training loop: AdamW or Muon, clipped gradients, a cosine, checkpoints that resume bit for bit, and a curve.
 
 A step's batch is a function of the step's number alone, so what a checkpoint holds (weights, optimiser, step) is all
 that a run depends on: a run that was cut short and resumed is the run that was not.
@@ -10,10 +10,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ __all__ = ["Settings", "plot_curve", "train"]
 _LINE_EVERY = 60.0  # seconds between lines of progress
 _CHECKPOINT, _CURVE = "checkpoint.pt", "curve.jsonl"
 
+Optimiser = Literal["adamw", "muon"]
 Figures = Mapping[str, float]
 Step = Callable[[int], tuple[Tensor, Figures]]
 
@@ -39,7 +40,8 @@ class Settings:
         learning_rate: at its highest, after ``warmup`` of the steps; it falls to a twentieth by a cosine.
         warmup: part of the steps, in [0, 1).
         clip: largest norm of the gradient.
-        weight_decay: of AdamW.
+        weight_decay: of the optimiser.
+        optimiser: ``muon`` orthogonalises the updates of matrices and leaves the rest to AdamW.
         seed: of everything that is random.
         log_every: steps between lines of the curve, each the mean since the last.
         evaluate_every: steps between evaluations; the last step is always followed by one.
@@ -50,6 +52,7 @@ class Settings:
     warmup: float = 0.03
     clip: float = 1.0
     weight_decay: float = 0.01
+    optimiser: Optimiser = "adamw"
     seed: int = 0
     log_every: int = 20
     evaluate_every: int = 500
@@ -61,6 +64,8 @@ class Settings:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidRequest.of(name, getattr(self, name), "a finite number above 0")
+        if self.optimiser not in get_args(Optimiser):
+            raise InvalidRequest.of("optimiser", self.optimiser, f"one of {', '.join(get_args(Optimiser))}")
         if not 0 <= self.warmup < 1:
             raise InvalidRequest.of("warmup", self.warmup, "a number in [0, 1)")
 
@@ -106,30 +111,26 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    optimiser = torch.optim.AdamW(
-        list(parameters.values()),
-        lr=settings.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    optimisers = _optimisers(parameters, settings)
     run = json.loads(json.dumps({**asdict(settings), **made}))
-    first, before = _resume(folder, parameters, optimiser, run)
+    first, before = _resume(folder, parameters, optimisers, run)
     begun = saved = said = time.monotonic()
     sums: dict[str, float] = {}
     summed = 0
     last: Figures = {}
     end = settings.steps if stop_after is None else min(settings.steps, first + stop_after)
     for number in range(first, end):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.rate(number)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = settings.rate(number)
         loss, figures = step(number)
         if not math.isfinite(value := float(loss.detach())):
             raise TrimtabError(f"{name}: the loss of step {number} is {value}; try a smaller learning rate")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        module.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         for key, figure in {"loss": value, "norm": float(norm), **figures}.items():
             sums[key] = sums.get(key, 0.0) + figure
         summed += 1
@@ -146,32 +147,50 @@ def train(
                 sys.stderr.write(f"{name}: step {number + 1} of {settings.steps}, {seconds:.0f} s, {shown}\n")
         if evaluate is not None and ((number + 1) % settings.evaluate_every == 0 or number + 1 == settings.steps):
             last = evaluate()
-            append_rows(folder / _CURVE, [{"step": number + 1, **{f"held_out_{k}": round(v, 6) for k, v in last.items()}}])
+            append_rows(
+                folder / _CURVE, [{"step": number + 1, **{f"held_out_{k}": round(v, 6) for k, v in last.items()}}]
+            )
             shown = ", ".join(f"{key} {figure:.4g}" for key, figure in last.items())
             sys.stderr.write(f"{name}: step {number + 1}, held out: {shown}\n")
         if now - saved >= checkpoint_every or number + 1 == end:
             saved = now
-            _save(folder, parameters, optimiser, run, number + 1, before + time.monotonic() - begun)
+            _save(folder, parameters, optimisers, run, number + 1, before + time.monotonic() - begun)
     return last
+
+
+def _optimisers(parameters: Mapping[str, nn.Parameter], settings: Settings) -> list[torch.optim.Optimizer]:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    matrices = [p for p in parameters.values() if p.ndim == 2 and settings.optimiser == "muon"]
+    others = [p for p in parameters.values() if p.ndim != 2 or settings.optimiser != "muon"]
+    found: list[torch.optim.Optimizer] = []
+    if matrices:  # with updates scaled to the size of AdamW's, so that one learning rate serves both
+        found.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    if others:
+        found.append(torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True))
+    return found
 
 
 def _save(
     folder: Path,
     parameters: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     run: Mapping[str, Any],
     step: int,
     seconds: float,
 ) -> None:
     work = folder / f"{_CHECKPOINT}.tmp"
     weights = {key: p.detach() for key, p in parameters.items()}
-    state = {"run": run, "step": step, "seconds": seconds, "weights": weights, "optimiser": optimiser.state_dict()}
+    states = [optimiser.state_dict() for optimiser in optimisers]
+    state = {"run": run, "step": step, "seconds": seconds, "weights": weights, "optimisers": states}
     torch.save(state, work)
     work.rename(folder / _CHECKPOINT)
 
 
 def _resume(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer, run: Mapping[str, Any]
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimisers: Sequence[torch.optim.Optimizer],
+    run: Mapping[str, Any],
 ) -> tuple[int, float]:
     """Steps done and seconds spent; the weights and the optimiser are as they were then."""
     path, curve = folder / _CHECKPOINT, folder / _CURVE
@@ -182,12 +201,14 @@ def _resume(
     if state["run"] != run:
         differing = sorted(key for key in run.keys() | state["run"].keys() if run.get(key) != state["run"].get(key))
         found = {key: state["run"].get(key) for key in differing}
-        accepted = f"another folder, or the settings of its checkpoint: {json.dumps({k: run.get(k) for k in differing})} differ"
+        asked = json.dumps({key: run.get(key) for key in differing})
+        accepted = f"the settings of the folder's checkpoint (now {asked}), or another folder"
         raise InvalidRequest.of("out", json.dumps(found), accepted)
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(state["weights"][key])
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(kept)
     if curve.exists():  # what came after the checkpoint comes again
         rows = [row for row in read_rows(curve) if row["step"] <= state["step"]]
         curve.unlink()

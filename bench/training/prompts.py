@@ -94,7 +94,7 @@ def answers(rollout: Rollout, asks: Sequence[Ask], folder: Path, name: str, seco
         asks: what is asked.
         folder: of the traces.
         name: of the work, in lines of progress.
-        seconds: after this time no new files are written; a later call goes on.
+        seconds: no file is begun after this time; a later call goes on.
 
     Raises:
         InvalidRequest: the folder holds answers to other prompts.
@@ -111,6 +111,8 @@ def answers(rollout: Rollout, asks: Sequence[Ask], folder: Path, name: str, seco
     left = [ask for ask in asks if ask.index not in done]
     begun = said = time.monotonic()
     written = tokens = 0
+    if not left or seconds <= 0:
+        return
     traces = rollout.run(left)
     while ready := list(itertools.islice(traces, _FILE)):
         write_traces(folder, ready)

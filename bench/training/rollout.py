@@ -55,7 +55,7 @@ class Trace:
     Attributes:
         ask: what was asked.
         tokens: int32 [L], prompt and answer; the answer's last token is an end-of-sequence id if it ended by itself.
-        starts: int64 [A + 1], A = L - len(prompt): the distribution of answer token i is ``ids[starts[i]:starts[i+1]]``.
+        starts: int64 [A + 1] for the A answer tokens: that of token i has entries ``starts[i]`` to ``starts[i + 1]``.
         ids: int32, token ids with probability above ``FLOOR``, ascending in each row.
         log_probs: float16, their natural log probabilities at temperature 1.
     """

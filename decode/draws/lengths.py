@@ -16,11 +16,13 @@ would stop at 0.91; at a = 0.8 the best fixed length has L = 4.05 c1, which give
 
 c1 counts everything that one more drafted token costs: the draft's pass *and* by how much it lengthens the pass that
 verifies it. The latter is nothing where a pass is bound by reading the weights, as on a GPU with few rows; on a CPU or
-with many rows it can exceed the former. In a batch all costs are shares of one row.
+with many rows it can exceed the former. In a batch a pass is shared by the rows that still draft: the fewer they are,
+the dearer the next token is to each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trimtab.decode.types import Acceptance, Confidence, Draw, Fixed, Length, Speculative
@@ -60,19 +62,20 @@ class Rule:
     Attributes:
         max_tokens: longest block, >= 1.
         top_prob_below: stop after a token whose top probability under the draft was below this; 0 never does.
-        stop: stop once the probability that some token is rejected reaches this; 1 never does.
+        stops: after each token, the last standing for all later ones: stop once the probability that some token is
+            rejected reaches this; none never does.
     """
 
     max_tokens: int
     top_prob_below: float = 0.0
-    stop: float = 1.0
+    stops: tuple[float, ...] = ()
     _drafted: int = field(default=0, init=False)
     _all_accepted: float = field(default=1.0, init=False)
 
     @property
     def wants_acceptance(self) -> bool:
         """Whether the acceptance head's probabilities are read."""
-        return self.stop < 1
+        return bool(self.stops)
 
     def goes_on(self, top_prob: float, accept_prob: float | None) -> bool:
         """Whether to draft another token; called once after each.
@@ -92,7 +95,7 @@ class Rule:
         return (
             self._drafted < self.max_tokens
             and top_prob >= self.top_prob_below
-            and (self.stop >= 1 or 1 - self._all_accepted < self.stop)
+            and (not self.stops or 1 - self._all_accepted < self.stops[min(self._drafted, len(self.stops)) - 1])
         )
 
 
@@ -101,13 +104,13 @@ def longest(length: Length) -> int:
     return length.tokens if isinstance(length, Fixed) else length.max_tokens
 
 
-def rule(length: Length, costs: TokenCosts | None = None, cap: int | None = None) -> Rule:
+def rule(length: Length, costs: Sequence[TokenCosts] = (), cap: int | None = None) -> Rule:
     """The rule for one block.
 
     Args:
         length: as requested.
-        costs: of the present batch; None while they are unknown. Only ``Acceptance`` without a bound of its own reads
-            them.
+        costs: of the second token, the third and so on, the last standing for all later ones, in the present batch;
+            none while they are unknown. Only ``Acceptance`` without a bound of its own reads them.
         cap: a longer block doesn't pay at the present load; ``Fixed`` doesn't mind.
     """
     most = longest(length) if cap is None else max(1, min(cap, longest(length)))
@@ -117,10 +120,10 @@ def rule(length: Length, costs: TokenCosts | None = None, cap: int | None = None
         case Confidence(top_prob_below):
             return Rule(most, top_prob_below=top_prob_below)
         case Acceptance(stop=None):
-            return Rule(most, stop=UNMEASURED_STOP if costs is None else costs.stop)
+            return Rule(most, stops=tuple(each.stop for each in costs) or (UNMEASURED_STOP,))
         case Acceptance(stop=stop):
             assert stop is not None
-            return Rule(most, stop=stop)
+            return Rule(most, stops=(stop,))
 
 
 def reproducible(draw: Draw, temperature: float) -> bool:

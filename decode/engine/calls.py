@@ -86,9 +86,11 @@ class Calls:
                 future.cancel()
 
     def timeout(self) -> float | None:
-        """Seconds until the next deadline; None without open calls."""
+        """Seconds until the next deadline, 0 if a call has ended already; None without open calls."""
         if not self._open:
             return None
+        if self._ended:
+            return 0.0
         return max(0.0, min(call.deadline for call in self._open.values()) - time.monotonic())
 
     def poll(self) -> list[tuple[Run, Task, Any, Exception | None]]:

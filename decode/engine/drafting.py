@@ -78,9 +78,15 @@ def columns(draft: View, target: View, shared: bool) -> Columns | None:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The distributions that a block was drawn from, as the kernels verify it."""
+    """Where a block comes from.
 
-    draft: dispatch.Draft
+    Attributes:
+        model: the draft's name.
+        draft: the distributions that it was drawn from, as the kernels verify it; None for a coupled block.
+    """
+
+    model: str
+    draft: dispatch.Draft | None
 
 
 @dataclass(eq=False, slots=True)
@@ -153,10 +159,11 @@ class Block:
 
     def drafted(self) -> Drafted:
         """The op's answer."""
-        if not self.tokens or self.op.coupled:
-            return Drafted(tuple(self.tokens))
-        ids = None if self.columns is None else self.columns.ids
-        return Drafted(tuple(self.tokens), Source(dispatch.Draft(torch.stack(self._rows), self._picks, ids)))
+        draft = None
+        if self.tokens and not self.op.coupled:
+            ids = None if self.columns is None else self.columns.ids
+            draft = dispatch.Draft(torch.stack(self._rows), self._picks, ids)
+        return Drafted(tuple(self.tokens), Source(self.item.sequence.model, draft))
 
 
 def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None]) -> list[bool]:

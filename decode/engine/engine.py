@@ -35,6 +35,7 @@ from trimtab.decode.errors import (
     TrimtabError,
 )
 from trimtab.decode.models.load import load
+from trimtab.decode.prepare.messages import PromptKind, prompt_kind
 from trimtab.decode.prepare.templates import as_chat
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
 from trimtab.decode.scoring import score_by_model, score_by_reward
@@ -444,6 +445,9 @@ class Engine:
         )
         drawing = Drawing(replace(foreign, bias=resolved.logit_bias), foreign, Key(resolved.seed))
         stops = view.template.stops(request.prompt)
+        if prompt_kind(request.prompt) is PromptKind.TOKEN_IDS:  # rewards and searches read text
+            text = view.vocabulary.decode_bytes(prompts[request.model]).decode(errors="replace")
+            request = replace(request, prompt=text)
         return Plan(request, prompts, drawing, stops, same, same_draft, length or Confidence()), resolved
 
     def _models_of(self, plan: Plan) -> set[str]:

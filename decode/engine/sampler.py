@@ -84,11 +84,11 @@ def mix(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[Row], 
     """As ``sample``, from the mixture of several models' logits, each [R, V]; one blend per row."""
     given = [i for i, row in enumerate(rows) if isinstance(row.pick, Given)]
     if given:  # for scores, which nobody waits for
-        mixed = dispatch.mixed_logits(logits, blends)
+        mixed = dispatch.blend(logits, blends).logits
         return sample(mixed, rows, piece)
     found = dispatch.mix(logits, blends, [row_pick(row.pick, row.seen) for row in rows])
     if any(row.top for row in rows):
-        mixed = dispatch.mixed_logits(logits, blends)
+        mixed = dispatch.blend(logits, blends).logits
         return _reads(found.stats, found.token.tolist(), mixed, rows, piece)
     return _reads(found.stats, found.token.tolist(), logits[0], rows, piece)
 

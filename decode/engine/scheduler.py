@@ -249,8 +249,6 @@ class Scheduler:
             log.exception("a forward pass of %s failed", view.name)
             self._fail([item.run for item, _ in chosen], f"a forward pass of model {view.name!r} failed", error)
             return
-        if all(len(piece.tokens) <= SHORT for _, piece in chosen):
-            self.speculation.observe(view.name, len(batch.tokens), time.perf_counter() - began, drafting)
         view.forward_passes += 1
         for run in _unique([item.run for item, _ in chosen]):
             run.counter(view.name).forward_passes += 1
@@ -262,6 +260,8 @@ class Scheduler:
                 finished[id(item)] = item
         self._waiting[view.name] = [item for item in self._waiting[view.name] if id(item) not in finished]
         self._answer(list(finished.values()))
+        if all(len(piece.tokens) <= SHORT for _, piece in chosen):
+            self.speculation.observe(view.name, len(batch.tokens), time.perf_counter() - began, drafting)
 
     def _read(self, view: View, chosen: list[tuple[Item, Piece]], output: Tensor, hidden: Tensor | None) -> set[Item]:
         """Give each item its rows of output; sample those that can be. Returns the drafting items that go on."""
@@ -341,15 +341,15 @@ class Scheduler:
         if isinstance(first, Extend):
             reads = iter(mix(parts, blends, flat, view.vocabulary.piece))
             return [[next(reads) for _ in own] for own in rows]
-        logits = dispatch.mixed_logits(parts, blends) if blends else parts[0]
+        logits = dispatch.blend(parts, blends).logits if blends else parts[0]
         spans = []
         for pending, own in zip(group, rows, strict=True):
             op = pending.op
             assert isinstance(op, Verify)
             source = op.drafted.source
-            assert source is None or isinstance(source, Source)
-            certain = dispatch.Draft(None, (), None)
-            draft = None if op.coupled else (source.draft if source is not None else certain)
+            draft = source.draft if isinstance(source, Source) else dispatch.Draft(None, (), None)
+            if op.coupled:
+                draft = None
             spans.append(Span(own, op.drafted.tokens, draft))
         results = verify(logits, spans, view.vocabulary.piece)
         for pending, reads_of in zip(group, results, strict=True):
@@ -357,6 +357,10 @@ class Scheduler:
             assert isinstance(op, Verify)
             drafted, accepted = len(op.drafted.tokens), len(reads_of) - 1
             pending.run.drawn += 1
+            source = op.drafted.source
+            if isinstance(source, Source) and drafted:
+                request = pending.run.job.generation_id
+                self.speculation.verified(source.model, view.name, request, drafted, accepted)
             for item in pending.items:
                 item.sequence.rewind(len(item.sequence.tokens) - drafted + accepted)
         return results
@@ -480,7 +484,9 @@ class Scheduler:
         op, run = item.pending.op, item.run
         assert isinstance(op, Draft)
         draft, target = item.sequence.view, self.views[op.target]
-        rule = self.speculation.rule(op.length, draft.name, target.name, run.job.generation_id, self._load(target))
+        rule = self.speculation.rule(
+            op.length, draft.name, target.name, run.job.generation_id, self._load(target), max(0, item.missing - 2)
+        )
         if rule is None:
             sequence = item.sequence
             sequence.rewind(len(sequence.tokens) - len(op.tokens))

@@ -1,32 +1,346 @@
 """When speculation pays, and how long a block should be, from measured costs.
 
-The interface that the scheduler uses: ``observe`` after every pass, ``rule`` before every block.
+A round of speculation by R rows with blocks of k tokens takes k D(R) + S(R (k + 1)) seconds, where D(n) and S(n) are
+the draft's and the target's passes over n tokens, and writes R (1 + a + ... + a^k) tokens, where a is the chance that a
+drafted token stands if those before it do. Its *price* is the quotient, in seconds per token; plain decoding's is
+S(R) / R. D and S are measured as requests run, by numbers of tokens, and a is counted, for each pair of models and for
+each request. S grows with its tokens on a CPU and with many rows, so the best k shrinks under load, down to none.
+
+Decisions are functions of what was observed: no clock, no random numbers. What they are not sure of they try, at a
+bounded cost:
+
+* While a request is held back, a fiftieth of its time goes into an account. When that covers a block of two tokens, one
+  is drafted. So acceptance that has become better is noticed.
+* What a plain step costs at the present load is measured by taking one, at first and then every few hundred rounds.
+* Costs at a load not met before are extrapolated from others, and corrected by the first pass.
 """
 
 from __future__ import annotations
 
-from trimtab.decode.draws.lengths import Rule, rule
-from trimtab.decode.types import Length
+from bisect import bisect_left
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from operator import itemgetter
 
-__all__ = ["Speculation"]
+from trimtab.decode.draws.lengths import Rule, TokenCosts, longest, rule
+from trimtab.decode.types import Fixed, Length
+
+__all__ = ["PassCosts", "Speculation"]
+
+_WINDOW = 15  # passes of a size that are remembered: enough to shrug off a few slow ones, few enough to follow a drift
+_PROBING = 0.02  # share of the time of plain steps that may go into drafts that don't pay
+_PROBE = 2  # tokens of such a draft
+_MARGIN = 0.01  # speculation must be better by this
+_STALE = 256  # passes after which the cost of a plain step is measured again
+_APART = 16  # rounds between two such measurements, should the passes be of other sizes
+_UNSURE = 4  # longest block while costs are unknown
+_NEAR = 0.05  # what is as good as equal
+_REQUESTS = 1024  # whose own acceptance is remembered
+
+# Acceptance before anything is seen, in tokens that stood and fell, and how fast what is seen fades, per block.
+_STOOD, _FELL = 1.4, 0.6
+_PAIR_MEMORY, _REQUEST_MEMORY = 0.98, 0.93
+_LEAN = 4.0  # tokens and blocks that a request's own counts must outweigh
+
+
+class PassCosts:
+    """Seconds of a model's passes as a function of their tokens, from the passes themselves.
+
+    Passes are kept by powers of two of their tokens, the latest few of each, of which a fast one speaks for all: what
+    disturbs a measurement makes it longer. These are points of the curve: straight between them, never falling, beyond
+    the last one as steep as before it, level before the first.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[int, deque[tuple[int, float]]] = {}
+        self._seen: dict[int, int] = {}
+        self._points: tuple[list[float], list[float]] | None = None
+        self.passes = 0
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """A pass over so many tokens took so long. One that no clock can have measured is ignored."""
+        if tokens < 1 or not 0 < seconds < float("inf"):
+            return
+        size = (tokens - 1).bit_length()
+        self._latest.setdefault(size, deque(maxlen=_WINDOW)).append((tokens, seconds))
+        self.passes += 1
+        self._seen[size] = self.passes
+        self._points = None
+
+    def age(self, tokens: int) -> int | None:
+        """Passes since the last one of about that size; None if there was none."""
+        seen = self._seen.get((tokens - 1).bit_length())
+        return None if seen is None else self.passes - seen
+
+    def seconds(self, tokens: float) -> float | None:
+        """What a pass over so many tokens takes; None if none has been seen."""
+        if not self._latest:
+            return None
+        x, y = self._curve()
+        i = bisect_left(x, tokens)
+        if i == 0 or len(x) == 1:
+            return y[0]
+        i = min(i, len(x) - 1)
+        return y[i - 1] + (y[i] - y[i - 1]) * (tokens - x[i - 1]) / (x[i] - x[i - 1])
+
+    def _curve(self) -> tuple[list[float], list[float]]:
+        if self._points is None:
+            typical = []
+            for size in sorted(self._latest):
+                passes = sorted(self._latest[size], key=itemgetter(1))
+                typical.append(passes[(len(passes) - 1) // 3])
+            levels: list[tuple[float, int]] = []  # and how many sizes share each
+            for _, seconds in typical:
+                level, count = seconds, 1
+                while levels and levels[-1][0] > level:  # a larger pass isn't cheaper: that is noise, shared evenly
+                    before, more = levels.pop()
+                    level, count = (level * count + before * more) / (count + more), count + more
+                levels.append((level, count))
+            y = [level for level, count in levels for _ in range(count)]
+            self._points = [float(tokens) for tokens, _ in typical], y
+        return self._points
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What became of blocks, fading.
+
+    Attributes:
+        stood, fell: drafted tokens that did, of those whose predecessors stood.
+        blocks, drafted, written: blocks, their tokens, and the tokens that they led to.
+    """
+
+    stood: float = 0.0
+    fell: float = 0.0
+    blocks: float = 0.0
+    drafted: float = 0.0
+    written: float = 0.0
+
+    def add(self, drafted: int, accepted: int, memory: float) -> None:
+        self.stood = memory * self.stood + accepted
+        self.fell = memory * self.fell + (accepted < drafted)
+        self.blocks = memory * self.blocks + 1
+        self.drafted = memory * self.drafted + drafted
+        self.written = memory * self.written + accepted + 1
+
+    @property
+    def chance(self) -> float:
+        """That a drafted token stands if those before it do."""
+        return self.stood / (self.stood + self.fell)
+
+    def leaning(self, on: _Counts) -> _Counts:
+        """These and, as if it had been seen here, a little of what others saw."""
+        tokens = _LEAN / (on.stood + on.fell)
+        blocks = _LEAN / on.blocks if on.blocks else 0.0
+        return _Counts(
+            self.stood + tokens * on.stood,
+            self.fell + tokens * on.fell,
+            self.blocks + blocks * on.blocks,
+            self.drafted + blocks * on.drafted,
+            self.written + blocks * on.written,
+        )
+
+
+@dataclass(slots=True)
+class _Pair:
+    """What is known of a draft and a target.
+
+    Attributes:
+        counts: over all requests.
+        reached: of these blocks, how many had at least 1, 2, ... tokens.
+        account: seconds that may be spent on trying.
+        calls: blocks asked for.
+        plain: of the next ones so many are refused, to see what a plain step costs.
+        measured: calls when that was done last.
+        rounds: seconds of a round with blocks of 0, 1, 2, ... tokens, for (load, passes seen, longest).
+    """
+
+    counts: _Counts = field(default_factory=lambda: _Counts(_STOOD, _FELL))
+    reached: list[float] = field(default_factory=list)
+    account: float = 0.0
+    calls: int = 0
+    plain: int = 0
+    measured: int | None = None
+    rounds: tuple[tuple[int, int, int, int], list[float]] | None = None
 
 
 class Speculation:
-    """Costs of passes by model, and what to draft now."""
+    """Costs of passes by model, and what to draft now. One for all requests of an engine."""
+
+    def __init__(self) -> None:
+        self._target: dict[str, PassCosts] = {}
+        self._draft: dict[str, PassCosts] = {}
+        self._pairs: dict[tuple[str, str], _Pair] = {}
+        self._requests: OrderedDict[tuple[str, str, str], _Counts] = OrderedDict()
+
+    # ---------------------------------------------------------------------------------------------------- observations
 
     def observe(self, model: str, tokens: int, seconds: float, drafting: bool) -> None:
-        """A pass of ``model`` over ``tokens`` tokens took so long; ``drafting``: it only grew blocks."""
+        """A pass of ``model`` over ``tokens`` tokens took so long, with all that is done for it: sampling, verifying.
+
+        Args:
+            model: its name.
+            tokens: read, nearly all of them for rows of output; passes that read prompts are no measure.
+            seconds: of wall time.
+            drafting: it only grew blocks.
+        """
+        self._costs(model, drafting).observe(tokens, seconds)
+
+    def _costs(self, model: str, drafting: bool) -> PassCosts:
+        return (self._draft if drafting else self._target).setdefault(model, PassCosts())
 
     def verified(self, draft: str, target: str, request: str, drafted: int, accepted: int) -> None:
-        """A block was verified."""
+        """A block of ``drafted`` tokens, at least one, was verified and ``accepted`` of them stood."""
+        pair = self._pairs.setdefault((draft, target), _Pair())
+        pair.counts.add(drafted, accepted, _PAIR_MEMORY)
+        pair.reached.extend([0.0] * (drafted - len(pair.reached)))
+        pair.reached = [_PAIR_MEMORY * count + (k < drafted) for k, count in enumerate(pair.reached)]
+        key = (draft, target, request)
+        self._requests.setdefault(key, _Counts()).add(drafted, accepted, _REQUEST_MEMORY)
+        self._requests.move_to_end(key)
+        if len(self._requests) > _REQUESTS:
+            self._requests.popitem(last=False)
 
-    def rule(self, length: Length, draft: str, target: str, request: str, load: int) -> Rule | None:
+    # ------------------------------------------------------------------------------------------------------- decisions
+
+    def rule(self, length: Length, draft: str, target: str, request: str, load: int, missing: int = 0) -> Rule | None:
         """The rule for the next block; None where none should be drafted.
 
         Args:
-            length: as requested.
+            length: as requested. ``Fixed`` is never held back: it is the request's own wish.
             draft, target: models.
             request: its id, for estimates of its own.
             load: sequences that share the target's next pass.
+            missing: tokens that the draft would have to read first, beyond the last two.
         """
-        return rule(length)
+        if isinstance(length, Fixed):
+            return rule(length)
+        pair = self._pairs.setdefault((draft, target), _Pair())
+        pair.calls += 1
+        if self._wants_plain(pair, target, load):
+            return None
+        drafting = self._costs(draft, True)
+        if not drafting.passes or not self._costs(target, False).passes:
+            return rule(length, cap=_UNSURE)
+        most = longest(length)
+        rounds = self._rounds(pair, draft, target, load, most)
+        own = self._requests.get((draft, target, request), _Counts()).leaning(pair.counts)
+        everyone = own if load == 1 else pair.counts
+        chance, plain = own.chance, rounds[0] / load
+        best = usual = _best(rounds, load, everyone.chance)
+        if pair.counts.blocks > _UNSURE:  # a rule that picks its moments does better than any one length, or worse
+            usual = _between(rounds, everyone.drafted / everyone.blocks) * everyone.blocks / (load * everyone.written)
+        price = min(best, usual)
+        together = price < plain * (1 - _MARGIN)
+        price = min(price, plain)
+        # What a block of k adds to a round, of which the row bears its share or, if it is the only one, all.
+        adds = [(seconds - rounds[0]) / load for seconds in rounds]
+        if load > 1 and not together:
+            adds = self._adds_alone(draft, target, load, most)
+        block, gain, brings = 0, _MARGIN * plain, 0.0
+        for k in range(1, most + 1):
+            brings += chance**k
+            if brings * price - adds[k] > gain:
+                block, gain = k, brings * price - adds[k]
+        if own.blocks:
+            gain = max(gain, (own.written / own.blocks - 1) * price - _between(adds, own.drafted / own.blocks))
+        if gain <= _MARGIN * plain:
+            return self._probe(pair, length, drafting, plain, adds, missing)
+        cap = min(most, max(block, 1) if usual > best * (1 + _NEAR) else 2 * block + 2)
+        verify = max(0.0, (_seconds(self._target[target], load + cap) - rounds[0]) / cap)
+        costs = []
+        for k in range(1, cap):
+            # The best block pays if all rows draft it; what comes after is shared by those that usually get there.
+            rows = load if k < block and together else load * _share(pair, k)
+            costs.append(TokenCosts(_seconds(drafting, max(1.0, rows)) / max(1.0, rows), verify, chance * price))
+        return rule(length, costs, cap)
+
+    def copies(self, target: str, chance: float, most: int, load: int) -> int:
+        """How many copied tokens, which cost nothing to draft, pay to verify; 0 to ``most``.
+
+        Args:
+            target: the model that verifies.
+            chance: probability that a copied token stands if those before it do.
+            most: tokens that there are.
+            load: sequences that share the target's next pass.
+        """
+        costs = self._costs(target, False)
+        age = costs.age(load + _UNSURE)
+        if age is None or age > _STALE:
+            return min(most, _UNSURE)
+        alone = _seconds(costs, load)
+        found, gain, brings = 0, 0.0, 0.0
+        for k in range(1, most + 1):
+            brings += chance**k
+            more = brings * alone / load - (_seconds(costs, load + k) - alone)
+            if more > gain:
+                found, gain = k, more
+        return found
+
+    def _wants_plain(self, pair: _Pair, target: str, load: int) -> bool:
+        """Whether this row steps plainly, so that the cost of it is known."""
+        if pair.plain:
+            pair.plain -= 1
+            return True
+        age = self._costs(target, False).age(load)
+        if age is not None and age <= _STALE:
+            return False
+        if pair.measured is not None and pair.calls - pair.measured < _APART * load:
+            return False
+        pair.measured, pair.plain = pair.calls, load - 1
+        return True
+
+    def _rounds(self, pair: _Pair, draft: str, target: str, load: int, most: int) -> list[float]:
+        """Seconds of a round in which all rows draft 0, 1, ..., ``most`` tokens; made once per round."""
+        drafting, verifying = self._costs(draft, True), self._costs(target, False)
+        key = (load, drafting.passes, verifying.passes, most)
+        if pair.rounds is None or pair.rounds[0] != key:
+            step = _seconds(drafting, load)
+            pair.rounds = key, [k * step + _seconds(verifying, load * (k + 1)) for k in range(most + 1)]
+        return pair.rounds[1]
+
+    def _adds_alone(self, draft: str, target: str, load: int, most: int) -> list[float]:
+        """Seconds by which a round grows if one row alone drafts 0, 1, ..., ``most`` tokens."""
+        drafting, verifying = self._costs(draft, True), self._costs(target, False)
+        step, plain = _seconds(drafting, 1), _seconds(verifying, load)
+        return [k * step + _seconds(verifying, load + k) - plain for k in range(most + 1)]
+
+    @staticmethod
+    def _probe(
+        pair: _Pair, length: Length, drafting: PassCosts, plain: float, adds: list[float], missing: int
+    ) -> Rule | None:
+        """A short block, if the account covers it."""
+        pair.account += _PROBING * plain
+        price = adds[min(_PROBE, len(adds) - 1)]
+        if missing > 0:
+            price += _seconds(drafting, missing)
+        if pair.account < price:
+            return None
+        pair.account = min(pair.account - price, price)  # nothing is saved up for a burst
+        return rule(length, cap=_PROBE)
+
+
+def _seconds(costs: PassCosts, tokens: int) -> float:
+    found = costs.seconds(tokens)
+    assert found is not None
+    return found
+
+
+def _between(values: list[float], place: float) -> float:
+    """The value at a place between whole ones; the last one beyond the end."""
+    low = min(int(place), len(values) - 2)
+    return values[low] + (values[low + 1] - values[low]) * (min(place, len(values) - 1) - low)
+
+
+def _share(pair: _Pair, k: int) -> float:
+    """Share of blocks that get beyond k tokens."""
+    return pair.reached[k] / pair.counts.blocks if k < len(pair.reached) else 0.0
+
+
+def _best(rounds: list[float], load: int, chance: float) -> float:
+    """The least seconds per token with blocks of one length, at least one token."""
+    best, tokens = float("inf"), 1.0
+    for k in range(1, len(rounds)):
+        tokens += chance**k
+        best = min(best, rounds[k] / (load * tokens))
+    return best

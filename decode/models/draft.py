@@ -122,7 +122,8 @@ def assemble(target: Any, layers: Sequence[int], ids: Tensor) -> Any:
     Raises:
         UnsupportedModel: the target is laid out otherwise, or has no such layers.
     """
-    inner, head = getattr(target, "model", None), getattr(target, "lm_head", None)
+    inner: Any = getattr(target, "model", None)
+    head: Any = getattr(target, "lm_head", None)
     if not all(hasattr(inner, part) for part in ("embed_tokens", "layers", "norm")) or type(head) is not nn.Linear:
         raise UnsupportedModel(type(target).__name__, "no draft can be cut from it: it isn't laid out as Llama is")
     total = len(inner.layers)

@@ -23,7 +23,7 @@ from trimtab.decode.models.reward import head_values, is_reward, labels_of, load
 from trimtab.decode.models.stack import FAMILIES, Stack
 from trimtab.decode.text import Vocabulary
 
-__all__ = ["Forward", "LoadedModel", "load"]
+__all__ = ["Forward", "LoadedModel", "load", "resolve"]
 
 # Frequencies of these depend on the longest position in the whole packed batch: one request would change the others.
 _REFUSED_ROPE = frozenset({"dynamic", "longrope"})
@@ -87,10 +87,10 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
         UnsupportedModel: the architecture, its positions or its attention can't be served exactly, or the load-time
             self-test differs from the model's own forward.
     """
-    source = _resolve(config.source)
+    source = resolve(config.source)
     draft = read_draft(source, name)
     if draft is not None:
-        source = _resolve(draft.spec.target)
+        source = resolve(draft.spec.target)
     try:
         hf_config: Any = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -114,7 +114,7 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
             name, f"{type(model).__name__} does not take its attention from transformers' AttentionInterface"
         )
     model = model.to(device).eval().requires_grad_(False)
-    generation_config: GenerationConfig = model.generation_config or GenerationConfig()
+    generation_config: GenerationConfig = model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]
     eos: Any = generation_config.eos_token_id
     eos_ids = None if eos is None else ([eos] if isinstance(eos, int) else list(eos))
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
@@ -167,7 +167,7 @@ def _logits(model: Any, ids: list[int]) -> Tensor:
     return logits
 
 
-def _resolve(source: str) -> str:
+def resolve(source: str) -> str:
     if folder := bundled_draft(source):
         return str(folder)
     if any(source == model.name for model in bundled.bundled()):

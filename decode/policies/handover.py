@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from trimtab.decode.answer import Answer
@@ -55,20 +56,23 @@ class _Span:
         done: tokens of the first word that are written.
         next: the nudger's read for the token after them: the start of the next word, or EOS. It is already drawn, but
             not yet in its sequence. None where a limit left no room for it.
-        backs: for the first words, the base's read after each; None where there is none. A word is written only when
-            it has one of these.
+        backs: for the first words, the base's read after each, None where there is none; and the number of its tokens
+            that spell the answer up to there. A word is written only when it has one of these.
         last: the word that was written before the first one.
         block: words to draft at a time.
         written: tokens that the nudger has written in a row.
+        of_base, of_nudger: the spellings of the last written word, and before the span.
     """
 
     words: list[list[Read]] = field(default_factory=list)
     done: int = 0
     next: Read | None = None
-    backs: deque[Read | None] = field(default_factory=deque)
+    backs: deque[tuple[Read | None, int]] = field(default_factory=deque)
     last: list[Read] = field(default_factory=list)
     block: int = 1
     written: int = 0
+    of_base: Spelling | None = None
+    of_nudger: Spelling | None = None
 
     @property
     def ahead(self) -> int:
@@ -76,8 +80,7 @@ class _Span:
         return sum(map(len, self.words)) - self.done
 
     def copy(self) -> _Span:
-        words = [list(word) for word in self.words]
-        return _Span(words, self.done, self.next, self.backs.copy(), list(self.last), self.block, self.written)
+        return replace(self, words=[list(word) for word in self.words], backs=self.backs.copy())
 
 
 class HandoverWriter(Writer):
@@ -169,8 +172,8 @@ class HandoverWriter(Writer):
         if not self._hands_over(read):
             return read
         self._reads.clear()
+        self._span = _Span(of_nudger=self._of_nudger.copy())
         self._catch_up_nudger()
-        self._span = _Span()
         return None
 
     def _hands_over(self, read: Read) -> bool:
@@ -202,6 +205,7 @@ class HandoverWriter(Writer):
         if not span.backs:
             if not await self._draft(span):
                 return None if self.answer.done else span.next
+            span.of_base = self._of_base.copy()
             span.backs.extend(await self._verify(span))
             return None
         word = span.words[0]
@@ -210,7 +214,7 @@ class HandoverWriter(Writer):
         # A word has been written: who goes on?
         follower = span.words[1][0] if len(span.words) > 1 else span.next
         spent = self._max_span is not None and span.written >= self._max_span
-        back = span.backs[0]
+        back, size = span.backs[0]
         if back is not None and self._takes_over(back, follower, spent):
             self._settle_base()
             self._own = back
@@ -219,7 +223,11 @@ class HandoverWriter(Writer):
         if not self.answer.done:
             span.last, span.done = span.words.pop(0), 0
             span.backs.popleft()
-            if not span.backs:
+            if span.backs:
+                span.of_base = self._of_base.copy()
+                span.of_base.cut(size)
+            else:
+                span.of_base = None
                 span.block = min(2 * span.block, _MAX_BLOCK)
         return None
 
@@ -288,18 +296,18 @@ class HandoverWriter(Writer):
     def _nudged_text(self, word: list[Read]) -> bytes:
         return b"".join(text_of(self._nudger_vocabulary, read.token) for read in word)
 
-    async def _verify(self, span: _Span) -> list[Read | None]:
+    async def _verify(self, span: _Span) -> list[tuple[Read | None, int]]:
         """Read drafted words with the base, in one pass.
 
         Returns:
-            For each of the first words, at least one, the base's read after it; None where there is none: inside a
-            character, after a word without text, and after the last word of the answer. Empty if the answer ended
-            because the base's context is full.
+            For each of the first words, at least one, the base's read after it, None where there is none (inside a
+            character, after a word without text, and after the last word of the answer); and how many of its tokens
+            spell the answer up to there. Empty if the answer ended because the base's context is full.
         """
         model, spelling = self._base.seq.model, self._of_base
         limit = self._context.limit(model) - self._base_prompt
         answer, ahead = bytes(self._data), 0
-        places: list[int | None] = []  # of each word, the index of the base's token that ends it
+        places: list[tuple[int | None, int]] = []  # of each word, the index of the base's token that ends it, and size
         picks: dict[int, Pick] = {}
         stay, fixed = len(spelling.ids), 0
         for word in span.words:
@@ -325,15 +333,15 @@ class HandoverWriter(Writer):
                     fixed = len(spelling.ids)
                     place = fixed - 1
                     picks[place] = self.answer.pick(model, ahead)
-            places.append(place)
+            places.append((place, len(spelling.ids)))
         have = min(stay, len(self._base.seq.tokens) - self._base_prompt)
         self._base.reset(self._base_prompt + have, ())
         if not picks:
-            return [None] * len(places)
+            return [(None, size) for _, size in places]
         first = min(picks)
         wanted = [picks.get(i) for i in range(first, len(spelling.ids))]
         reads = await Extend(self._base.seq, spelling.ids[have:], wanted, self.answer.top)
-        return [None if place is None else reads[place - first] for place in places]
+        return [(None if place is None else reads[place - first], size) for place, size in places]
 
     def _is_last(self, span: _Span, index: int, ahead: int) -> bool:
         """Whether the answer ends with the drafted word of that index, ``ahead`` tokens from here."""
@@ -344,12 +352,9 @@ class HandoverWriter(Writer):
 
     def _settle_base(self) -> None:
         """Cut the base's tokens, which may spell words that were drafted but not written, back to the answer."""
-        self._cut_base()
-        self._base.reset(self._base_prompt + len(self._of_base.ids), ())
-
-    def _cut_base(self) -> None:
         size = len(self._of_base.shown(bytes(self._data)))
         self._of_base.cut(bisect_right(self._of_base.ends, size))
+        self._base.reset(self._base_prompt + len(self._of_base.ids), ())
 
     # ------------------------------------------------------------------------------------------------ forks and copies
 
@@ -358,16 +363,28 @@ class HandoverWriter(Writer):
             self._reads.clear()
             return
         self._undecide()
-        self._settle_base()
-        self._nudger.rewind(min(len(self._nudger.tokens), self._nudger_prompt + len(self._of_nudger.ids)))
+        kept = _common(self._base.seq.tokens[self._base_prompt :], self._of_base.ids)
+        self._base.reset(self._base_prompt + kept, self._of_base.ids[kept:])
+        kept = _common(self._nudger.tokens[self._nudger_prompt :], self._of_nudger.ids)
+        self._nudger.rewind(self._nudger_prompt + kept)
 
     def _undecide(self) -> None:
         """Back to the end of the last written token, with all decisions since to be taken anew."""
         self._reads.clear()
         self._own = None
-        if (span := self._span) is not None:
-            word = span.words[0][: span.done] if span.done else span.last
-            self._span = _Span([word], len(word), written=span.written) if word else None
+        span = self._span
+        if span is None or self.answer.done:
+            return
+        word = span.words[0][: span.done] if span.done else span.last
+        if span.backs and span.done == len(span.words[0]):
+            self._of_base.cut(span.backs[0][1])
+        elif span.of_base is not None:
+            self._of_base = span.of_base.copy()
+        if word:
+            self._span = _Span([word], len(word), written=span.written, of_nudger=span.of_nudger)
+        else:
+            assert span.of_nudger is not None
+            self._span, self._of_nudger = None, span.of_nudger.copy()
 
     def _copy(self, answer: Answer) -> Self:
         twin = type(self)(
@@ -394,7 +411,6 @@ class HandoverWriter(Writer):
     def _resume(self, other: Self) -> None:
         self._take_state(other)
         self._undecide()
-        self._cut_base()
         self._base.reset(self._base_prompt, self._of_base.ids)
         self._nudger.rewind(self._nudger_prompt)
 
@@ -413,6 +429,12 @@ class HandoverWriter(Writer):
         self._looping = repeats(data, _LOOP)
         if self._looping and repeats(data, _STUCK):
             self.answer.finish(FinishReason.REPETITION)
+
+
+def _common(tokens: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(tokens, other, strict=False))
+    return next((i for i, (one, two) in pairs if one != two), min(len(tokens), len(other)))
 
 
 async def _read(seq: Seq) -> None:

@@ -42,21 +42,13 @@ class Classifier(EngineReward):
 
     async def rate(self, context: Context, samples: Sequence[Sample]) -> Sequence[float]:
         end = context.turn_end(self.model)
-        prompts = {
-            sample.prompt if isinstance(sample.prompt, str) else repr(sample.prompt): sample.prompt
-            for sample in samples
-        }
+        keys = [repr(sample.prompt) for sample in samples]
+        prompts = {key: sample.prompt for key, sample in zip(keys, samples, strict=True)}
         read = {key: context.render(self.model, turns(prompt)) for key, prompt in prompts.items()}
-        if len(samples) > len(read):  # several answers to one prompt: read it once, before them
+        if len(samples) > len(read):  # several answers to one prompt: it is read once, before them
             await gather(*(self._outputs(context, ids) for ids in read.values()))
-        keys = [s.prompt if isinstance(s.prompt, str) else repr(s.prompt) for s in samples]
-        outputs = await gather(
-            *(
-                self._outputs(context, self._tokens(context, read[k], s, end))
-                for k, s in zip(keys, samples, strict=True)
-            )
-        )
-        return [self.read(found) for found in outputs]
+        whole = [self._tokens(context, read[key], sample, end) for key, sample in zip(keys, samples, strict=True)]
+        return [self.read(outputs) for outputs in await gather(*(self._outputs(context, ids) for ids in whole))]
 
     def _tokens(self, context: Context, prompt: Sequence[int], sample: Sample, end: Sequence[int]) -> list[int]:
         answer = context.vocabulary(self.model).encode(sample.text, False, continues=True)

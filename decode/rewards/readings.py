@@ -18,10 +18,10 @@ def reading(kind: str | None, labels: Sequence[str], label: str | int | None, le
     """How to read the outputs of a head.
 
     Args:
-        kind: ``value``: one output as it is. ``probability``: the softmax of one output. The others take all outputs for
-            the quantiles of one reward, evenly spaced (QRM; Dorka, 2024): ``mean``; ``quantile``: the one at ``level``,
-            pessimistic below 0.5; ``cvar``: the mean of the worst ``level`` of the distribution. None: ``value`` of a
-            head with one output, otherwise one has to be chosen.
+        kind: ``value``: one output as it is. ``probability``: the softmax of one output. The others take all outputs
+            for the quantiles of one reward, evenly spaced (QRM; Dorka, 2024): ``mean``; ``quantile``: the one at
+            ``level``, pessimistic below 0.5; ``cvar``: the mean of the worst ``level`` of the distribution. None:
+            ``value`` of a head with one output; otherwise one has to be chosen.
         labels: names of the outputs.
         label: the output, by name or number; needed by the first two where there are several.
         level: in (0, 1].

@@ -12,7 +12,17 @@ from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.filters import Filters, support
 from trimtab.kernels.reference.row_scan import RowScan
 
-__all__ = ["Collected", "Nucleus", "Stats", "Summary", "nucleus_entropy", "stats", "summarise", "top_logprobs"]
+__all__ = [
+    "Collected",
+    "Nucleus",
+    "Stats",
+    "Summary",
+    "check_tokens",
+    "nucleus_entropy",
+    "stats",
+    "summarise",
+    "top_logprobs",
+]
 
 Doubles = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -136,14 +146,16 @@ class Collected:
         return found if device.type == "cpu" else Stats(*(part.to(device) for part in found))
 
 
-def check_tokens(tokens: torch.Tensor, logits: torch.Tensor) -> None:
-    """Raise TypeError or ValueError unless tokens is int64 [R] with values in [-1, V)."""
+def check_tokens(tokens: torch.Tensor, logits: torch.Tensor, values: bool = True) -> None:
+    """Raise TypeError or ValueError unless tokens is int64 [R] with (if ``values`` are to be looked at) all in [-1, V)."""
     if tokens.dtype != torch.int64:
         raise TypeError(f"tokens.dtype = {tokens.dtype}: accepted: torch.int64")
     rows, vocabulary = logits.shape
     if tuple(tokens.shape) != (rows,):
         raise ValueError(f"tokens.shape = {tuple(tokens.shape)}: accepted: ({rows},), one per row of logits")
-    if rows:
+    if tokens.device != logits.device:
+        raise ValueError(f"tokens.device = {tokens.device}: accepted: {logits.device}, that of logits")
+    if rows and values:
         low, high = tokens.aminmax()
         if int(low) < -1 or int(high) >= vocabulary:
             bad = int(low) if int(low) < -1 else int(high)

@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from trimtab.kernels.reference.row_scan import RowScan
 from trimtab.kernels.rng import Key
 
-__all__ = ["NO_FILTERS", "Filters", "RowPick", "edit", "exponents", "inverse_temperature", "support"]
+__all__ = [
+    "NO_FILTERS",
+    "Filters",
+    "RowPick",
+    "check_ids",
+    "check_rows",
+    "edit",
+    "exponents",
+    "inverse_temperature",
+    "support",
+]
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -115,12 +125,22 @@ class RowPick(NamedTuple):
         return filters.top_p < 1 or filters.min_p > 0 or 0 < filters.top_k < vocabulary
 
 
-def _ids(name: str, values: Sequence[int] | Ids, vocabulary: int) -> Ids:
+def check_ids(name: str, values: Sequence[int] | Ids, vocabulary: int) -> Ids:
+    """int64 ids; ValueError that names the field unless all are in the vocabulary."""
     ids = np.asarray(values, np.int64)
     if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
         bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
         raise _refuse(name, bad, f"token ids in [0, {vocabulary})")
     return ids
+
+
+def check_rows(rows: Sequence[RowPick], count: int) -> None:
+    """Raise ValueError unless there are ``count`` rows, all with positions of 32 bits."""
+    if len(rows) != count:
+        raise ValueError(f"rows: {len(rows)} of them: accepted: {count}, one per row of logits")
+    for row in rows:
+        if not 0 <= row.position < 1 << 32:
+            raise ValueError(f"position = {row.position}: accepted: an unsigned 32-bit integer")
 
 
 def edit(z: Floats, row: RowPick) -> None:
@@ -133,17 +153,17 @@ def edit(z: Floats, row: RowPick) -> None:
     """
     filters = row.filters
     if filters.repetition_penalty != 1.0 and len(row.seen):
-        seen = _ids("seen", row.seen, z.size)
+        seen = check_ids("seen", row.seen, z.size)
         value = z[seen]  # a copy: an id given twice is penalised once
         penalty = np.float32(filters.repetition_penalty)
         with np.errstate(over="ignore"):
             z[seen] = np.minimum(np.where(value < 0, value * penalty, value / penalty), _LARGEST)
     if filters.bias:
-        ids = _ids("bias", filters.bias_ids, z.size)
+        ids = check_ids("bias", filters.bias_ids, z.size)
         with np.errstate(over="ignore"):
             z[ids] = np.minimum(z[ids] + filters.bias_values, _LARGEST)
     if len(row.banned):
-        z[_ids("banned", row.banned, z.size)] = -np.inf
+        z[check_ids("banned", row.banned, z.size)] = -np.inf
 
 
 def inverse_temperature(filters: Filters) -> np.float32:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.entropy import Collected, Stats, Summary, summarise
-from trimtab.kernels.reference.filters import RowPick
+from trimtab.kernels.reference.filters import RowPick, check_rows
 from trimtab.kernels.reference.races import Races
 from trimtab.kernels.reference.row_scan import RowScan
 
@@ -36,7 +36,6 @@ _FAR = 1.0e30
 _MAX_WEIGHT = 1.0e6
 # A plausible set of less than one token in so many is worked on by itself.
 _SPARSE = 16
-_MAX_POSITION = 1 << 32
 
 Bools = NDArray[np.bool_]
 GateKind = Literal["entropy", "top_prob", "branching"]
@@ -325,11 +324,7 @@ def mix(logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[
     """
     check_blends(logits, blends)
     count, vocabulary = logits[0].shape
-    if len(rows) != count:
-        raise ValueError(f"rows: {len(rows)} of them: accepted: {count}, one per row of logits")
-    for row in rows:
-        if not 0 <= row.position < _MAX_POSITION:
-            raise ValueError(f"position = {row.position}: accepted: an unsigned 32-bit integer")
+    check_rows(rows, count)
     mixer = _Mixer(logits, blends)
     found = Collected(count)
     token = np.empty(count, np.int64)

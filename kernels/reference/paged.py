@@ -26,8 +26,8 @@ def check(q: torch.Tensor, pool: torch.Tensor, batch: Spans, work: Schedule, sca
     rows, heads, dim = len(batch.slots), pool.shape[2] * work.group, pool.shape[4]
     if tuple(q.shape) != (rows, heads, dim) or q.stride(-1) != 1:
         raise ValueError(
-            f"q.shape = {tuple(q.shape)}: accepted: ({rows}, {heads}, {dim}), rows of the batch, query heads, head_dim, "
-            "the last contiguous"
+            f"q.shape = {tuple(q.shape)}: accepted: ({rows}, {heads}, {dim}), rows of the batch, query heads, "
+            "head_dim, the last contiguous"
         )
     for name, tensor in (("pool", pool), ("batch", batch.buffer), ("work", work.buffer)):
         if tensor.device != q.device:

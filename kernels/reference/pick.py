@@ -10,7 +10,7 @@ import torch
 
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.entropy import Collected, Stats, summarise
-from trimtab.kernels.reference.filters import RowPick, edit, exponents, inverse_temperature, support
+from trimtab.kernels.reference.filters import RowPick, check_rows, edit, exponents, inverse_temperature, support
 from trimtab.kernels.reference.races import Races, needs_mass, tile_masses
 from trimtab.kernels.reference.row_scan import RowScan
 
@@ -41,11 +41,7 @@ def pick(logits: torch.Tensor, rows: Sequence[RowPick]) -> Picked:
         TypeError, ValueError: a wrong dtype or shape, a token id outside the vocabulary, a position outside 32 bits.
     """
     tiles.check_logits(logits)
-    if len(rows) != logits.shape[0]:
-        raise ValueError(f"rows: {len(rows)} of them: accepted: {logits.shape[0]}, one per row of logits")
-    for row in rows:
-        if not 0 <= row.position < 1 << 32:
-            raise ValueError(f"position = {row.position}: accepted: an unsigned 32-bit integer")
+    check_rows(rows, logits.shape[0])
     host = logits.detach().to("cpu")
     vocabulary = host.shape[1]
     found = Collected(len(rows))

@@ -46,7 +46,8 @@ class Draft(NamedTuple):
         rows: K, the filters and so on under which each was drawn, in the draft's own ids; not read where logits is
             None. Keys and positions are not read.
         ids: int64 [Vd], distinct: id in the target's vocabulary of every column of logits. None: column = id. Tokens
-            that are not among them have q = 0.
+            that are not among them have q = 0. On the CPU, where it is checked; on another device its kernels take it
+            as it is.
     """
 
     logits: torch.Tensor | None

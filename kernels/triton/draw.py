@@ -17,10 +17,8 @@ import triton.language as tl
 
 from trimtab.kernels.triton.rng import exponential, uniform
 from trimtab.kernels.triton.rows import (
-    DEFERRED,
     EDITED,
     FILTERED,
-    FLAG_EMPTY,
     FLAG_UNCLEAN,
     GROUP,
     INF,
@@ -39,7 +37,6 @@ from trimtab.kernels.triton.rows import (
     SCALE,
     SCALED,
     SLOT,
-    TILE,
     TOP_K,
     TOP_P,
     WEIGHTS,
@@ -56,9 +53,11 @@ _TILE, _COLUMN, _LINE, _TOKEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2
 
 # Tokens in the list of a filtered row. Also how many are first taken to share the mass outside a nucleus.
 CAPACITY = 4096
+_CAPACITY = tl.constexpr(CAPACITY)
 # What settle leaves for gather and race: top, mass, least logit listed, whether that is a guess, ln mass and top of the
 # statistics, base's bound for plausible tokens, whether the mixture applies.
 STATE = 8
+_STATE = tl.constexpr(STATE)
 _UNIT = tl.constexpr(1099511627776.0)  # 2^40
 _NOBODY = tl.constexpr(2147483647)
 
@@ -108,19 +107,18 @@ def _drawn_tile(
 
 
 @triton.jit
-def _logprob(xs, strides, row, token, applied, bound, weights, top, log_mass, argmax, M: tl.constexpr):
+def _logprob(xs, strides, row, token, applied, bound, weights, top, log_mass, argmax, M: tl.constexpr, VOCABULARY: tl.constexpr):
     """ln p of a token under the distribution of the statistics; -inf for token -1 and what is banned."""
-    at = token.to(tl.int64) + tl.arange(0, 1)
-    inside = at >= 0
-    z = tl.load(xs[0] + row * strides[0] + at, mask=inside, other=NEG_INF).to(tl.float32)
+    at = tl.maximum(token, 0).to(tl.int64) + tl.arange(0, 1)
+    z = tl.load(xs[0] + row * strides[0] + at, mask=at < VOCABULARY, other=NEG_INF).to(tl.float32)
     z = tl.where(z < INF, z, NEG_INF)
     if M > 1:
         if applied:
-            inside = inside & (z >= bound) & (z > NEG_INF)
-            z, _ = mix_careful(z, xs, strides, row, at, inside, weights, M)
+            inside = (z >= bound) & (z > NEG_INF)
+            z, _ = mix_careful(z, xs, strides, row, at, inside, weights, M, VOCABULARY)
             z = tl.where(inside, z, NEG_INF)
     value = tl.max(z, 0)
-    usable = (value > NEG_INF) & (argmax >= 0)
+    usable = (value > NEG_INF) & (argmax >= 0) & (token >= 0)
     # The argmax has probability 1 / mass, whatever rounding did to its logit on the way here.
     logprob = tl.where(token == argmax, 0.0, value - tl.where(usable, top, 0.0)) - log_mass
     return tl.where(usable, logprob, NEG_INF)
@@ -260,11 +258,11 @@ def settle(
                     kth = _kth_column(columns + row * NT * GROUP, NT, top_k, best, TILES)
                     least = tl.where(top_p < 1, kth, tl.maximum(kth, least))
             elif top_p < 1:
-                FEW: tl.constexpr = CAPACITY if VOCABULARY > CAPACITY else 2 * VOCABULARY
+                FEW: tl.constexpr = _CAPACITY if VOCABULARY > _CAPACITY else 2 * VOCABULARY
                 share = best + tl.log((1.0 - top_p) * total / FEW) / scale
-                guess = tl.where((share > least) & (VOCABULARY > CAPACITY), 1.0, 0.0)
+                guess = tl.where((share > least) & (VOCABULARY > _CAPACITY), 1.0, 0.0)
                 least = tl.maximum(share, least)
-            state += row * STATE
+            state += row * _STATE
             tl.store(state, best)
             tl.store(state + 1, total)
             tl.store(state + 2, tl.maximum(least, -LARGEST))
@@ -278,7 +276,7 @@ def settle(
     tl.store(ids + row, token.to(tl.int64))
     tl.store(
         numbers + 3 * R + row,
-        _logprob(xs, strides, row, token, applied, bound, weights, top, log_mass, argmax, M),
+        _logprob(xs, strides, row, token, applied, bound, weights, top, log_mass, argmax, M, VOCABULARY),
     )
 
 
@@ -328,7 +326,7 @@ def gather(
         ints += row * INTS
         weights = reals + row * (REALS + M) + WEIGHTS
         kind = tl.load(ints + KIND)
-        state += row * STATE
+        state += row * _STATE
         least = tl.load(state + 2)
         bound = tl.load(state + 6)
         applied = tl.load(state + 7) > 0
@@ -436,7 +434,7 @@ def race(
         slot = tl.load(ints + SLOT)
         scale = tl.load(reals + SCALE)
         top_p = tl.load(reals + TOP_P)
-        state += row * STATE
+        state += row * _STATE
         top = tl.load(state)
         whole = tl.load(state + 1)
         least = tl.load(state + 2)
@@ -447,7 +445,7 @@ def race(
         floor = top + tl.load(reals + MIN_P)
 
         at = tl.arange(0, LIMIT)
-        there = (at < n) & (n <= LIMIT)
+        there = at < tl.where(n <= LIMIT, n, 0)
         z = tl.load(listed + row * LIMIT + at, mask=there, other=NEG_INF)
         w, units = _mass(z, top, rate)
         order = _order(z)
@@ -546,7 +544,7 @@ def race(
             tl.store(ids + row, token.to(tl.int64))
             argmax = tl.load(ids + R + row).to(tl.int32)
             logprob = _logprob(
-                xs, strides, row, token, applied, bound, weights, tl.load(state + 5), tl.load(state + 4), argmax, M
+                xs, strides, row, token, applied, bound, weights, tl.load(state + 5), tl.load(state + 4), argmax, M, VOCABULARY
             )
             tl.store(numbers + 3 * R + row, logprob)
 

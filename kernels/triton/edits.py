@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels.reference.filters import RowPick
+from trimtab.kernels.reference.filters import RowPick, check_ids
 
-__all__ = ["Edits", "edit_rows"]
+__all__ = ["ALIGN", "Edits"]
+
+ALIGN = 16
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -49,9 +51,15 @@ class Edits:
         )
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """float32 [E, V]: the edited rows of logits [R, V], clean, as ``reference.filters.edit`` leaves them."""
-        z = logits.index_select(0, self.which).float()
-        z = z.where((z > -torch.inf) & (z < torch.inf), -torch.inf)
+        """float32 [E, V]: the edited rows of logits [R, V], clean, as ``reference.filters.edit`` leaves them.
+
+        Rows begin at multiples of ALIGN numbers, so that kernels read them as wide as they can.
+        """
+        vocabulary = logits.shape[1]
+        shape = len(self.which), -(-vocabulary // ALIGN) * ALIGN
+        z = torch.empty(shape, dtype=torch.float32, device=logits.device)[:, :vocabulary]
+        raw = logits.index_select(0, self.which).float()
+        z.copy_(torch.where((raw > -torch.inf) & (raw < torch.inf), raw, -torch.inf))
         at, penalty = self._seen
         value = z[at]  # a copy: an id given twice is penalised once
         z[at] = torch.where(value < 0, value * penalty, value / penalty).clamp(max=_LARGEST)
@@ -73,9 +81,7 @@ def _packed(
     """Index (row, id) and float32 number of every entry."""
     row, ids, number = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
     for i, tokens, value in lists:
-        mine = np.asarray(tokens, np.int64)
-        for bad in mine[(mine < 0) | (mine >= vocabulary)][:1]:
-            raise ValueError(f"{name} = {int(bad)!r}: accepted: token ids in [0, {vocabulary})")
+        mine = check_ids(name, tokens, vocabulary)
         row.append(np.full(len(mine), i))
         ids.append(mine)
         number.append(np.broadcast_to(np.asarray(value, np.float32), mine.shape))

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
+
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.filters import RowPick, inverse_temperature
+from trimtab.kernels.triton.edits import ALIGN
 from trimtab.kernels.triton.rows import load
 
-__all__ = ["FILTERED", "GREEDY", "SKIPPED", "WHOLE", "clean", "laws", "prob", "wanted"]
+__all__ = ["FILTERED", "GREEDY", "SKIPPED", "WHOLE", "aligned", "clean", "laws", "on", "prob", "wanted"]
 
 # What a row's law is made of.
 SKIPPED, WHOLE, FILTERED, GREEDY = 0, 1, 2, 3
@@ -30,17 +32,24 @@ _NEG_INF = tl.constexpr(float("-inf"))
 _INF = tl.constexpr(float("inf"))
 _LOWEST = tl.constexpr(float(np.finfo(np.float32).min))
 _PIVOTS = tl.constexpr(8)
+_ALIGN = tl.constexpr(ALIGN)
 _BLOCK = 1024  # tokens beside the pivots in registers
+
+
+@triton.jit
+def aligned(V):
+    """Numbers from an edited row to the next."""
+    return (V + _ALIGN - 1) // _ALIGN * _ALIGN
 
 
 @triton.jit
 def clean(LOGITS, stride, row, EDITED, at, offs, V: tl.constexpr, BLOCK: tl.constexpr):
     """Clean float32 logits at ``offs`` = start of a block + arange of a row, -inf after the last token.
 
-    They come from EDITED [E, V] where at >= 0.
+    They come from EDITED where at >= 0; see ``Edits.apply``.
     """
     if at >= 0:
-        z = load(EDITED + at * V, offs, _NEG_INF, V, BLOCK)
+        z = load(EDITED + at * aligned(V), offs, _NEG_INF, V, BLOCK)
     else:
         z = load(LOGITS + row * stride, offs, _NEG_INF, V, BLOCK)
     return tl.where((z > _NEG_INF) & (z < _INF), z, _NEG_INF)
@@ -90,7 +99,7 @@ def _count_or_mass(
     LOGITS, stride, row, EDITED, at, M, least, top, scale, pivots, COUNT: tl.constexpr, STRICT: tl.constexpr,
     V: tl.constexpr, TILES: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """For each pivot the number of tokens, or their mass, at or (STRICT) above it; tiles below ``least`` are left out."""
+    """For each pivot the number of tokens, or their mass, at or (STRICT) above it, in tiles that reach ``least``."""
     total = tl.zeros((_PIVOTS,), tl.float32)
     for tile in range(TILES):
         if _rank(tl.load(M + row * TILES + tile)).to(tl.int64) >= least:
@@ -98,14 +107,8 @@ def _count_or_mass(
                 offs = tile * TILE + part * BLOCK + tl.arange(0, BLOCK)
                 z = clean(LOGITS, stride, row, EDITED, at, offs, V, BLOCK)
                 rank = _rank(z).to(tl.int64)
-                if COUNT:
-                    weight = tl.where(z > _NEG_INF, 1.0, 0.0)
-                else:
-                    weight = tl.exp((z - top) * scale)
-                if STRICT:
-                    kept = rank[None, :] > pivots[:, None]
-                else:
-                    kept = rank[None, :] >= pivots[:, None]
+                weight = tl.where(z > _NEG_INF, 1.0, 0.0) if COUNT else tl.exp((z - top) * scale)
+                kept = rank[None, :] > pivots[:, None] if STRICT else rank[None, :] >= pivots[:, None]
                 total += tl.sum(tl.where(kept, weight[None, :], 0.0), 1)
     return total
 
@@ -194,6 +197,11 @@ def _close(
     tl.store(ONLY + row, only)
 
 
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Kernels are launched on the current device; this makes it ``device``."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def wanted(rows: Sequence[RowPick | None], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """What ``laws`` takes, on the host: int64 [R, 2] (kind, top_k) and float64 [R, 3]; None is a row without a law."""
     whole = np.zeros((len(rows), 2), np.int64)
@@ -238,13 +246,14 @@ def laws(
     only = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if rows:
         m, s = torch.empty((2, rows, count), dtype=torch.float32, device=logits.device)
-        _partials[(rows, count)](
-            logits, logits.stride(0), edited, at, kind, reals, m, s, at.stride(0), kind.stride(0), reals.stride(0),
-            V=vocabulary, TILE=width,
-        )  # fmt: skip
-        _close[(rows,)](
-            logits, logits.stride(0), edited, at, kind, reals, top_k, m, s, law, only, at.stride(0),
-            kind.stride(0), top_k.stride(0), reals.stride(0), V=vocabulary, TILES=count, SLOTS=triton.next_power_of_2(count),
-            TILE=width, BLOCK=min(width, _BLOCK),
-        )  # fmt: skip
+        with on(logits.device):
+            _partials[(rows, count)](
+                logits, logits.stride(0), edited, at, kind, reals, m, s, at.stride(0), kind.stride(0), reals.stride(0),
+                V=vocabulary, TILE=width,
+            )  # fmt: skip
+            _close[(rows,)](
+                logits, logits.stride(0), edited, at, kind, reals, top_k, m, s, law, only, at.stride(0),
+                kind.stride(0), top_k.stride(0), reals.stride(0), V=vocabulary, TILES=count,
+                SLOTS=triton.next_power_of_2(count), TILE=width, BLOCK=min(width, _BLOCK),
+            )  # fmt: skip
     return law, only

@@ -30,6 +30,8 @@ __all__ = [
     "mix",
     "mix_careful",
     "moments",
+    "moments_careful",
+    "moments_mixed",
     "tile_of_row",
 ]
 
@@ -56,7 +58,7 @@ SEEN = tl.constexpr(5)  # begin and end in the list of ids; likewise the next tw
 BIAS = tl.constexpr(7)
 BANNED = tl.constexpr(9)
 GATE = tl.constexpr(11)  # 0 none, 1 entropy above, 2 top probability below
-INTS = 12
+INTS = tl.constexpr(12)
 
 # Columns of its numbers, float32 [R, REALS + models].
 SCALE = tl.constexpr(0)  # 1 / temperature
@@ -66,7 +68,7 @@ PENALTY = tl.constexpr(3)
 LIMIT = tl.constexpr(4)  # of the gate
 PLAUSIBLE = tl.constexpr(5)  # ln of plausibility
 WEIGHTS = tl.constexpr(6)
-REALS = 6
+REALS = tl.constexpr(6)
 
 # Bits of KIND.
 SAMPLED = tl.constexpr(1)
@@ -109,6 +111,15 @@ def moments(z):
 
 
 @triton.jit
+def moments_mixed(z, delta):
+    """``moments`` of a mixture; s is NaN also where what was added to the base is NaN or infinite."""
+    m = tl.max(z, 0)
+    d = tl.maximum((z - m) * LOG2E, FLOOR, propagate_nan=tl.PropagateNan.ALL)
+    w = tl.exp2(d)
+    return m, tl.sum(w + delta * 0.0, 0), tl.sum(w * d, 0)
+
+
+@triton.jit
 def moments_careful(z):
     """``moments`` of z without NaN and +inf; m = -inf and no mass where all are -inf."""
     m = tl.max(z, 0)
@@ -119,7 +130,7 @@ def moments_careful(z):
 
 @triton.jit
 def mix(x0, xs, strides, row, offs, weights, M: tl.constexpr, VOCABULARY: tl.constexpr, BLOCK: tl.constexpr):
-    """The mixture where every logit is finite or a ban of the base, and a number that is NaN where that is not so.
+    """The mixture where every logit is finite or a ban of the base, and what the other models add, before its bound.
 
     Args:
         x0: float32, the base's logits at ``offs``.
@@ -132,19 +143,16 @@ def mix(x0, xs, strides, row, offs, weights, M: tl.constexpr, VOCABULARY: tl.con
         # After the last token 0, not -inf, which would look like an unclean model.
         x = load(xs[j] + row * strides[j], offs, 0.0, VOCABULARY, BLOCK)
         delta += tl.load(weights + j) * x
-    doubt = tl.sum(delta * 0.0, 0)
-    delta = tl.minimum(tl.maximum(delta, -DELTA), DELTA)
-    z = tl.minimum(tl.load(weights) * x0 + delta, LARGEST, propagate_nan=tl.PropagateNan.ALL)
-    return z, doubt
+    return tl.load(weights) * x0 + tl.minimum(tl.maximum(delta, -DELTA), DELTA), delta
 
 
 @triton.jit
-def mix_careful(x0, xs, strides, row, offs, inside, weights, M: tl.constexpr):
+def mix_careful(x0, xs, strides, row, offs, inside, weights, M: tl.constexpr, VOCABULARY: tl.constexpr):
     """The mixture by the rules of ``reference.mix``, and where another model is unclean.
 
     Args:
         x0: float32, the base's logits at ``offs``, -inf outside.
-        offs: any offsets, block or scalar.
+        offs: any block of offsets, not negative.
         inside: which of them count.
     """
     x0 = tl.where(x0 < INF, x0, NEG_INF)
@@ -152,8 +160,10 @@ def mix_careful(x0, xs, strides, row, offs, inside, weights, M: tl.constexpr):
     unclean = x0 > INF
     for j in tl.static_range(1, M):
         weight = tl.load(weights + j)
-        x = tl.load(xs[j] + row * strides[j] + offs, mask=inside, other=0.0).to(tl.float32)
-        unclean = unclean | (((x != x) | (x == INF)) & (weight != 0))
+        # Two masks: one as irregular as ``inside`` would break the load into single elements.
+        x = tl.load(xs[j] + row * strides[j] + offs, mask=offs < VOCABULARY, other=0.0).to(tl.float32)
+        x = tl.where(inside, x, 0.0)
+        unclean = unclean | (((x != x) | (x == INF)) & (tl.zeros_like(x) + weight != 0))
         finite = (x < INF) & (x > -FAR)  # false for NaN
         delta += weight * tl.where(finite, x, -FAR)
     delta = tl.minimum(tl.maximum(delta, -DELTA), DELTA)
@@ -219,6 +229,6 @@ def tile_of_row(
     if M > 1:
         if mixed:
             kept = (z >= bound) & (z > NEG_INF)
-            z, _ = mix_careful(z, xs, strides, row, offs, kept, weights, M)
+            z, _ = mix_careful(z, xs, strides, row, offs, kept, weights, M, VOCABULARY)
             z = tl.where(kept, z, NEG_INF)
     return z

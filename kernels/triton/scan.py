@@ -39,7 +39,7 @@ from trimtab.kernels.triton.rows import (
     mix_careful,
     moments,
     moments_careful,
-    tile_of_row,
+    moments_mixed,
 )
 
 __all__ = ["scan", "scan_deferred"]
@@ -154,51 +154,62 @@ def scan(
         ints += row * INTS
         reals += row * (REALS + M)
         kind = tl.load(ints + KIND)
+        mixed = (M > 1) & (kind & (MIXED | DEFERRED) == MIXED)
+    else:
+        mixed = False
     for j in range(SPAN):
         tile = first + j
         if tile < NT:
             offs = tile * BLOCK + tl.arange(0, BLOCK)
             z = load(x, offs, NEG_INF, VOCABULARY, BLOCK)
-            m, s, t = moments(z)
-            flag = 0.0
-            if s != s:
-                unclean = tl.max(((z != z) | (z == INF)).to(tl.int32), 0)
-                m, s, t = moments_careful(tl.where(z < INF, z, NEG_INF))
-                flag = unclean.to(tl.float32)
-            _store(parts, NT, tile, m, s, t, flag)
+            if mixed:
+                # Every model is asked for before anything is waited for.
+                y, delta = mix(z, xs, strides, row, offs, reals + WEIGHTS, M, VOCABULARY, BLOCK)
+                flag = _base(z, parts, NT, tile)
+                z = _mixed(z, y, delta, flag, xs, strides, row, offs, tile, reals, parts, NT, M, VOCABULARY)
+            else:
+                _base(z, parts, NT, tile)
             if DRAWN:
-                if M > 1:
-                    if (kind & MIXED != 0) and (kind & DEFERRED == 0):
-                        z = _mixed(z, flag, xs, strides, row, tile, reals, parts, NT, M, VOCABULARY, BLOCK)
                 if kind & DEFERRED == 0:
                     _weigh(z, row, tile, kind, ints, reals, NT, draws, columns, ids, values, edited, BLOCK, TOP)
 
 
 @triton.jit
+def _base(z, parts, NT, tile):
+    """Store the partials of a tile of one model's logits; 1.0 if the tile is unclean."""
+    m, s, t = moments(z)
+    flag = 0.0
+    if s != s:
+        flag = tl.max(((z != z) | (z == INF)).to(tl.int32), 0).to(tl.float32)
+        m, s, t = moments_careful(tl.where(z < INF, z, NEG_INF))
+    _store(parts, NT, tile, m, s, t, flag)
+    return flag
+
+
+@triton.jit
 def _mixed(
     z,
+    y,
+    delta,
     flag,
     xs,
     strides,
     row,
+    offs,
     tile,
     reals,
     parts,
     NT,
     M: tl.constexpr,
     VOCABULARY: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    """Mix a tile of the base's logits z, and store the partials of the mixture."""
-    offs = tile * BLOCK + tl.arange(0, BLOCK)
-    y, doubt = mix(z, xs, strides, row, offs, reals + WEIGHTS, M, VOCABULARY, BLOCK)
-    m, s, t = moments(y)
-    spoilt = flag
-    if (s != s) or (doubt != doubt) or (flag > 0):
-        y, unclean = mix_careful(z, xs, strides, row, offs, offs < VOCABULARY, reals + WEIGHTS, M)
+    """Store the partials of a tile y, delta of ``mix`` of the base's logits z, and return the mixture."""
+    m, s, t = moments_mixed(y, delta)
+    if (s != s) or (flag > 0):
+        y, unclean = mix_careful(z, xs, strides, row, offs, offs < VOCABULARY, reals + WEIGHTS, M, VOCABULARY)
         m, s, t = moments_careful(y)
-        spoilt = tl.maximum(flag, tl.max(unclean.to(tl.int32), 0).to(tl.float32))
-    _store(parts + 4 * NT, NT, tile, m, s, t, spoilt)
+        flag = tl.maximum(flag, tl.max(unclean.to(tl.int32), 0).to(tl.float32))
+    _store(parts + 4 * NT, NT, tile, m, s, t, flag)
     return y
 
 
@@ -245,11 +256,12 @@ def scan_deferred(
         else:
             z = load(xs[0] + row * strides[0], offs, NEG_INF, VOCABULARY, BLOCK)
             if mixed and bound == NEG_INF:
-                z = _mixed(z, flag, xs, strides, row, tile, reals, parts, NT, M, VOCABULARY, BLOCK)
+                y, delta = mix(z, xs, strides, row, offs, reals + WEIGHTS, M, VOCABULARY, BLOCK)
+                z = _mixed(z, y, delta, flag, xs, strides, row, offs, tile, reals, parts, NT, M, VOCABULARY)
             elif mixed:
                 z = tl.where(z < INF, z, NEG_INF)
                 kept = (z >= bound) & (z > NEG_INF)
-                z, unclean = mix_careful(z, xs, strides, row, offs, kept, reals + WEIGHTS, M)
+                z, unclean = mix_careful(z, xs, strides, row, offs, kept, reals + WEIGHTS, M, VOCABULARY)
                 z = tl.where(kept, z, NEG_INF)
                 m, s, t = moments_careful(z)
                 _store(parts + 4 * NT, NT, tile, m, s, t, tl.max(unclean.to(tl.int32), 0).to(tl.float32))

@@ -16,17 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
 import triton
 import triton.language as tl
+
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.entropy import Stats
 from trimtab.kernels.reference.filters import RowPick
 from trimtab.kernels.reference.pick import Picked
-from trimtab.kernels.reference.verify import Verified, Window, check, columns_of
+from trimtab.kernels.reference.verify import Verified, Window, check, columns_of, picks_of
 from trimtab.kernels.rng import Stream
+from trimtab.kernels.triton import launch
 from trimtab.kernels.triton.edits import Edits
-from trimtab.kernels.triton.law import clean, laws, prob, wanted
+from trimtab.kernels.triton.law import aligned, clean, laws, on, prob, wanted
 from trimtab.kernels.triton.rng import exponential, uniform
 
 __all__ = ["Plan", "pack", "run", "verify"]
@@ -65,7 +66,7 @@ def _logprob(z, top, scale, bound, mass):
 def _values(LOGITS, stride, row, EDITED, at, V, token, real):
     """Logits of tokens, all blocks; not cleaned."""
     raw = tl.load(LOGITS + row * stride + token, mask=real & (at < 0), other=_NEG_INF).to(tl.float32)
-    edited = tl.load(EDITED + at * V + token, mask=real & (at >= 0), other=_NEG_INF)
+    edited = tl.load(EDITED + at * aligned(V) + token, mask=real & (at >= 0), other=_NEG_INF)
     return tl.where(at < 0, raw, edited)
 
 
@@ -159,7 +160,7 @@ def _left(
                 there = (column >= 0) & (column < VD)
                 at = tl.load(DRAFT_INTS + draft * DRAFT_COLS)
                 if at >= 0:
-                    zq = tl.load(DRAFT_EDITED + at * VD + column, mask=there, other=_NEG_INF)
+                    zq = tl.load(DRAFT_EDITED + at * aligned(VD) + column, mask=there, other=_NEG_INF)
                 else:
                     zq = tl.load(DRAFT + draft * draft_stride + column, mask=there, other=_NEG_INF).to(tl.float32)
                 zq = tl.where((zq > _NEG_INF) & (zq < _INF), zq, _NEG_INF)
@@ -251,6 +252,31 @@ def _choose(
         tl.store(TOKEN + window, (tile * TILE + line * _GROUP + column).to(tl.int64))
 
 
+def _laws(
+    logits: torch.Tensor,
+    edited: torch.Tensor,
+    draft: torch.Tensor,
+    draft_edited: torch.Tensor,
+    ints: torch.Tensor,
+    reals: torch.Tensor,
+    draft_ints: torch.Tensor,
+    draft_reals: torch.Tensor,
+    argmax: torch.Tensor,
+    top_prob: torch.Tensor,
+    tested: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Laws of the target's rows, those that nothing changes by their statistics; of the draft's; its greedy tokens."""
+    if not tested:
+        nothing = top_prob.new_empty((0, 4))
+        return nothing, nothing, argmax
+    empty = argmax < 0
+    top = logits.gather(1, argmax.clamp(min=0)[:, None])[:, 0].float().masked_fill(empty, -torch.inf)
+    mass = (1 / top_prob).masked_fill(empty, 1.0)
+    law = torch.stack([top, torch.ones_like(top), torch.full_like(top, -torch.inf), mass], -1)
+    laws(logits, edited, ints[:, _AT.value], ints[:, _KIND.value], ints[:, _TOP_K.value], reals, law)
+    return law, *laws(draft, draft_edited, *draft_ints.unbind(1), draft_reals)
+
+
 @torch.library.custom_op("trimtab::verify", mutates_args=())
 def _verify(
     logits: torch.Tensor,
@@ -267,39 +293,36 @@ def _verify(
     argmax: torch.Tensor,
     top_prob: torch.Tensor,
     longest: int,
+    tested: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """accepted int64 [R], token int64 [R], and the token of each row, int64 [N], -1 beyond the last."""
-    rows, vocabulary = logits.shape
+    vocabulary = logits.shape[1]
     windows = len(start) - 1
-    accepted, token, final, refused = torch.empty((4, windows), dtype=torch.int64, device=logits.device)
+    accepted, token, final, refused = (start.new_empty(windows) for _ in range(4))
     if windows:
-        has_draft = len(draft) > 0
-        empty = argmax < 0
-        top = logits.gather(1, argmax.clamp(min=0)[:, None])[:, 0].float().masked_fill(empty, -torch.inf)
-        mass = (1 / top_prob).masked_fill(empty, 1.0)
-        law = torch.stack([top, torch.ones_like(top), torch.full_like(top, -torch.inf), mass], -1)
-        at, kind, top_k = ints[:, _AT.value], ints[:, _KIND.value], ints[:, _TOP_K.value]
-        laws(logits, edited, at, kind, top_k, reals, law)
-        draft_law, only = laws(draft, draft_edited, *draft_ints.unbind(1), draft_reals)
-        count, width = tiles.tiling(vocabulary)
-        width = triton.next_power_of_2(width)
-        score = torch.empty((windows, count, 2), dtype=torch.float32, device=logits.device)
-        winner = torch.empty((windows, count, 2), dtype=torch.int32, device=logits.device)
         both = {
-            "HAS_DRAFT": has_draft,
+            "HAS_DRAFT": len(draft) > 0,
             "HAS_COLUMN": len(column) > 0,
             "COLS": ints.shape[1],
             "DRAFT_COLS": draft_ints.shape[1],
         }
+        law, draft_law, only = _laws(
+            logits, edited, draft, draft_edited, ints, reals, draft_ints, draft_reals, argmax, top_prob, tested
+        )
         source = (logits, logits.stride(0), edited, draft, draft.stride(0), draft_edited, draft_ints, column)
-        _accept[(windows,)](
-            *source, start, ints, picked, law, draft_law, only, accepted, token, final, refused, vocabulary,
-            draft.shape[1], LONGEST=triton.next_power_of_2(max(longest, 1)), **both,
-        )  # fmt: skip
-        whole = {"V": vocabulary, "VD": draft.shape[1], "TILE": width, **both}
-        rest = (*source, ints, law, draft_law, only, final, refused, score, winner)
-        _residual[(windows, count)](*rest, **whole)
-        _choose[(windows,)](*rest, token, TILES=count, SLOTS=triton.next_power_of_2(count), **whole)
+        with on(logits.device):
+            _accept[(windows,)](
+                *source, start, ints, picked, law, draft_law, only, accepted, token, final, refused, vocabulary,
+                draft.shape[1], LONGEST=triton.next_power_of_2(max(longest, 1)), **both,
+            )  # fmt: skip
+            if tested:
+                count, width = tiles.tiling(vocabulary)
+                score = torch.empty((windows, count, 2), dtype=torch.float32, device=logits.device)
+                winner = torch.empty((windows, count, 2), dtype=torch.int32, device=logits.device)
+                rest = (*source, ints, law, draft_law, only, final, refused, score, winner)
+                whole = {"V": vocabulary, "VD": draft.shape[1], "TILE": triton.next_power_of_2(width), **both}
+                _residual[(windows, count)](*rest, **whole, num_warps=8)
+                _choose[(windows,)](*rest, token, TILES=count, SLOTS=triton.next_power_of_2(count), **whole)
     window, place, drafted = ints[:, _WINDOW.value], ints[:, _PLACE.value], ints[:, _TOKEN.value]
     stand = accepted[window]
     chosen = torch.where(place < stand, drafted, torch.where(place == stand, token[window], -1))
@@ -322,6 +345,7 @@ def _(
     argmax: torch.Tensor,
     top_prob: torch.Tensor,
     longest: int,
+    tested: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     windows = start.shape[0] - 1
     return start.new_empty(windows), start.new_empty(windows), start.new_empty(logits.shape[0])
@@ -338,6 +362,7 @@ class Plan(NamedTuple):
         ints, reals: int64 [N, 10] and float64 [N, 3], about the target's rows.
         draft_ints, draft_reals: int64 [M, 3] and float64 [M, 3], about the draft's.
         longest: of the windows, in drafted tokens.
+        tested: whether some token stands or falls by p / q.
     """
 
     edits: Edits
@@ -350,6 +375,7 @@ class Plan(NamedTuple):
     draft_ints: torch.Tensor
     draft_reals: torch.Tensor
     longest: int
+    tested: bool
 
 
 def pack(windows: Sequence[Window], vocabulary: int, device: torch.device) -> Plan:
@@ -387,16 +413,28 @@ def pack(windows: Sequence[Window], vocabulary: int, device: torch.device) -> Pl
     draft_about = np.empty((len(draft_rows), _COLUMNS_OF_DRAFT), np.int64)
     draft_about[:, 0] = draft_edits.at
     draft_about[:, 1:], draft_reals = wanted(draft_rows, draft.shape[1])
-    ids = next((w.draft.ids for w in windows if w.draft is not None and w.draft.logits is not None), None)
-    column = np.empty(0, np.int64) if ids is None else columns_of(ids, vocabulary).column
-    tensors = (column, np.array(start), about, reals, draft_about, draft_reals)
+    ids = next((window.draft.ids for window in windows if window.draft is not None and vocabulary_of(window)), None)
+    tensors = (np.array(start), about, reals, draft_about, draft_reals)
     return Plan(
         edits,
         draft_edits,
         draft,
+        _column(ids, vocabulary, device),
         *(torch.from_numpy(part).to(device) for part in tensors),
         max((len(window.tokens) for window in windows), default=0),
+        bool((about[:, _DRAFT.value] > -2).any()),
     )
+
+
+def _column(ids: torch.Tensor | None, vocabulary: int, device: torch.device) -> torch.Tensor:
+    """``Plan.column``. Ids on the device are not checked: that would wait for it."""
+    if ids is None:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    if ids.device.type == "cpu":
+        return torch.from_numpy(columns_of(ids, vocabulary).column).to(device)
+    column = torch.full((vocabulary,), -1, dtype=torch.int64, device=ids.device)
+    column[ids] = torch.arange(len(ids), device=ids.device)
+    return column
 
 
 def _stacked(sources: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -418,19 +456,16 @@ def vocabulary_of(window: Window) -> tuple[object, ...] | None:
     draft = window.draft
     if draft is None or draft.logits is None or not len(window.tokens):
         return None
-    return draft.logits.dtype, draft.logits.shape[1], None if draft.ids is None else draft.ids.data_ptr()
+    ids = draft.ids
+    return draft.logits.dtype, draft.logits.shape[1], None if ids is None else (ids.data_ptr(), ids.stride())
 
 
-def verify(logits: torch.Tensor, windows: Sequence[Window], picked: Picked) -> Verified:
-    """``reference.verify.verify`` by kernels.
-
-    Args:
-        logits, windows: as there; the logits' device runs the kernels.
-        picked: of the rows of ``picks_of(windows)``.
-    """
+def verify(logits: torch.Tensor, windows: Sequence[Window]) -> Verified:
+    """``reference.verify.verify``."""
     check(logits, windows)
     if logits.stride(1) != 1:
         logits = logits.contiguous()
+    picked = launch.pick(logits, picks_of(windows))
     kinds = [vocabulary_of(window) for window in windows]
     several = {kind for kind in kinds if kind is not None}
     if len(several) < 2:
@@ -456,11 +491,12 @@ def run(logits: torch.Tensor, plan: Plan, picked: Picked) -> tuple[torch.Tensor,
         plan.edits.apply(logits.detach()),
         plan.draft,
         plan.draft_edits.apply(plan.draft),
-        *plan[3:-1],
+        *plan[3:-2],
         picked.token,
         picked.stats.argmax,
         picked.stats.top_prob,
         plan.longest,
+        plan.tested,
     )
     return found
 

@@ -952,7 +952,7 @@ class BestOfN(google.protobuf.message.Message):
     temperature: builtins.float
     """> 0, of CHOOSE_SOFT; unset: 1"""
     threshold: builtins.float
-    """if no candidate reaches this reward, the answer is an abstention; needs an objective"""
+    """If no candidate reaches this reward, the answer is an abstention. Needs an objective; not with CHOOSE_TOURNAMENT."""
     @property
     def objective(self) -> global___Objective:
         """required, but with CHOOSE_MAJORITY and CHOOSE_CONSENSUS"""
@@ -1062,7 +1062,8 @@ global___Segments = Segments
 @typing.final
 class RejectSegments(google.protobuf.message.Message):
     """Draws segment by segment and redraws those whose answer so far is rated too low. A segment is accepted with
-    probability min(1, exp((reward - bar) / beta)); the bar rises from start x target to target.
+    probability min(1, exp((reward - bar) / beta)); the bar rises from (1 - start) x the prompt's own rating + start x
+    target to target.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -1,0 +1,328 @@
+"""Trains a real reward model for the bundled pair: SmolLM2's upper layers and a linear head, on preferences.
+
+What is below the trained layers is computed once (``states``). The result is an ordinary sequence-classification folder
+of Hugging Face, which the type ``classifier`` loads and the engine runs with its pages. Preference data are often for
+research only, so this script ships and weights don't.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from trimtab.bench.record import Recorder
+from trimtab.bench.training.attention import TRAINING_ATTENTION
+from trimtab.bench.training.bag_of_words import BagOfWords, pair_loss
+from trimtab.bench.training.loop import Settings, train
+from trimtab.bench.training.preferences import (
+    Answered,
+    Scores,
+    by_instruction,
+    choose,
+    correlation,
+    pair_accuracy,
+    read_preferences,
+)
+from trimtab.bench.training.states import States, lower, upper
+from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.models import bundled
+from trimtab.decode.prepare.templates import PromptTemplate
+from trimtab.decode.text import Vocabulary
+from trimtab.decode.types import ChatMessage
+
+__all__ = ["Options", "train_reward"]
+
+_HELD_OUT = 0.1  # of the instructions to learn from: watched while training, never learned from
+_CLEAR = 0.3  # difference of preferences from which a pair is clear
+_PER_STEP = 2  # instructions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Of a run.
+
+    Attributes:
+        data: JSONL of preferences, perhaps compressed.
+        out: folder for states, checkpoints, and the trained model under ``model``.
+        source: a causal LM of an architecture laid out as Llama is.
+        layers: upper layers that are trained with the last norm and the head.
+        answer_tokens: of an answer that are read; a longer one is closed there.
+        answers: per instruction to learn from; None: all.
+        instructions: to learn from; None: all of the split ``tune``.
+        report_instructions: to evaluate on; None: all of the split ``report``.
+        unseen: generators of which nothing is learned.
+        epochs: passes over the answers.
+        group: answers to one instruction in a step.
+        learning_rate: at its highest.
+        seed: of everything that is random.
+        stop_after: seconds after which the computation of states stops, to be gone on with.
+    """
+
+    data: Path
+    out: Path = Path("build/reward")
+    source: str = "smollm2-135m-instruct"
+    layers: int = 4
+    answer_tokens: int = 192
+    answers: int | None = None
+    instructions: int | None = None
+    report_instructions: int | None = None
+    unseen: int = 6
+    epochs: float = 3.0
+    group: int = 8
+    learning_rate: float = 1e-4
+    seed: int = 0
+    stop_after: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("layers", 1), ("answer_tokens", 1), ("group", 2), ("unseen", 0)):
+            if getattr(self, name) < least:
+                raise InvalidRequest.of(name, getattr(self, name), f"a whole number >= {least}")
+
+
+def train_reward(options: Options) -> Recorder | None:
+    """Train, save and evaluate a reward model; None if ``stop_after`` ended it before its states were complete.
+
+    Returns:
+        Rows of figures: accuracies over pairs and the correlation with length, beside two baselines.
+
+    Raises:
+        InvalidRequest: the data or the options can't be used.
+    """
+    rows = read_preferences(options.data)
+    generators = sorted({row.generator for row in rows})
+    if options.unseen >= len(generators):
+        raise InvalidRequest.of("unseen", options.unseen, f"less than the {len(generators)} generators of the data")
+    unseen = sorted(random.Random(options.seed).sample(generators, options.unseen))
+    learned = [row for row in rows if row.split == "tune" and row.generator not in unseen]
+    if len(by_instruction(learned)) < 2 or all(len(group) < 2 for group in by_instruction(learned).values()):
+        raise InvalidRequest.of("data", options.data.name, "several answers to at least two instructions, split 'tune'")
+    learned = choose(learned, options.instructions, options.answers, options.seed)
+    folder = options.out / "model"
+    sequences, source = _tokens(options, learned), _located(options.source)
+    if not (folder / "config.json").exists():
+        body: Any = AutoModel.from_pretrained(source, dtype=_dtype())
+        body.requires_grad_(False).eval()
+        if options.layers >= len(body.layers):
+            raise InvalidRequest.of("layers", options.layers, f"less than the model's {len(body.layers)}")
+        made = {"source": options.source, "layers": options.layers, "seed": options.seed}
+        made |= {"answer_tokens": options.answer_tokens}
+        states = States(options.out / "states", sequences, made)
+        if not states.compute(lower(body, options.layers), options.stop_after):
+            return None
+        top = Top(upper(body, options.layers))
+        del body
+        _learn(top, states, learned, options)
+        save(top, source, folder)
+    return evaluate(options, learned, sequences, rows, unseen)
+
+
+class Top(nn.Module):
+    """The trained part: hidden states below it -> one reward per sequence."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        body.set_attn_implementation(TRAINING_ATTENTION)
+        self.body = body
+        self.head = nn.Linear(body.config.hidden_size, 1, bias=False)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """states: [tokens, D] each -> [n], the head after the last token of each."""
+        lengths = torch.tensor([len(state) for state in states])
+        padded = nn.utils.rnn.pad_sequence([state.float() for state in states], batch_first=True)
+        with torch.autocast("cpu", _dtype(), enabled=_dtype() is not torch.float32):
+            hidden = self.body(inputs_embeds=padded, use_cache=False).last_hidden_state
+        last = hidden[torch.arange(len(states)), lengths - 1]
+        return self.head(last.float())[:, 0]  # type: ignore[no-any-return]
+
+
+def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options) -> None:
+    place = {id(row): i for i, row in enumerate(rows)}
+    groups = [[place[id(row)] for row in group] for group in by_instruction(rows).values() if len(group) > 1]
+    held = max(1, round(_HELD_OUT * len(groups)))
+    watched, groups = groups[:held], groups[held:]
+    # An epoch deals every instruction's answers out in groups of ``group``.
+    dealt = sum(-(-len(group) // options.group) for group in groups)
+    steps = max(1, round(options.epochs * dealt / _PER_STEP))
+    logits = torch.tensor([row.logit for row in rows])
+
+    def deal(epoch: int) -> list[list[int]]:
+        draw = random.Random(f"{options.seed} {epoch}")
+        hands = []
+        for group in groups:
+            shuffled = draw.sample(group, len(group))
+            count = -(-len(group) // options.group)
+            hands += [shuffled[k::count] for k in range(count)]
+        draw.shuffle(hands)
+        return hands
+
+    hands: dict[int, list[list[int]]] = {}
+
+    def hand(number: int) -> list[int]:
+        epoch = number // dealt
+        if epoch not in hands:
+            hands.clear()
+            hands[epoch] = deal(epoch)
+        return hands[epoch][number % dealt]
+
+    def step(number: int) -> tuple[Tensor, Mapping[str, float]]:
+        chosen = [hand(_PER_STEP * number + k) for k in range(_PER_STEP)]
+        values = top([states[i] for group in chosen for i in group])
+        parts = values.split([len(group) for group in chosen])
+        losses = [pair_loss(v, logits[g]) for v, g in zip(parts, chosen, strict=True) if len(g) > 1]
+        right = [_agreement(v.detach(), logits[g]) for v, g in zip(parts, chosen, strict=True) if len(g) > 1]
+        if not losses:  # only single answers were left over
+            return values.sum() * 0.0, {"accuracy": 0.5}
+        return torch.stack(losses).mean(), {"accuracy": sum(right) / len(right)}
+
+    @torch.no_grad()
+    def watch() -> Mapping[str, float]:
+        losses, right = [], []
+        for group in watched:
+            values = torch.cat([top([states[i] for i in group[k : k + 16]]) for k in range(0, len(group), 16)])
+            losses.append(float(pair_loss(values, logits[group])))
+            right.append(_agreement(values, logits[group]))
+        return {"loss": sum(losses) / len(losses), "accuracy": sum(right) / len(right)}
+
+    settings = Settings(
+        steps=steps,
+        learning_rate=options.learning_rate,
+        warmup=0.05,
+        seed=options.seed,
+        log_every=min(20, steps),
+        evaluate_every=max(1, steps // 6),
+    )
+    made = {"group": options.group, "layers": options.layers, "source": options.source, "answers": len(rows)}
+    train(top, step, settings, options.out / "training", name="reward", made=made, evaluate=watch, checkpoint_every=60)
+
+
+def _agreement(values: Tensor, logits: Tensor) -> float:
+    first, second = torch.triu_indices(len(values), len(values), 1)
+    product = (values[first] - values[second]) * (logits[first] - logits[second])
+    return float(((product > 0).float() + 0.5 * (product == 0).float()).mean())
+
+
+def save(top: Top, source: str, folder: Path) -> None:
+    """Write the trained model as a sequence-classification model with one label, ``reward``."""
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        source, num_labels=1, id2label={0: "reward"}, label2id={"reward": 0}, dtype=_dtype()
+    )
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    inner = model.model
+    first = len(inner.layers) - len(top.body.layers)
+    with torch.no_grad():
+        for target, trained in zip(inner.layers[first:], top.body.layers, strict=True):
+            target.load_state_dict(trained.state_dict())
+        inner.norm.load_state_dict(top.body.norm.state_dict())
+        model.score.weight.copy_(top.head.weight)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    work = folder.with_name(folder.name + ".tmp")
+    model.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+    work.rename(folder)
+
+
+def evaluate(
+    options: Options,
+    learned: Sequence[Answered],
+    sequences: Sequence[Sequence[int]],
+    rows: Sequence[Answered],
+    unseen: Sequence[str],
+) -> Recorder:
+    """Score the answers to the ``report`` instructions through the engine and compare with the baselines."""
+    report = choose([r for r in rows if r.split == "report"], options.report_instructions, None, options.seed + 1)
+    if not report:
+        raise InvalidRequest.of("data", options.data.name, "rows of the split 'report'")
+    vocabulary = _vocabulary(_located(options.source))
+    tokens = [vocabulary.encode(row.text, False, continues=True) for row in report]
+    answers = [vocabulary.encode(row.text, False, continues=True) for row in learned]
+    bag = BagOfWords(learned, answers, len(vocabulary.tokenizer))
+    scores = {
+        "reward model": Scores(report, _scored(options, report, vocabulary)),
+        "longer answer": Scores(report, [float(len(row.text)) for row in report]),
+        "bag of words": Scores(report, bag.rate(tokens)),
+    }
+    settings = {
+        "source": options.source,
+        "layers": options.layers,
+        "answer_tokens": options.answer_tokens,
+        "answers_learned_from": len(learned),
+        "tokens_learned_from": sum(map(len, sequences)),
+        "instructions_learned_from": len(by_instruction(learned)),
+        "epochs": options.epochs,
+        "unseen": list(unseen),
+    }
+    recorder = Recorder(
+        "reward_training", seed=options.seed, dtype=str(_dtype()).removeprefix("torch."), settings=settings
+    )
+    lengths = [float(len(ids)) for ids in tokens]
+    for subject, found in scores.items():
+        for which in ("all", "seen", "unseen") if unseen else ("all",):
+            for case, margin in ((f"{which} generators", 0.0), (f"{which} generators, clear pairs", _CLEAR)):
+                a = pair_accuracy(found, margin, unseen, which)
+                recorder.value(case, subject, "pair accuracy", "share", a.value, a.pairs, a.interval)
+        groups = len(found.groups())
+        recorder.value("all generators", subject, "correlation with length", "", correlation(found, lengths), groups)
+    return recorder
+
+
+def _scored(options: Options, rows: Sequence[Answered], vocabulary: Vocabulary) -> list[float]:
+    """By the engine, as a search would: answers are cut where the training cut them."""
+    from trimtab.decode.config import EngineOptions, ModelConfig
+    from trimtab.decode.engine.engine import Engine
+
+    cut = []
+    for row in rows:
+        ids = vocabulary.encode(row.text, False, continues=True)
+        cut.append(row.text if len(ids) <= options.answer_tokens else vocabulary.decode(ids[: options.answer_tokens]))
+    values: list[float] = []
+    models = {"reward": ModelConfig(source=str(options.out / "model"), role="reward")}
+    with Engine(
+        models,
+        rewards={"trained": {"type": "classifier", "model": "reward"}},
+        options=EngineOptions(memory_bytes=400 << 20),
+    ) as engine:
+        place = 0
+        for group in by_instruction(rows).values():
+            items = [((ChatMessage("user", row.instruction),), cut[place + i]) for i, row in enumerate(group)]
+            values += [scored.value for scored in engine.score(items, reward="trained")]
+            place += len(group)
+            if len(values) // 500 > (len(values) - len(group)) // 500:
+                sys.stderr.write(f"scored {len(values)} of {len(rows)} answers\n")
+    return values
+
+
+def _tokens(options: Options, rows: Sequence[Answered]) -> list[list[int]]:
+    """What a reward model reads: the prompt by the template, the answer, the end of the turn."""
+    vocabulary = _vocabulary(_located(options.source))
+    template = PromptTemplate(vocabulary)
+    end = template.turn_end()
+    prompts = {row.instruction: template.encode((ChatMessage("user", row.instruction),)) for row in rows}
+    return [
+        [*prompts[row.instruction], *vocabulary.encode(row.text, False, continues=True)[: options.answer_tokens], *end]
+        for row in rows
+    ]
+
+
+def _located(source: str) -> str:
+    if any(source == model.name for model in bundled.bundled()):
+        return str(bundled.ensure(source))
+    return source
+
+
+def _vocabulary(source: str) -> Vocabulary:
+    AutoConfig.from_pretrained(source)  # a fault of the model is told as such, not as one of its tokenizer
+    return Vocabulary(AutoTokenizer.from_pretrained(source), name="reward")
+
+
+def _dtype() -> torch.dtype:
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
