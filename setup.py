@@ -20,6 +20,7 @@ FOLDERS = {
 # Every folder with Python files, by name: a test compares this list with the tree.
 PACKAGES = [
     *FOLDERS,
+    "trimtab.bench.training",
     "trimtab.decode.draws",
     "trimtab.decode.engine",
     "trimtab.decode.models",
@@ -41,7 +42,7 @@ setup(
     packages=PACKAGES,
     package_dir=FOLDERS,
     package_data={
-        "trimtab.decode": ["py.typed"],
+        "trimtab.decode": ["py.typed", "models/drafts/*/*"],
         "trimtab.kernels": ["py.typed"],
         "trimtab.server": ["py.typed"],
         "trimtab.bench": ["py.typed"],

@@ -51,6 +51,7 @@ def register(subparsers: Any) -> None:
     score.set_defaults(run=_nudging_report)
 
     _training(actions)
+    _train_reward_options(actions)
 
     report = actions.add_parser(
         "report",
@@ -88,6 +89,7 @@ def _training(actions: Any) -> None:
     draft.add_argument("--answer-seconds", type=float, metavar="S", help="time limit for writing answers")
     draft.add_argument("--slots", type=int, metavar="N", help="answers written at a time (default: 64)")
     draft.add_argument("--layers", type=int, nargs="+", metavar="N", help="of the target, to start from (default: 0 1)")
+    draft.add_argument("--start", type=Path, metavar="DRAFT", help="a draft to start from, in place of the layers")
     draft.add_argument("--ids", type=int, metavar="N", help="tokens that the draft can propose (default: 8192)")
     draft.add_argument("--loss", metavar="LOSS", help="kl, tv or nla (default: nla)")
     draft.add_argument("--warm-steps", type=int, metavar="N", help="first steps, with loss kl (default: 100)")
@@ -95,7 +97,7 @@ def _training(actions: Any) -> None:
     draft.add_argument("--stop-after", type=int, metavar="N", help="leave after so many steps, to go on later")
     draft.add_argument("--batch-tokens", type=int, metavar="N", help="in one step (default: 4096)")
     draft.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.002)")
-    draft.add_argument("--optimiser", metavar="NAME", help="adamw or muon (default: adamw)")
+    draft.add_argument("--weight-decay", type=float, metavar="W", help="of AdamW (default: 0.05)")
     draft.add_argument("--dtype", metavar="DTYPE", help="of the products: auto, bfloat16 or float32")
     _training_options(draft)
     draft.set_defaults(run=_train_draft)
@@ -111,11 +113,36 @@ def _training(actions: Any) -> None:
     head.add_argument("--width", type=int, metavar="N", help="of the blocks (default: 192)")
     head.add_argument("--labels", metavar="KIND", help="analytic or drawn (default: analytic)")
     head.add_argument("--reject-weight", type=float, metavar="W", help="of what is rejected, in the loss (default: 1)")
-    head.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: 1500)")
+    head.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: 600)")
     head.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.001)")
     head.add_argument("--compare", action="store_true", default=None, help="also train the other kinds, and record all")
     _training_options(head)
     head.set_defaults(run=_train_head)
+
+
+def _train_reward_options(actions: Any) -> None:
+    reward = actions.add_parser(
+        "train-reward",
+        help="train a reward model on preferences",
+        description="Train the upper layers of a model and a head on answers and how well they were liked, write "
+        "OUT/model, which the reward type 'classifier' takes, and compare it with two baselines. A run that was cut "
+        "short goes on where it was.",
+    )
+    reward.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL of preferences, perhaps .gz")
+    reward.add_argument("--out", type=Path, metavar="FOLDER", help="of the work and its result (default: build/reward)")
+    reward.add_argument("--source", metavar="MODEL", help="a bundled name, a folder or a hub id")
+    reward.add_argument("--layers", type=int, metavar="N", help="upper layers that are trained (default: 4)")
+    reward.add_argument("--answer-tokens", type=int, metavar="N", help="of an answer that are read (default: 192)")
+    reward.add_argument("--answers", type=int, metavar="N", help="per instruction to learn from (default: all)")
+    reward.add_argument("--instructions", type=int, metavar="N", help="to learn from (default: all)")
+    reward.add_argument("--report-instructions", type=int, metavar="N", help="to evaluate on (default: all)")
+    reward.add_argument("--unseen", type=int, metavar="N", help="generators of which nothing is learned (default: 6)")
+    reward.add_argument("--epochs", type=float, metavar="N", help="passes over the answers (default: 3)")
+    reward.add_argument("--group", type=int, metavar="N", help="answers to an instruction in a step (default: 8)")
+    reward.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.0001)")
+    reward.add_argument("--stop-after", type=float, metavar="S", help="leave after so many seconds, to go on later")
+    _training_options(reward)
+    reward.set_defaults(run=_train_reward)
 
 
 def _training_options(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +226,18 @@ def _train_head(args: argparse.Namespace) -> int:
     from trimtab.bench.training.workflow import HeadOptions, make_head
 
     return _trained(make_head(HeadOptions(**_given(args, HeadOptions))))
+
+
+def _train_reward(args: argparse.Namespace) -> int:
+    from trimtab.bench.training.reward import Options, train_reward
+
+    recorder = train_reward(Options(**_given(args, Options)))
+    if recorder is None:
+        _say("not done yet; the same command goes on")
+        return 0
+    if args.results or not args.quick:
+        _say(f"recorded in {recorder.save(args.results or _RESULTS)}")
+    return _trained(recorder)
 
 
 def _given(args: argparse.Namespace, kind: Any) -> dict[str, Any]:

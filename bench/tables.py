@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from trimtab.bench.record import Row
+from trimtab.bench.training.tables import draft_table, head_table
 
 __all__ = ["TABLES", "table"]
 
@@ -78,7 +79,12 @@ def _nudging(rows: Sequence[Row]) -> list[str]:
     return [*lines, "", caption]
 
 
-TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {"decode": _decode, "nudging": _nudging}
+TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
+    "decode": _decode,
+    "nudging": _nudging,
+    "draft_training": draft_table,
+    "head_training": head_table,
+}
 
 
 def _spread(row: Row) -> str:

@@ -130,9 +130,7 @@ class Answer:
     def token(self, model: str, read: Read, draw: TokenDraw | None = None) -> Token:
         """The token that ``model`` drew; how, says the read unless ``draw`` does."""
         piece = self._context.vocabulary(model).piece(read.token)
-        return Token(
-            read.token, piece, model, draw or read.draw, read.logprob, read.entropy, read.top_prob, read.top
-        )
+        return Token(read.token, piece, model, draw or read.draw, read.logprob, read.entropy, read.top_prob, read.top)
 
     def fork(self, key: Key, index: int | None = None, emit: Callable[[Chunk], None] | None = None) -> Answer:
         """A copy that goes on with random numbers of its own; ``index`` None keeps the number of this one."""

@@ -27,6 +27,7 @@ from trimtab.decode.searches.reject_segments import reject_segments
 from trimtab.decode.searches.segments import segments
 from trimtab.decode.searches.setting import Compare, Emit, Outcome, Rate, Setting
 from trimtab.decode.searches.single import single
+from trimtab.decode.searches.turns import turns_of
 from trimtab.decode.types import (
     Autoregressive,
     Base,
@@ -239,14 +240,18 @@ class _Maker:
         return rated
 
     def _render(self, prompt: Prompt) -> dict[str, list[int]]:
-        """A prompt of a search's own, for every model of the plan."""
-        request, plan = self.plan.request, self.plan
-        own = self.context.render(request.model, prompt)
-        helper = request.policy.nudger if isinstance(request.policy, Nudged) else None
-        rendered: dict[str, list[int]] = {}
-        for name, ids in plan.prompts.items():
-            if name == request.model or (name != helper and ids == plan.prompts[request.model]):
-                rendered[name] = own  # a draft that reads the base's own prompt
-            else:
-                rendered[name] = self.context.render(name, prompt)
-        return rendered
+        """A prompt of a search's own, for every model of the plan, as the engine renders the request's.
+
+        Models that help read it as a chat, those that draft in the base's token ids read the base's prompt.
+        """
+        request, context = self.plan.request, self.context
+        own = context.render(request.model, prompt)
+        chat = turns_of(prompt, context.vocabulary(request.model))
+        drafts = {request.draw.draft} if isinstance(request.draw, Speculative) and self.plan.same_draft else set()
+        match request.policy:
+            case Nudged(nudger):
+                drafts.discard(nudger)
+            case Mixture(experts):
+                drafts.difference_update(expert.model for expert in experts)
+        same = {request.model, *drafts}
+        return {name: own if name in same else context.render(name, chat) for name in self.plan.prompts}

@@ -1,6 +1,8 @@
 """``trimtab.toml``: which models an engine serves and how. Every unknown key is refused, with a suggestion.
 
-The ``[server]`` table belongs to the server layer and is only carried here; so are the tables under ``[rewards]``.
+The ``[server]`` table belongs to the server layer and is only carried here. Of a table ``[rewards.NAME]`` only its
+``type`` and its paths are looked at: the type's own options are checked where rewards are made
+(``trimtab.decode.rewards.registry``).
 """
 
 from __future__ import annotations
@@ -133,7 +135,7 @@ class EngineConfig:
             reader.refuse("models", data.get("models", {}), "at least one table [models.NAME] with a source")
         _check_shares(reader, models)
         rewards = {
-            name: MappingProxyType(dict(table))
+            name: _reward(reader, f"rewards.{name}", table, folder)
             for name, table in reader.named_tables("rewards", data.get("rewards", {})).items()
         }
         limits = _integers(reader, "limits", data.get("limits", {}), Limits, minimum=_LIMIT_MINIMUM)
@@ -240,6 +242,15 @@ def _model(reader: _Reader, path: str, table: Mapping[str, object], folder: Path
             case _:
                 values[key] = value
     return ModelConfig(**{key: value for key, value in values.items() if value is not None})
+
+
+def _reward(reader: _Reader, path: str, table: Mapping[str, object], folder: Path | None) -> Mapping[str, object]:
+    """A reward's table, with folders and files written as such made absolute."""
+    kind = table.get("type")
+    if not (isinstance(kind, str) and kind):
+        reader.refuse(f"{path}.type", kind, "the name of a type of reward, e.g. length or classifier")
+    located = {key: _located(value, folder) for key in ("source", "path") if isinstance(value := table.get(key), str)}
+    return MappingProxyType({**table, **located})
 
 
 def _located(source: str, folder: Path | None) -> str:

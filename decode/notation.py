@@ -9,7 +9,7 @@ A part is its name, what it is mainly about, and further fields by name::
     search     best_of_n:16   best_of_n:16,choose=soft,temperature=0.5   segments:helpful,beams=4,samples_per_beam=4
                reject_segments:helpful,target=0.8   evolution:helpful   refine:helpful,rounds=3   single
     objective  helpful   helpful=1,short=0.2   helpful,short=-0.5,combine=min
-    reward     short=length,max_words=50   json=json_schema,schema={"type": "object"}
+    reward     short=length,at_most=50   json=json_schema,schema={"type": "object"}
 
 Names and fields are those of ``trimtab.decode.types``. Parentheses hold a part with commas of its own; double quotes
 hold any text, as in JSON: ``segments:helpful,delimiter="\\n\\n"``. A field that is true or false is set by its name

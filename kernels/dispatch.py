@@ -52,14 +52,20 @@ __all__ = [
 
 def stats(logits: torch.Tensor, tokens: torch.Tensor | None = None, *, path: Path = "auto") -> Stats:
     """Statistics of every row: see ``reference.entropy.stats``."""
-    resolve("stats", path, logits.device, kernels=False)
-    return entropy.stats(logits, tokens)
+    if resolve("stats", path, logits.device) == "torch":
+        return entropy.stats(logits, tokens)
+    from trimtab.kernels.triton import launch
+
+    return launch.stats(logits, tokens)
 
 
 def nucleus_entropy(logits: torch.Tensor, top_p: float, *, path: Path = "auto") -> Nucleus:
     """Entropy renormalised over the nucleus: see ``reference.entropy.nucleus_entropy``."""
-    resolve("nucleus_entropy", path, logits.device, kernels=False)
-    return entropy.nucleus_entropy(logits, top_p)
+    if resolve("nucleus_entropy", path, logits.device) == "torch":
+        return entropy.nucleus_entropy(logits, top_p)
+    from trimtab.kernels.triton import launch
+
+    return launch.nucleus(logits, top_p)
 
 
 def top_logprobs(logits: torch.Tensor, n: int, *, path: Path = "auto") -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,22 +76,31 @@ def top_logprobs(logits: torch.Tensor, n: int, *, path: Path = "auto") -> tuple[
 
 def pick(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> Picked:
     """One token from every row: see ``reference.pick.pick``."""
-    resolve("pick", path, logits.device, kernels=False)
-    return picking.pick(logits, rows)
+    if resolve("pick", path, logits.device) == "torch":
+        return picking.pick(logits, rows)
+    from trimtab.kernels.triton import launch
+
+    return launch.pick(logits, rows)
 
 
 def mix(
     logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[RowPick], *, path: Path = "auto"
 ) -> Mixed:
     """One token from every row of a mixture of models: see ``reference.mix.mix``."""
-    resolve("mix", path, _device(logits), kernels=False)
-    return mixing.mix(logits, blends, rows)
+    if resolve("mix", path, _device(logits)) == "torch":
+        return mixing.mix(logits, blends, rows)
+    from trimtab.kernels.triton import launch
+
+    return launch.mix(logits, blends, rows)
 
 
 def blend(logits: Sequence[torch.Tensor], blends: Sequence[Blend], *, path: Path = "auto") -> Blended:
     """The mixed logits themselves: see ``reference.mix.blend``."""
-    resolve("blend", path, _device(logits), kernels=False)
-    return mixing.blend(logits, blends)
+    if resolve("blend", path, _device(logits)) == "torch":
+        return mixing.blend(logits, blends)
+    from trimtab.kernels.triton import launch
+
+    return launch.blend(logits, blends)
 
 
 def filtered_logprobs(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> torch.Tensor:

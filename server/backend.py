@@ -42,7 +42,7 @@ class Backend(Protocol):
     def detokenize(self, model: str, ids: list[int], skip_special_tokens: bool = False) -> bytes: ...
 
     def score(
-        self, items: Sequence[tuple[Prompt, str]], *, reward: str | None, model: str | None, tokens: bool
+        self, items: Sequence[tuple[Prompt, str]], *, reward: str | None = None, model: str | None = None
     ) -> Sequence[Scored]:
         """Scores of (prompt, answer) pairs by a reward, or by a model: the sum of ln p of the answer's tokens."""
         ...

@@ -187,7 +187,7 @@ class Client:
         *,
         reward: str | None = None,
         model: str | None = None,
-        tokens: bool = False,
+        tokens: bool = True,
         timeout: float | None = None,
     ) -> list[Scored]:
         """Scores of 1 to 256 pairs (prompt, answer).
@@ -195,10 +195,10 @@ class Client:
         Args:
             items: prompts are text or chat messages.
             reward, model: the scorer, exactly one of them; a model gives the sum of ln p of the answer's tokens.
-            tokens: whether to report the tokens, of a model.
+            tokens: whether a model's scores come with the tokens.
             timeout: seconds.
         """
-        message = score_request(items, reward=reward, model=model, tokens=tokens)
+        message = score_request(items, reward=reward, model=model, tokens=tokens and model is not None)
         with _errors():
             return scores_of(self._stub.Score(message, timeout=self._seconds(timeout)), model)
 

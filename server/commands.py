@@ -105,7 +105,7 @@ def _register_generate(subparsers: Any) -> None:
         "--reward",
         action="append",
         metavar="NAME=TYPE,...",
-        help="a reward in addition to the configuration's, e.g. short=length,max_words=50; may be repeated",
+        help="a reward in addition to the configuration's, e.g. short=length,at_most=50; may be repeated",
     )
     parser.add_argument(
         "--reference", action="append", metavar="TEXT", help="an answer that rewards may compare with; may be repeated"

@@ -43,12 +43,8 @@ def score(engine: Backend, request: pb.ScoreRequest) -> pb.ScoreResponse:
     name = request.reward or request.model
     if scorer is not None and name not in known:
         raise NotFound(scorer, name, sorted(known))
-    scores = engine.score(
-        [(_prompt(item), item.completion) for item in request.items],
-        reward=request.reward if scorer == "reward" else None,
-        model=request.model if scorer == "model" else None,
-        tokens=request.tokens,
-    )
+    items = [(_prompt(item), item.completion) for item in request.items]
+    scores = engine.score(items, reward=name) if scorer == "reward" else engine.score(items, model=name)
     return pb.ScoreResponse(scores=[_message(one, request.tokens) for one in scores])
 
 

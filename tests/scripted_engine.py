@@ -212,7 +212,7 @@ class ScriptedEngine:
     def same_ids(self, a: str, b: str) -> bool:
         return a == b
 
-    def score(self, items: list, *, reward: str | None, model: str | None, tokens: bool) -> list[Scored]:
+    def score(self, items: list, *, reward: str | None = None, model: str | None = None) -> list[Scored]:
         """By a reward the characters of prompt and answer; by a model one token per byte of the answer."""
         if self.score_failure is not None:
             raise self.score_failure
@@ -223,7 +223,7 @@ class ScriptedEngine:
             tuple(Token(b + 3, bytes([b]), model, TokenDraw.FORCED, -0.5, 1.0, 0.5) for b in answer.encode())
             for _, answer in items
         ]
-        return [Scored(-0.5 * len(one), len(one), one if tokens else ()) for one in made]
+        return [Scored(-0.5 * len(one), len(one), one) for one in made]
 
     def tokenize(self, model: str, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[int]]:
         if model not in self.models:

@@ -221,12 +221,15 @@ LIKED = Objective((RewardTerm("liked"),))
 PROMPT = (2, 0, 1, 0)
 
 
+_SINGLE, _BASE, _PLAIN = Single(), Base(), Autoregressive()
+
+
 def made(
     models: dict[str, Any],
     *,
-    search: Any = Single(),
-    policy: Any = Base(),
-    draw: Any = Autoregressive(),
+    search: Any = _SINGLE,
+    policy: Any = _BASE,
+    draw: Any = _PLAIN,
     stopping: Stopping | None = None,
     filters: Filters | None = None,
     seed: int = 0,

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from trimtab.kernels import paging
-from trimtab.kernels.triton import lm_head, paged
+from trimtab.kernels.triton import law, lm_head, paged, verify
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -121,6 +121,25 @@ def finish(tiles: int) -> Any:
     return build(lm_head._finish, tensors, constants, ("rows", "blocks"), num_warps=8)
 
 
+def verification(dtype: str, vocabulary: int, drafted: int) -> Iterator[tuple[str, Any]]:
+    """Laws, acceptance and residual; ``drafted`` tokens of the vocabulary are the draft's."""
+    tensors = dict.fromkeys(("LOGITS", "DRAFT"), f"*{dtype}")
+    tensors |= dict.fromkeys(("EDITED", "DRAFT_EDITED", "M", "S", "LAW", "DRAFT_LAW", "SCORE"), "*fp32")
+    tensors |= dict.fromkeys(("AT", "KIND", "TOP_K", "ONLY", "DRAFT_INTS", "COLUMN", "START", "INTS"), "*i64")
+    tensors |= dict.fromkeys(("PICKED", "ACCEPTED", "TOKEN", "FINAL", "REFUSED"), "*i64")
+    tensors |= {"SCALE": "*fp64", "REALS": "*fp64", "WINNER": "*i32"}
+    odd = tuple(f"{name}_stride" for name in ("at", "kind", "k", "scale", "reals"))
+    count = -(-vocabulary // 4096)
+    tiles = {"TILES": count, "SLOTS": triton.next_power_of_2(count), "TILE": 4096}
+    both = {"HAS_DRAFT": True, "HAS_COLUMN": drafted < vocabulary, "COLS": 10, "DRAFT_COLS": 3}
+    sizes = {"V": vocabulary, "VD": drafted, **both}
+    yield "partials", build(law._partials, tensors, {"V": vocabulary, "TILE": 4096}, odd)
+    yield "close", build(law._close, tensors, {"V": vocabulary, "BLOCK": law._BLOCK, **tiles}, odd)
+    yield "accept", build(verify._accept, tensors, {"LONGEST": 4, **both}, ("V", "VD"))
+    yield "residual", build(verify._residual, tensors, {"TILE": 4096, **sizes}, num_warps=8)
+    yield "choose", build(verify._choose, tensors, {**tiles, **sizes})
+
+
 def kernels(name: str) -> Iterator[tuple[str, Any]]:
     """What each test wants to know about."""
     if name == "paged":
@@ -142,6 +161,13 @@ def kernels(name: str) -> Iterator[tuple[str, Any]]:
             yield f"bf16 {rows}", project("bf16", 640, rows, softcap=True)
             yield f"fp32 {rows}", project("fp32", 576, rows, softcap=False)
         yield "finish 64", finish(64)
+    elif name == "verify":
+        yield from verification("bf16", 151936, 151936)
+    elif name == "verify-all":
+        for dtype in ("bf16", "fp32"):
+            for vocabulary, drafted in ((151936, 32000), (50257, 50257)):
+                for kind, compiled in verification(dtype, vocabulary, drafted):
+                    yield f"{kind} {dtype} {vocabulary}", compiled
     else:
         raise ValueError(f"{name}: no such kernels")
 

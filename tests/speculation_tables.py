@@ -82,7 +82,7 @@ def law(logits: Row, pick: Pick, seen: Sequence[int]) -> Row:
     if filters.temperature == 0:
         return np.eye(len(z))[z.argmax()]
     p = softmax(z / filters.temperature)
-    order = np.argsort(-p, kind="stable")
+    order = np.argsort(-p, kind="stable") if filters.top_k or filters.top_p < 1 else np.arange(0)
     if filters.top_k:
         p[order[filters.top_k :]] = 0
         p /= p.sum()
@@ -205,7 +205,8 @@ class Tables:
         p = softmax(self.row(seq, back))
         logp = np.log(p)
         piece = self.models[seq.model].vocabulary.piece
-        best = tuple(TopLogprob(int(i), piece(int(i)), float(logp[i])) for i in np.argsort(-p, kind="stable")[:top])
+        ranked = np.argsort(-p, kind="stable")[:top] if top else ()
+        best = tuple(TopLogprob(int(i), piece(int(i)), float(logp[i])) for i in ranked)
         return Read(token, float(logp[token]), float(-(p * logp).sum()), float(p.max()), int(p.argmax()), best, draw)
 
     def extend(self, op: Extend) -> list[Read]:

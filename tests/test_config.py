@@ -29,7 +29,7 @@ source = "org/chat"
 role = "aligned"
 
 [rewards.helpful]
-kind = "classifier"
+type = "classifier"
 source = "org/reward"
 
 [limits]
@@ -75,7 +75,7 @@ def test_a_full_file(tmp_path: Path) -> None:
         "chat": ModelConfig(source="org/chat", role="aligned"),
     }
     assert list(config.models) == ["base", "chat"]
-    assert config.rewards == {"helpful": {"kind": "classifier", "source": "org/reward"}}
+    assert config.rewards == {"helpful": {"type": "classifier", "source": "org/reward"}}
     assert config.limits == Limits(
         max_new_tokens=100, max_n=2, max_top_logprobs=0, max_queue=3, max_stop=4, max_stop_bytes=5
     )

@@ -480,10 +480,10 @@ def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch
         return scripted.ScriptedEngine
 
     monkeypatch.setattr("trimtab.server.commands._open_engine", open_engine)
-    options = ["--reward", "short=length,max_words=50", "--reward", "j=json", "--max-new-tokens", "1"]
+    options = ["--reward", "short=length,at_most=50", "--reward", "j=json", "--max-new-tokens", "1"]
     monkeypatch.setattr(scripted.ScriptedEngine, "stream", lambda self, *a, **k: iter(events_of(FOUND)), raising=False)
     assert main(["generate", "x", *options]) == 0
-    assert opened[0].rewards == {"short": {"type": "length", "max_words": 50}, "j": {"type": "json"}}
+    assert opened[0].rewards == {"short": {"type": "length", "at_most": 50}, "j": {"type": "json"}}
     assert set(opened[0].models) == {"base", "chat"}
 
 

@@ -219,7 +219,11 @@ _is_whole = handover.HandoverWriter._is_whole
         (handover, "incomplete", lambda data: False),
         (handover, "text_of", lambda vocabulary, token: vocabulary.piece(token)),
         (handover.HandoverWriter, "_gives_up", lambda self, read: False),
-        (handover.HandoverWriter, "_takes_over", lambda self, read, follower, spent: _takes_over(self, read, None, spent)),
+        (
+            handover.HandoverWriter,
+            "_takes_over",
+            lambda self, read, follower, spent: _takes_over(self, read, None, spent),
+        ),
         (
             handover.HandoverWriter,
             "_takes_over",

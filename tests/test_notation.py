@@ -100,7 +100,7 @@ BOTH = Objective((RewardTerm("helpful"), RewardTerm("short", 0.2)))
             "helpful,short=-1e-1,combine=conservative,spread=2",
             Objective((RewardTerm("helpful"), RewardTerm("short", -0.1)), Combine.CONSERVATIVE, 2.0),
         ),
-        ("short=length,max_words=50", ("short", {"type": "length", "max_words": 50})),
+        ("short=length,at_most=50", ("short", {"type": "length", "at_most": 50})),
         (
             'j=json,schema={"type": "object", "required": ["a", "b"]},strict=true,note=a b,quoted="x,y"',
             (

@@ -13,7 +13,7 @@ import transformers as hf
 
 from trimtab.decode.config import ConfigError, EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine, _Waiter
-from trimtab.decode.errors import RewardFailed, UnsupportedModel, UnsupportedRequest
+from trimtab.decode.errors import RewardFailed, UnsupportedRequest
 from trimtab.decode.models.load import load
 from trimtab.decode.ops import Value
 from trimtab.decode.rewards.base import Sample
@@ -94,8 +94,8 @@ def engine(
     }  # fmt: skip
     # "trained.model" is brought by one reward and named by another: it has to be a model of the engine for that.
     models: dict[str, Any] = {
-        "base": str(tiny_folder("llama")),
-        "other": str(tiny_folder("qwen2", seed=7)),
+        "base": ModelConfig(source=str(tiny_folder("llama")), dtype="float32"),
+        "other": ModelConfig(source=str(tiny_folder("qwen2", seed=7)), dtype="float32"),
     }
     for name in ("trained", "mean"):
         models[f"{name}.model"] = ModelConfig(source=rewards[name].pop("source"), role="reward", dtype="float32")
@@ -211,8 +211,8 @@ def test_candidates_read_their_prompt_once(engine: Engine) -> None:
     view.pages.forget()
     read = run(engine, counted)
     answers = sum(len(view.vocabulary.encode(s.text, False, continues=True)) for s in samples)
-    assert read < 2 * prompt + answers < 8 * prompt + answers
-    assert read >= prompt + answers
+    again = len(samples) * view.pages.min_reuse  # the end of the prompt that is too short to be worth a copy
+    assert prompt + answers <= read < prompt + answers + again < len(samples) * prompt + answers
 
 
 def test_the_turn_is_closed_as_the_template_closes_it(tiny: Any, tiny_folder: Callable[..., Path]) -> None:
@@ -258,14 +258,14 @@ def test_every_architecture_rates_as_its_own_forward(kind: str, reward_folder: A
     assert found == pytest.approx(expected, abs=2e-4)
 
 
-def test_a_head_that_is_not_linear_is_refused(tiny: Any, tmp_path: Path) -> None:
+def test_a_model_without_labels_is_no_reward_model(tiny: Any, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
     config_name, _, arguments = tiny.KINDS["llama"]
     model = hf.LlamaForSequenceClassification(getattr(hf, config_name)(**{**arguments, "num_labels": 1}))
     folder = tiny.save(model, tmp_path)
     loaded = load("fine", ModelConfig(source=str(folder), dtype="float32"))
     assert loaded.labels == ("LABEL_0",)
-    with pytest.raises((ConfigError, UnsupportedModel), match="architecture|ForSequenceClassification"):
-        make_rewards({"x": {"type": "classifier", "source": str(tmp_path.parent)}})
+    with pytest.raises(ConfigError, match=r"rewards\.x\.type.*LlamaForCausalLM.*ForSequenceClassification"):
+        make_rewards({"x": {"type": "classifier", "source": str(tiny_folder("llama"))}})
 
 
 def test_an_encoder_reads_the_whole_pair(engine: Engine, encoder_folder: Path, tiny: Any) -> None:
@@ -274,7 +274,7 @@ def test_an_encoder_reads_the_whole_pair(engine: Engine, encoder_folder: Path, t
     expected = []
     for sample in beginnings():
         read = own(PROMPT[0].content, sample.text, return_tensors="pt")
-        expected.append(float(model(**{k: v for k, v in read.items()}).logits[0, 1]))
+        expected.append(float(model(**dict(read.items())).logits[0, 1]))
     assert ratings(engine, "encoder", beginnings()) == pytest.approx(expected, abs=1e-5)
     assert engine.rewards["encoder"].models == ()
 
@@ -371,7 +371,7 @@ def test_a_judge_s_options_are_checked(options: dict[str, Any], named: str) -> N
         make_rewards({"j": table}, {"m": ModelConfig(source="x")})
 
 
-# ----------------------------------------------------------------------------------------------------------- likelihoods
+# ---------------------------------------------------------------------------------------------------------- likelihoods
 
 
 def logprob(folder: Path, prompt: Sequence[int], answer: Sequence[int]) -> tuple[float, float]:
@@ -454,7 +454,7 @@ def test_a_pairwise_reward_rates_nothing(engine: Engine) -> None:
         ratings(engine, "pairwise", beginnings())
 
 
-# --------------------------------------------------------------------------------------------------- options of all that
+# -------------------------------------------------------------------------------------------------- options of all that
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ from trimtab.decode.types import (
     RejectSegments,
     Result,
     RewardTerm,
+    Scored,
     Segments,
     Speculative,
     Started,
@@ -860,13 +861,10 @@ def test_rewards_are_listed_page_by_page(served: Served) -> None:
 
 def test_scores_are_the_engines(served: Served) -> None:
     items = [("a", "bcd"), ([ChatMessage("user", "xy")], "é"), ("z", "")]
-    assert served.client.score(items, reward="helpful") == served.engine.score(
-        items, reward="helpful", model=None, tokens=False
-    )
-    for tokens in (False, True):
-        assert served.client.score(items, model="chat", tokens=tokens) == served.engine.score(
-            items, reward=None, model="chat", tokens=tokens
-        )
+    for how in ({"reward": "helpful"}, {"model": "chat"}):
+        assert served.client.score(items, **how) == served.engine.score(items, **how)
+    bare = [Scored(one.value, one.token_count) for one in served.engine.score(items, model="chat")]
+    assert served.client.score(items, model="chat", tokens=False) == bare
     served.engine.score_failure = RewardFailed("helpful", "it gave 2 numbers for 3 samples")
     with pytest.raises(RewardFailed, match="it gave 2 numbers for 3 samples"):
         served.client.score(items, reward="helpful")

@@ -93,7 +93,7 @@ def some(writer: Any, rng: random.Random) -> Any:
 
 @pytest.mark.parametrize(("policy", "draw"), PAIRS)
 def test_pieces_are_the_whole(policy: str, draw: str) -> None:
-    for seed in range(8):
+    for seed in range(5):
         context, plan = case(policy, draw, seed)
         writer, rng = s.writer_of(context, plan), random.Random(seed)
         while not writer.answer.done:
@@ -105,7 +105,7 @@ def test_pieces_are_the_whole(policy: str, draw: str) -> None:
 
 @pytest.mark.parametrize(("policy", "draw"), PAIRS)
 def test_a_fork_with_the_same_numbers_is_the_original(policy: str, draw: str) -> None:
-    for seed in range(6):
+    for seed in range(4):
         context, plan = case(policy, draw, seed)
         writer, rng = s.writer_of(context, plan), random.Random(seed)
         expected = whole(policy, draw, seed)
@@ -113,12 +113,11 @@ def test_a_fork_with_the_same_numbers_is_the_original(policy: str, draw: str) ->
         while not writer.answer.done:
             context.drive(some(writer, rng))
             forks.append(writer.fork())
-        for fork in rng.sample(forks, len(forks)):
+        for fork in rng.sample(forks, min(3, len(forks))):
             context.drive(fork.advance())
             assert summary(fork) == expected
-            fork.close()
         assert summary(writer) == expected
-        writer.close()
+        writer.team.close()
         assert not context.open_sequences
 
 
@@ -126,11 +125,13 @@ def test_a_fork_with_the_same_numbers_is_the_original(policy: str, draw: str) ->
 def test_a_fork_is_what_a_fresh_writer_makes_of_the_answer(policy: str, draw: str) -> None:
     """Nothing but what is written goes over to random numbers of its own, and no cache is wrong."""
     differs = 0
-    for seed in range(6):
+    for seed in range(5):
         context, plan = case(policy, draw, seed)
         writer, rng = s.writer_of(context, plan), random.Random(seed)
         while not writer.answer.done:
             context.drive(some(writer, rng))
+            if rng.random() < 0.6:
+                continue
             key = plan.drawing.key.child(len(writer.answer.tokens), 1)
             fork, fresh = writer.fork(key, 3), s.writer_of(context, plan, key)
             fresh.adopt(writer)
@@ -147,7 +148,7 @@ def test_a_fork_is_what_a_fresh_writer_makes_of_the_answer(policy: str, draw: st
 @pytest.mark.parametrize(("policy", "draw"), PAIRS)
 def test_where_nothing_is_random_every_fork_is_the_original(policy: str, draw: str) -> None:
     """So what a fork decides anew, it decides by the same rules."""
-    for seed in range(8):
+    for seed in range(12 if policy == "handover" else 3):
         context, plan = case(policy, draw, seed)
         plan = replace(plan, drawing=replace(plan.drawing, filters=Filters(), foreign=Filters()))
         writer, rng = s.writer_of(context, plan), random.Random(seed)
@@ -155,7 +156,7 @@ def test_where_nothing_is_random_every_fork_is_the_original(policy: str, draw: s
         while not writer.answer.done:
             forks.append(writer.fork(Key(seed, len(writer.answer.tokens) + 1)))
             context.drive(some(writer, rng))
-        for fork in forks:
+        for fork in rng.sample(forks, min(4, len(forks))):
             context.drive(fork.advance())
             found, expected = summary(fork), summary(writer)
             assert [(t.author, t.id) for t in found[0]] == [(t.author, t.id) for t in expected[0]]
@@ -229,5 +230,5 @@ def test_a_wrong_fork_is_seen(
 
 
 def test_every_end_is_met() -> None:
-    found = {whole(policy, draw, seed)[2] for policy, draw in PAIRS for seed in range(8)}
+    found = {whole(policy, draw, seed)[2] for policy, draw in PAIRS for seed in range(3)}
     assert {FinishReason.EOS, FinishReason.STOP, FinishReason.MAX_NEW_TOKENS} <= found

@@ -60,7 +60,7 @@ class BagOfWords:
             loss = torch.stack([pair_loss(values[group], logits[group]) for group in groups]).mean()
             loss = loss + decay * weight.square().sum()
             adam.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
         self.weight = weight.detach()
 

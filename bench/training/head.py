@@ -143,7 +143,7 @@ class HeadRun:
     labels: Labels = "analytic"
     given_log_q: bool = False
     reject_weight: float = 1.0
-    batch: int = 2048
+    batch: int = 1024
 
     def __post_init__(self) -> None:
         if self.labels not in LABELS:

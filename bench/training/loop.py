@@ -1,4 +1,4 @@
-"""The training loop: AdamW or Muon, clipped gradients, a cosine, checkpoints that resume bit for bit, and a curve.
+"""The training loop: AdamW, clipped gradients, a cosine, checkpoints that resume bit for bit, and a curve.
 
 A step's batch is a function of the step's number alone, so what a checkpoint holds (weights, optimiser, step) is all
 that a run depends on: a run that was cut short and resumed is the run that was not.
@@ -10,10 +10,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ __all__ = ["Settings", "plot_curve", "train"]
 _LINE_EVERY = 60.0  # seconds between lines of progress
 _CHECKPOINT, _CURVE = "checkpoint.pt", "curve.jsonl"
 
-Optimiser = Literal["adamw", "muon"]
 Figures = Mapping[str, float]
 Step = Callable[[int], tuple[Tensor, Figures]]
 
@@ -40,8 +39,7 @@ class Settings:
         learning_rate: at its highest, after ``warmup`` of the steps; it falls to a twentieth by a cosine.
         warmup: part of the steps, in [0, 1).
         clip: largest norm of the gradient.
-        weight_decay: of the optimiser.
-        optimiser: ``muon`` orthogonalises the updates of matrices and leaves the rest to AdamW.
+        weight_decay: of AdamW.
         seed: of everything that is random.
         log_every: steps between lines of the curve, each the mean since the last.
         evaluate_every: steps between evaluations; the last step is always followed by one.
@@ -52,7 +50,6 @@ class Settings:
     warmup: float = 0.03
     clip: float = 1.0
     weight_decay: float = 0.01
-    optimiser: Optimiser = "adamw"
     seed: int = 0
     log_every: int = 20
     evaluate_every: int = 500
@@ -64,8 +61,6 @@ class Settings:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidRequest.of(name, getattr(self, name), "a finite number above 0")
-        if self.optimiser not in get_args(Optimiser):
-            raise InvalidRequest.of("optimiser", self.optimiser, f"one of {', '.join(get_args(Optimiser))}")
         if not 0 <= self.warmup < 1:
             raise InvalidRequest.of("warmup", self.warmup, "a number in [0, 1)")
 
@@ -111,26 +106,30 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
-    optimisers = _optimisers(parameters, settings)
+    optimiser = torch.optim.AdamW(
+        list(parameters.values()),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
     run = json.loads(json.dumps({**asdict(settings), **made}))
-    first, before = _resume(folder, parameters, optimisers, run)
+    first, before = _resume(folder, parameters, optimiser, run)
     begun = saved = said = time.monotonic()
     sums: dict[str, float] = {}
     summed = 0
     last: Figures = {}
     end = settings.steps if stop_after is None else min(settings.steps, first + stop_after)
     for number in range(first, end):
-        for optimiser in optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = settings.rate(number)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.rate(number)
         loss, figures = step(number)
         if not math.isfinite(value := float(loss.detach())):
             raise TrimtabError(f"{name}: the loss of step {number} is {value}; try a smaller learning rate")
         module.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
-        for optimiser in optimisers:
-            optimiser.step()
+        optimiser.step()
         for key, figure in {"loss": value, "norm": float(norm), **figures}.items():
             sums[key] = sums.get(key, 0.0) + figure
         summed += 1
@@ -154,34 +153,21 @@ def train(
             sys.stderr.write(f"{name}: step {number + 1}, held out: {shown}\n")
         if now - saved >= checkpoint_every or number + 1 == end:
             saved = now
-            _save(folder, parameters, optimisers, run, number + 1, before + time.monotonic() - begun)
+            _save(folder, parameters, optimiser, run, number + 1, before + time.monotonic() - begun)
     return last
-
-
-def _optimisers(parameters: Mapping[str, nn.Parameter], settings: Settings) -> list[torch.optim.Optimizer]:
-    rate, decay = settings.learning_rate, settings.weight_decay
-    matrices = [p for p in parameters.values() if p.ndim == 2 and settings.optimiser == "muon"]
-    others = [p for p in parameters.values() if p.ndim != 2 or settings.optimiser != "muon"]
-    found: list[torch.optim.Optimizer] = []
-    if matrices:  # with updates scaled to the size of AdamW's, so that one learning rate serves both
-        found.append(torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
-    if others:
-        found.append(torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=decay, fused=True))
-    return found
 
 
 def _save(
     folder: Path,
     parameters: Mapping[str, nn.Parameter],
-    optimisers: Sequence[torch.optim.Optimizer],
+    optimiser: torch.optim.Optimizer,
     run: Mapping[str, Any],
     step: int,
     seconds: float,
 ) -> None:
     work = folder / f"{_CHECKPOINT}.tmp"
     weights = {key: p.detach() for key, p in parameters.items()}
-    states = [optimiser.state_dict() for optimiser in optimisers]
-    state = {"run": run, "step": step, "seconds": seconds, "weights": weights, "optimisers": states}
+    state = {"run": run, "step": step, "seconds": seconds, "weights": weights, "optimiser": optimiser.state_dict()}
     torch.save(state, work)
     work.rename(folder / _CHECKPOINT)
 
@@ -189,7 +175,7 @@ def _save(
 def _resume(
     folder: Path,
     parameters: Mapping[str, nn.Parameter],
-    optimisers: Sequence[torch.optim.Optimizer],
+    optimiser: torch.optim.Optimizer,
     run: Mapping[str, Any],
 ) -> tuple[int, float]:
     """Steps done and seconds spent; the weights and the optimiser are as they were then."""
@@ -207,8 +193,7 @@ def _resume(
     with torch.no_grad():
         for key, parameter in parameters.items():
             parameter.copy_(state["weights"][key])
-    for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(kept)
+    optimiser.load_state_dict(state["optimiser"])
     if curve.exists():  # what came after the checkpoint comes again
         rows = [row for row in read_rows(curve) if row["step"] <= state["step"]]
         curve.unlink()

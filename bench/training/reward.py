@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ __all__ = ["Options", "train_reward"]
 _HELD_OUT = 0.1  # of the instructions to learn from: watched while training, never learned from
 _CLEAR = 0.3  # difference of preferences from which a pair is clear
 _PER_STEP = 2  # instructions
+_PIECE = 40  # steps between looks at the clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,8 @@ class Options:
         group: answers to one instruction in a step.
         learning_rate: at its highest.
         seed: of everything that is random.
-        stop_after: seconds after which the computation of states stops, to be gone on with.
+        stop_after: seconds after which the run is left with all it has, to be gone on with; at least one step is done.
+        quick: whether the results are those of a smoke run.
     """
 
     data: Path
@@ -80,6 +83,7 @@ class Options:
     learning_rate: float = 1e-4
     seed: int = 0
     stop_after: float | None = None
+    quick: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("layers", 1), ("answer_tokens", 1), ("group", 2), ("unseen", 0)):
@@ -88,7 +92,7 @@ class Options:
 
 
 def train_reward(options: Options) -> Recorder | None:
-    """Train, save and evaluate a reward model; None if ``stop_after`` ended it before its states were complete.
+    """Train, save and evaluate a reward model; None if ``stop_after`` ended it before that.
 
     Returns:
         Rows of figures: accuracies over pairs and the correlation with length, beside two baselines.
@@ -96,6 +100,7 @@ def train_reward(options: Options) -> Recorder | None:
     Raises:
         InvalidRequest: the data or the options can't be used.
     """
+    begun = time.monotonic()
     rows = read_preferences(options.data)
     generators = sorted({row.generator for row in rows})
     if options.unseen >= len(generators):
@@ -119,7 +124,9 @@ def train_reward(options: Options) -> Recorder | None:
             return None
         top = Top(upper(body, options.layers))
         del body
-        _learn(top, states, learned, options)
+        until = None if options.stop_after is None else begun + options.stop_after
+        if not _learn(top, states, learned, options, until):
+            return None
         save(top, source, folder)
     return evaluate(options, learned, sequences, rows, unseen)
 
@@ -144,7 +151,8 @@ class Top(nn.Module):
         return self.head(last.float())[:, 0]  # type: ignore[no-any-return]
 
 
-def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options) -> None:
+def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options, until: float | None) -> bool:
+    """Train; False if the time was over before the end."""
     place = {id(row): i for i, row in enumerate(rows)}
     groups = [[place[id(row)] for row in group] for group in by_instruction(rows).values() if len(group) > 1]
     held = max(1, round(_HELD_OUT * len(groups)))
@@ -201,7 +209,32 @@ def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options)
         evaluate_every=max(1, steps // 6),
     )
     made = {"group": options.group, "layers": options.layers, "source": options.source, "answers": len(rows)}
-    train(top, step, settings, options.out / "training", name="reward", made=made, evaluate=watch, checkpoint_every=60)
+    done = 0
+
+    def counted(number: int) -> tuple[Tensor, Mapping[str, float]]:
+        nonlocal done
+        done = number + 1
+        return step(number)
+
+    # In pieces of a few steps, so that the clock is looked at; a piece ends with a checkpoint.
+    piece = None if until is None else _PIECE
+    while True:
+        before = done
+        train(
+            top,
+            counted,
+            settings,
+            options.out / "training",
+            name="reward",
+            made=made,
+            evaluate=watch,
+            checkpoint_every=60,
+            stop_after=piece,
+        )
+        if done in (before, steps):  # nothing was left to do
+            return True
+        if until is not None and time.monotonic() >= until:
+            return False
 
 
 def _agreement(values: Tensor, logits: Tensor) -> float:

@@ -45,7 +45,7 @@ def upper(model: Any, layers: int) -> Any:
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[-layers:]
     with torch.device("meta"):
-        top: Any = AutoModel.from_config(config)
+        top: Any = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     top.rotary_emb = copy.deepcopy(model.rotary_emb)
     top.layers = nn.ModuleList(copy.deepcopy(layer) for layer in list(model.layers)[-layers:])
     for index, layer in enumerate(top.layers):

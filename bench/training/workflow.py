@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,10 @@ from trimtab.decode.text import Vocabulary
 __all__ = ["DraftOptions", "HeadOptions", "make_draft", "make_head"]
 
 _HELD_OUT_TOKENS = 96
+_HELD_OUT_PROMPT = 1024  # longest held-out prompt: the figures should leave few prompts out
 _RESERVED = 8  # one prompt in so many is kept from the draft, for its head
+
+_Source = tuple[str, Sequence[str], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +73,9 @@ class DraftOptions:
         layers: of the target, that the draft starts from.
         ids: tokens that the draft can propose.
         loss, warm_steps: see ``DraftRun``.
-        steps, batch_tokens, learning_rate, optimiser, seed: see ``Settings`` and ``Corpus``.
+        steps, batch_tokens, learning_rate, weight_decay, seed: see ``Settings`` and ``Corpus``.
         stop_after: leave the training after so many steps, to go on later.
+        start: folder of a draft to start from, in place of the target's layers.
         dtype: of the products.
         results: folder that the results are recorded in; None: they are only printed.
         quick: whether this is a smoke run.
@@ -93,9 +97,10 @@ class DraftOptions:
     steps: int = 2000
     batch_tokens: int = 4096
     learning_rate: float = 2e-3
-    optimiser: Any = "adamw"
+    weight_decay: float = 0.05
     seed: int = 0
     stop_after: int | None = None
+    start: Path | None = None
     dtype: str = "auto"
     results: Path | None = None
     quick: bool = False
@@ -118,7 +123,7 @@ class HeadOptions:
     width: int = 192
     labels: Any = "analytic"
     reject_weight: float = 1.0
-    steps: int = 1500
+    steps: int = 600
     learning_rate: float = 1e-3
     seed: int = 0
     compare: bool = False
@@ -150,7 +155,7 @@ def make_draft(options: DraftOptions) -> Recorder:
     settings = Settings(
         steps=options.steps,
         learning_rate=options.learning_rate,
-        optimiser=options.optimiser,
+        weight_decay=options.weight_decay,
         seed=options.seed,
         evaluate_every=max(1, min(500, options.steps)),
     )
@@ -158,7 +163,16 @@ def make_draft(options: DraftOptions) -> Recorder:
         layers=options.layers, loss=options.loss, warm_steps=options.warm_steps, dtype=dtype, settings=settings
     )
     _say(f"training on {corpus.answer_tokens} tokens of {len(corpus.examples)} texts")
-    draft = train_draft(target, ids, run, corpus, held_out, out / "draft-run", stop_after=options.stop_after)
+    draft = train_draft(
+        target,
+        ids,
+        run,
+        corpus,
+        held_out,
+        out / "draft-run",
+        stop_after=options.stop_after,
+        start=_weights(options.start, options.layers),
+    )
     spec = DraftSpec(
         target=options.target, layers=options.layers, vocab_size=vocab_size, hidden_size=int(target.config.hidden_size)
     )
@@ -168,12 +182,13 @@ def make_draft(options: DraftOptions) -> Recorder:
         "target": options.target,
         "layers": list(options.layers),
         "ids": len(ids),
+        "start": "" if options.start is None else options.start.name,
         "loss": options.loss,
         "warm_steps": options.warm_steps,
         "steps": options.steps,
         "batch_tokens": options.batch_tokens,
         "learning_rate": options.learning_rate,
-        "optimiser": options.optimiser,
+        "weight_decay": options.weight_decay,
         "texts": len(corpus.examples),
         "answer_tokens": corpus.answer_tokens,
     }
@@ -201,6 +216,8 @@ def make_head(options: HeadOptions) -> Recorder:
     dtype = _dtype("auto")
     size = files.spec.vocab_size
     texts = [t for t in read_traces(out / "answers") if _reserved(t)]
+    if not texts:
+        raise InvalidRequest.of("answers", 0, f"more prompts: one in {_RESERVED} is kept from the draft, for its head")
     found = features(draft, Corpus(texts, files.ids, size, 4096, 0), dtype, options.seed)
     held_out = _held_out(out, files.ids, size)
     seen = None if held_out is None else features(draft, held_out, dtype, options.seed + 1)
@@ -250,9 +267,9 @@ def _write_answers(options: DraftOptions) -> None:
     if options.own_prompts:
         own = own_prompts(model, options.own_prompts, seed, out / "prompts", options.slots)
         sources.append(("own", own, 2))
-    longest = min(options.prompt_tokens, model.context - options.answer_tokens)
 
-    def write(asked: Sequence[tuple[str, Sequence[str], int]], seed: int, tokens: int, name: str, limit: float) -> None:
+    def write(name: str, asked: Sequence[_Source], seed: int, longest: int, tokens: int, limit: float) -> None:
+        longest = min(longest, model.context - tokens)
         asks = asks_of_files(template, asked, seed, longest)
         if not asks:
             raise InvalidRequest.of("data", name, f"at least one prompt of at most {longest} tokens")
@@ -264,9 +281,18 @@ def _write_answers(options: DraftOptions) -> None:
 
     if held_out:
         asked = [(name, prompts, 2) for name, prompts, _ in held_out]
-        write(asked, seed + 1, min(_HELD_OUT_TOKENS, options.answer_tokens), "held_out", 1e9)
+        write("held_out", asked, seed + 1, _HELD_OUT_PROMPT, min(_HELD_OUT_TOKENS, options.answer_tokens), 1e9)
     left = options.answer_seconds - (time.monotonic() - begun)
-    write(sources, seed, options.answer_tokens, "answers", left)
+    write("answers", sources, seed, options.prompt_tokens, options.answer_tokens, left)
+
+
+def _weights(start: Path | None, layers: tuple[int, ...]) -> Mapping[str, Tensor] | None:
+    if start is None:
+        return None
+    found = read_draft(resolve(str(start)))
+    if found is None or len(found.spec.layers) != len(layers):
+        raise InvalidRequest.of("start", str(start), f"a draft of {len(layers)} layers, as 'layers' has")
+    return found.weights
 
 
 def _reserved(trace: Trace) -> bool:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 from operator import itemgetter
 
 from trimtab.decode.draws.lengths import Rule, TokenCosts, longest, rule
@@ -27,11 +28,12 @@ from trimtab.decode.types import Fixed, Length
 
 __all__ = ["PassCosts", "Speculation"]
 
-_WINDOW = 15  # passes of a size that are remembered: enough to shrug off a few slow ones, few enough to follow a drift
+_WINDOW = 21  # passes of a size that are remembered: enough to shrug off a few slow ones, few enough to follow a drift
 _PROBING = 0.02  # share of the time of plain steps that may go into drafts that don't pay
 _PROBE = 2  # tokens of such a draft
-_MARGIN = 0.01  # speculation must be better by this
-_STALE = 256  # passes after which the cost of a plain step is measured again
+_MARGIN = 0.03  # speculation must be better by this, since estimates err
+_STALE = 256  # passes after which the cost of a plain step is measured again,
+_FEW, _SOON = 5, 24  # but while there are fewer measurements than these, after so many passes
 _APART = 16  # rounds between two such measurements, should the passes be of other sizes
 _UNSURE = 4  # longest block while costs are unknown
 _NEAR = 0.05  # what is as good as equal
@@ -39,8 +41,8 @@ _REQUESTS = 1024  # whose own acceptance is remembered
 
 # Acceptance before anything is seen, in tokens that stood and fell, and how fast what is seen fades, per block.
 _STOOD, _FELL = 1.4, 0.6
-_PAIR_MEMORY, _REQUEST_MEMORY = 0.98, 0.93
-_LEAN = 4.0  # tokens and blocks that a request's own counts must outweigh
+_PAIR_MEMORY, _REQUEST_MEMORY = 0.98, 0.96
+_LEAN = 6.0  # tokens and blocks that a request's own counts must outweigh
 
 
 class PassCosts:
@@ -71,6 +73,10 @@ class PassCosts:
         """Passes since the last one of about that size; None if there was none."""
         seen = self._seen.get((tokens - 1).bit_length())
         return None if seen is None else self.passes - seen
+
+    def count(self, tokens: int) -> int:
+        """Passes of about that size that are remembered."""
+        return len(self._latest.get((tokens - 1).bit_length(), ()))
 
     def seconds(self, tokens: float) -> float | None:
         """What a pass over so many tokens takes; None if none has been seen."""
@@ -147,7 +153,6 @@ class _Pair:
 
     Attributes:
         counts: over all requests.
-        reached: of these blocks, how many had at least 1, 2, ... tokens.
         account: seconds that may be spent on trying.
         calls: blocks asked for.
         plain: of the next ones so many are refused, to see what a plain step costs.
@@ -156,7 +161,6 @@ class _Pair:
     """
 
     counts: _Counts = field(default_factory=lambda: _Counts(_STOOD, _FELL))
-    reached: list[float] = field(default_factory=list)
     account: float = 0.0
     calls: int = 0
     plain: int = 0
@@ -193,8 +197,6 @@ class Speculation:
         """A block of ``drafted`` tokens, at least one, was verified and ``accepted`` of them stood."""
         pair = self._pairs.setdefault((draft, target), _Pair())
         pair.counts.add(drafted, accepted, _PAIR_MEMORY)
-        pair.reached.extend([0.0] * (drafted - len(pair.reached)))
-        pair.reached = [_PAIR_MEMORY * count + (k < drafted) for k, count in enumerate(pair.reached)]
         key = (draft, target, request)
         self._requests.setdefault(key, _Counts()).add(drafted, accepted, _REQUEST_MEMORY)
         self._requests.move_to_end(key)
@@ -227,32 +229,36 @@ class Speculation:
         own = self._requests.get((draft, target, request), _Counts()).leaning(pair.counts)
         everyone = own if load == 1 else pair.counts
         chance, plain = own.chance, rounds[0] / load
-        best = usual = _best(rounds, load, everyone.chance)
+        best, common = _best(rounds, load, everyone.chance)
+        usual = best
         if pair.counts.blocks > _UNSURE:  # a rule that picks its moments does better than any one length, or worse
             usual = _between(rounds, everyone.drafted / everyone.blocks) * everyone.blocks / (load * everyone.written)
         price = min(best, usual)
-        together = price < plain * (1 - _MARGIN)
-        price = min(price, plain)
-        # What a block of k adds to a round, of which the row bears its share or, if it is the only one, all.
-        adds = [(seconds - rounds[0]) / load for seconds in rounds]
-        if load > 1 and not together:
-            adds = self._adds_alone(draft, target, load, most)
-        block, gain, brings = 0, _MARGIN * plain, 0.0
+        if price >= plain * (1 - _MARGIN):
+            common, price = 0, plain
+        # What the row's k-th token costs. A pass that the others need anyway costs it little, one of its own all.
+        alone = _seconds(drafting, 1)
+        joined = (_seconds(drafting, load) - alone) / (load - 1) if load > 1 else alone
+        shared = _seconds(drafting, load) / load if common else alone
+        verify = self._verify(target, load, most, common > 0)
+        steps = [(joined if k < common else shared) + verify[k] for k in range(most)]
+        block, gain, brings, spent, sure = 0, _MARGIN * plain, 0.0, 0.0, price * (1 - _MARGIN)
+        adds = [0.0]
         for k in range(1, most + 1):
-            brings += chance**k
-            if brings * price - adds[k] > gain:
-                block, gain = k, brings * price - adds[k]
+            brings, spent = brings + chance**k, spent + steps[k - 1]
+            adds.append(spent)
+            if brings * sure - spent > gain:
+                block, gain = k, brings * sure - spent
         if own.blocks:
-            gain = max(gain, (own.written / own.blocks - 1) * price - _between(adds, own.drafted / own.blocks))
-        if gain <= _MARGIN * plain:
+            gain = max(gain, (own.written / own.blocks - 1) * sure - _between(adds, own.drafted / own.blocks))
+        # Rows that are like the others go together or not at all: they would all take themselves for the only one.
+        follows = load > 1 and not common and chance <= everyone.chance * (1 + _NEAR)
+        if gain <= _MARGIN * plain or follows:
             return self._probe(pair, length, drafting, plain, adds, missing)
-        cap = min(most, max(block, 1) if usual > best * (1 + _NEAR) else 2 * block + 2)
-        verify = max(0.0, (_seconds(self._target[target], load + cap) - rounds[0]) / cap)
+        cap = min(most, max(block, common, 1) if usual > best * (1 + _NEAR) else 2 * max(block, common) + 2)
         costs = []
         for k in range(1, cap):
-            # The best block pays if all rows draft it; what comes after is shared by those that usually get there.
-            rows = load if k < block and together else load * _share(pair, k)
-            costs.append(TokenCosts(_seconds(drafting, max(1.0, rows)) / max(1.0, rows), verify, chance * price))
+            costs.append(TokenCosts(joined if k < common else alone, verify[k], chance * price))
         return rule(length, costs, cap)
 
     def copies(self, target: str, chance: float, most: int, load: int) -> int:
@@ -282,8 +288,9 @@ class Speculation:
         if pair.plain:
             pair.plain -= 1
             return True
-        age = self._costs(target, False).age(load)
-        if age is not None and age <= _STALE:
+        costs = self._costs(target, False)
+        age = costs.age(load)
+        if age is not None and age <= (_STALE if costs.count(load) >= _FEW else _SOON):
             return False
         if pair.measured is not None and pair.calls - pair.measured < _APART * load:
             return False
@@ -299,11 +306,11 @@ class Speculation:
             pair.rounds = key, [k * step + _seconds(verifying, load * (k + 1)) for k in range(most + 1)]
         return pair.rounds[1]
 
-    def _adds_alone(self, draft: str, target: str, load: int, most: int) -> list[float]:
-        """Seconds by which a round grows if one row alone drafts 0, 1, ..., ``most`` tokens."""
-        drafting, verifying = self._costs(draft, True), self._costs(target, False)
-        step, plain = _seconds(drafting, 1), _seconds(verifying, load)
-        return [k * step + _seconds(verifying, load + k) - plain for k in range(most + 1)]
+    def _verify(self, target: str, load: int, most: int, together: bool) -> list[float]:
+        """Seconds by which a row's first, second, ... drafted token lengthens the target's pass."""
+        costs, rows = self._costs(target, False), load if together else 1
+        found = [_seconds(costs, load + rows * k) / rows for k in range(most + 1)]
+        return [after - before for before, after in pairwise(found)]
 
     @staticmethod
     def _probe(
@@ -332,15 +339,10 @@ def _between(values: list[float], place: float) -> float:
     return values[low] + (values[low + 1] - values[low]) * (min(place, len(values) - 1) - low)
 
 
-def _share(pair: _Pair, k: int) -> float:
-    """Share of blocks that get beyond k tokens."""
-    return pair.reached[k] / pair.counts.blocks if k < len(pair.reached) else 0.0
-
-
-def _best(rounds: list[float], load: int, chance: float) -> float:
-    """The least seconds per token with blocks of one length, at least one token."""
-    best, tokens = float("inf"), 1.0
+def _best(rounds: list[float], load: int, chance: float) -> tuple[float, int]:
+    """The least seconds per token with blocks of one length, at least one token, and that length."""
+    best, tokens = (float("inf"), 1), 1.0
     for k in range(1, len(rounds)):
         tokens += chance**k
-        best = min(best, rounds[k] / (load * tokens))
+        best = min(best, (rounds[k] / (load * tokens), k))
     return best

@@ -16,6 +16,7 @@ from trimtab.decode.engine.batch import RaggedBatch, Span
 from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models import bundled
+from trimtab.decode.models.acceptance import AcceptanceHead
 from trimtab.decode.models.draft import bundled_draft, read_draft
 from trimtab.decode.models.linear import packing_available
 from trimtab.decode.models.modules import ModuleForward, UnsupportedAttention
@@ -47,8 +48,8 @@ class LoadedModel:
     Attributes:
         labels: names of the outputs of a reward model's head, which ``forward`` then gives in place of logits.
         draft_ids: int64 [Vd], of a draft with a reduced vocabulary: the id that each of its logits stands for.
-        acceptance: of a draft with a trained head: its hidden states [n, D] -> the probability, float32 [n], that the
-            target accepts a token drawn from them.
+        acceptance: of a draft with a trained head: its hidden states [n, D], and which of them are decoded greedily,
+            -> the probability, float32 [n], that the target accepts a token drawn from them.
         forward_hidden: as ``forward``, but it gives these hidden states too.
     """
 
@@ -68,7 +69,7 @@ class LoadedModel:
     device: torch.device
     labels: tuple[str, ...] | None = None
     draft_ids: Tensor | None = None
-    acceptance: Callable[[Tensor], Tensor] | None = None
+    acceptance: AcceptanceHead | None = None
     forward_hidden: Callable[[Tensor, Tensor, Step, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @property
@@ -114,7 +115,8 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
             name, f"{type(model).__name__} does not take its attention from transformers' AttentionInterface"
         )
     model = model.to(device).eval().requires_grad_(False)
-    generation_config: GenerationConfig = model.generation_config or GenerationConfig()  # type: ignore[no-untyped-call]
+    own = getattr(model, "generation_config", None)
+    generation_config: GenerationConfig = own or GenerationConfig()  # type: ignore[no-untyped-call]
     eos: Any = generation_config.eos_token_id
     eos_ids = None if eos is None else ([eos] if isinstance(eos, int) else list(eos))
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)

@@ -8,7 +8,7 @@ Explicit rules where the published code has none:
 * A token that ends the answer is a candidate like any other; it is rated as the finished answer. The code never ends.
 * Bias and bans move a token in or out, and the repetition penalty scales its ln p (never positive), before the width is
   applied; top-k, top-p and min-p then leave out candidates by the base's probability alone, before any reward counts.
-  Their mass is the candidates'. Candidates are looked for among the width + (biased and banned ids) most likely tokens.
+  Their mass is the candidates'. A positive bias lifts a token only from among the ``_LIFTED`` likeliest beyond these.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from trimtab.decode.types import FinishReason, Token, TopLogprob
 from trimtab.decode.writer import Team, Writer
 
 __all__ = ["RateAnswers", "TokenRewardWriter"]
+
+_LIFTED = 64
 
 # Rewards of what an answer would become: one number each, in order. The answers are not to be kept.
 RateAnswers = Callable[[Sequence[Answer]], Awaitable[list[float]]]
@@ -72,7 +74,8 @@ class TokenRewardWriter(Writer):
         pick = self.answer.pick(self._seq.model)
         edited = {*pick.banned, *pick.filters.bias}
         unread, self._unread = self._unread, []
-        wanted = max(self._width + len(edited), self.answer.top)
+        lifts = any(bias > 0 for bias in pick.filters.bias.values())
+        wanted = max(self._width + len(edited) + _LIFTED * lifts, self.answer.top)
         (read,) = await Extend(self._seq, unread, (None,), wanted)
         scored = self._candidates(read, pick.banned)
         tokens = [self._token(read, found) for found, _ in scored]

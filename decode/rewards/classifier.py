@@ -110,11 +110,13 @@ def classifier(
         site.model("model", model)
         if on == "thread":
             raise OptionError("on", on, "engine for a model of the engine")
+        if not reads_causally(site.models[model].source):
+            raise OptionError("model", model, "a model with a linear head over its last token")
         labels = labels_of(read_config(site.models[model].source))
         return Classifier(model, _reading(reading, labels, label, level), partial)
     where = text("source", source, "a folder or a hub id")
-    read = _reading(reading, labels_of(read_config(where)), label, level)
     causal = reads_causally(where)
+    read = _reading(reading, labels_of(read_config(where)), label, level)
     if on == "engine" and not causal:
         raise OptionError("on", on, "thread or auto: it is not a decoder with a linear head")
     if causal and on != "thread":

@@ -29,7 +29,10 @@ def reading(kind: str | None, labels: Sequence[str], label: str | int | None, le
     Raises:
         OptionError: a name that isn't known, or a reading that this head doesn't allow.
     """
-    kind = choice("reading", kind or ("value" if len(labels) == 1 or label is not None else None), READINGS)
+    if kind is None and label is None and len(labels) > 1:
+        outputs = ", ".join(map(repr, labels[:8])) + (", ..." if len(labels) > 8 else "")
+        raise OptionError("reading", kind, f"one of {', '.join(READINGS)}, or a label: the head has {outputs}")
+    kind = choice("reading", kind or "value", READINGS)
     number("level", level, above=0, high=1)
     if kind in ("value", "probability"):
         index = _index(labels, label)

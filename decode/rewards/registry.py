@@ -68,8 +68,15 @@ class Site:
 
 
 def reward_types() -> dict[str, metadata.EntryPoint]:
-    """The types of rewards that are installed, by name."""
-    return {entry.name: entry for entry in sorted(metadata.entry_points(group=GROUP), key=lambda e: e.name)}
+    """The types of rewards that are installed, by name; of several of one name the first on the path."""
+    # Not metadata.entry_points(): of two copies of a distribution's metadata (an old build beside an installation) it
+    # sees only the first.
+    found: dict[str, metadata.EntryPoint] = {}
+    for distribution in metadata.distributions():
+        for entry in distribution.entry_points:
+            if entry.group == GROUP:
+                found.setdefault(entry.name, entry)
+    return dict(sorted(found.items()))
 
 
 def make_rewards(specs: Mapping[str, AnyReward], models: Mapping[str, ModelConfig] | None = None) -> dict[str, Reward]:

@@ -79,6 +79,8 @@ def _encoder(source: str, max_tokens: int | None) -> Any:
     except (OSError, ValueError) as error:
         said = str(error).strip().partition("\n")[0]
         raise OptionError("source", source, f"an encoder: a folder or a hub id ({said})") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked, so any will do
     positions = int(getattr(model.config, "max_position_embeddings", 512))
     limit = min(positions, tokenizer.model_max_length, max_tokens or positions)
 

@@ -129,6 +129,6 @@ def _common(answers: Sequence[Answer]) -> int:
     """Tokens that all of them begin with."""
     first, *others = (answer.tokens for answer in answers)
     for i, token in enumerate(first):
-        if any(i >= len(other) or (other[i].id, other[i].author) != (token.id, token.author) for other in others):
+        if any(i >= len(other) or other[i] != token for other in others):
             return i
     return len(first)

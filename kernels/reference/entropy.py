@@ -147,7 +147,7 @@ class Collected:
 
 
 def check_tokens(tokens: torch.Tensor, logits: torch.Tensor, values: bool = True) -> None:
-    """Raise TypeError or ValueError unless tokens is int64 [R] with (if ``values`` are to be looked at) all in [-1, V)."""
+    """Raise TypeError or ValueError unless tokens is int64 [R], beside the logits, with (``values``) all in [-1, V)."""
     if tokens.dtype != torch.int64:
         raise TypeError(f"tokens.dtype = {tokens.dtype}: accepted: torch.int64")
     rows, vocabulary = logits.shape

@@ -43,7 +43,8 @@ class Law(NamedTuple):
         """ln p of the token whose edited logit is z."""
         if not z >= self.bound or z == _NEG_INF:
             return -math.inf
-        return float(exponents(z, self.top, self.scale)) - math.log(self.mass)
+        with np.errstate(over="ignore"):
+            return float((z - self.top) * self.scale) - math.log(self.mass)
 
     def prob(self, z: Floats) -> Floats:
         """p of the tokens whose edited logits are z, float32 of its shape, which is not changed."""

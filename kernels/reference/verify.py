@@ -48,11 +48,14 @@ class Draft(NamedTuple):
         ids: int64 [Vd], distinct: id in the target's vocabulary of every column of logits. None: column = id. Tokens
             that are not among them have q = 0. On the CPU, where it is checked; on another device its kernels take it
             as it is.
+        top_probs: K, the largest probability of each raw row, ``Stats.top_prob`` of drawing it: with it the CPU need
+            not sum rows at temperature 1 again.
     """
 
     logits: torch.Tensor | None
     rows: Sequence[RowPick]
     ids: torch.Tensor | None = None
+    top_probs: Sequence[float] | None = None
 
 
 class Window(NamedTuple):
@@ -232,7 +235,8 @@ class _Scan:
             buffer = self._buffers[size] = RowBuffer(size)
         source = draft.logits[j].detach().to("cpu")
         row = draft.rows[j]
-        law = law_of(buffer, source, row)
+        known = draft.top_probs[j] if draft.top_probs is not None else 0.0
+        law = law_of(buffer, source, row, 1 / known if known > 0 else None)
         columns = self._columns[id(draft.ids)] if draft.ids is not None else None
         column = y if columns is None else int(columns.column[y])
         log_q = law.logprob(buffer.z[column]) if law is not None and 0 <= column < size else -math.inf
@@ -293,6 +297,8 @@ def _check_draft(where: str, draft: Draft, logits: torch.Tensor, count: int, voc
         )
     if len(draft.rows) != count:
         raise ValueError(f"{where}.rows: {len(draft.rows)} of them: accepted: {count}, one per token")
+    if draft.top_probs is not None and len(draft.top_probs) != count:
+        raise ValueError(f"{where}.top_probs: {len(draft.top_probs)} of them: accepted: {count}, one per token")
     if draft.ids is not None:
         if draft.ids.dtype != torch.int64:
             raise TypeError(f"{where}.ids.dtype = {draft.ids.dtype}: accepted: torch.int64")

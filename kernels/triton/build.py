@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from trimtab.kernels.triton.draw import CAPACITY, gather, race, settle
-from trimtab.kernels.triton.launch import block_of, write
+from trimtab.kernels.triton.launch import block_of, warps_of, write
 from trimtab.kernels.triton.scan import scan, scan_deferred
 
 __all__ = ["Built", "Variant", "build", "sass", "variants"]
@@ -41,13 +41,14 @@ class Variant(NamedTuple):
         constants: of the launch.
         dtype: Triton's name of the type of the logits.
         aligned: whether row strides are multiples of 16 elements.
+        warps: None takes those of ``launch``.
     """
 
     kernel: Any
     constants: dict[str, Any]
     dtype: str = "bf16"
     aligned: bool = True
-    warps: int = 4
+    warps: int | None = None
 
 
 class Built(NamedTuple):
@@ -62,23 +63,25 @@ def variants(vocabulary: int, models: int, dtype: str = "bf16") -> Iterator[tupl
     """The kernels as ``launch`` starts them."""
     block = block_of(vocabulary)
     tiles = -(-vocabulary // block)
-    shape = {"M": models, "VOCABULARY": vocabulary, "BLOCK": block}
+    bare = {"M": models, "VOCABULARY": vocabulary, "BLOCK": block}
+    shape = {**bare, "EDITABLE": True}
+    plain = {**bare, "EDITABLE": False}
     steps = triton.next_power_of_2(tiles)
     mixture = models > 1
     aligned = vocabulary % 16 == 0
-    yield "scan", Variant(scan, {**shape, "SPAN": 1, "DRAWN": mixture, "TOP": False}, dtype, aligned)
+    yield "scan", Variant(scan, {**plain, "SPAN": 1, "DRAWN": mixture, "TOP": False}, dtype, aligned)
     yield "scan_drawn", Variant(scan, {**shape, "SPAN": 2, "DRAWN": True, "TOP": True}, dtype, aligned)
     yield "scan_deferred", Variant(scan_deferred, {**shape, "TILES": steps, "TOP": True}, dtype, aligned)
     stage = {**shape, "TILES": steps, "MIXTURE": mixture, "TOP": True, "DRAWN": True, "GIVEN": False}
     yield "settle", Variant(settle, stage, dtype, aligned)
     if not mixture:
-        stage = {**shape, "TILES": steps, "MIXTURE": False, "TOP": False, "DRAWN": False, "GIVEN": True}
+        stage = {**plain, "TILES": steps, "MIXTURE": False, "TOP": False, "DRAWN": False, "GIVEN": True}
         yield "settle_stats", Variant(settle, stage, dtype, aligned)
-        yield "race_nucleus", Variant(race, {**shape, "LIMIT": CAPACITY, "NUCLEUS": True}, dtype, aligned, 8)
+        yield "race_nucleus", Variant(race, {**plain, "LIMIT": CAPACITY, "NUCLEUS": True}, dtype, aligned, 8)
     yield "gather", Variant(gather, {**shape, "MIXTURE": mixture, "LIMIT": CAPACITY}, dtype, aligned)
     yield "race", Variant(race, {**shape, "LIMIT": CAPACITY, "NUCLEUS": False}, dtype, aligned, 8)
     if mixture:
-        yield "write", Variant(write, {**shape, "TILES": steps}, dtype, aligned)
+        yield "write", Variant(write, {**bare, "TILES": steps}, dtype, aligned)
 
 
 def build(variant: Variant, capability: int = 90) -> Built:
@@ -105,7 +108,8 @@ def build(variant: Variant, capability: int = 90) -> Built:
             attributes[(i,)] = divisible
     source = ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
-    code = triton.compile(source, target=target, options={"num_warps": variant.warps, "enable_fp_fusion": True})
+    warps = variant.warps or warps_of(variant.constants["VOCABULARY"], models)
+    code = triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
     text = sass(code.asm["cubin"], "--dump-resource-usage")
     registers = int(re.search(r"REG:(\d+)", text)[1])  # type: ignore[index]
     local = sum(int(found) for found in re.findall(r"LOCAL:(\d+)|STACK:(\d+)", text) for found in found if found)

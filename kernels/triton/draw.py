@@ -24,7 +24,6 @@ from trimtab.kernels.triton.rows import (
     INF,
     INTS,
     KEY,
-    KIND,
     LARGEST,
     LOG2E,
     MIN_P,
@@ -42,6 +41,7 @@ from trimtab.kernels.triton.rows import (
     WEIGHTS,
     combine,
     decide,
+    kind_of,
     mix_careful,
     tile_of_row,
 )
@@ -107,16 +107,17 @@ def _drawn_tile(
 
 
 @triton.jit
-def _logprob(xs, strides, row, token, applied, bound, weights, top, log_mass, argmax, M: tl.constexpr, VOCABULARY: tl.constexpr):
+def _logprob(
+    xs, strides, row, token, applied, bound, weights, top, log_mass, argmax, M: tl.constexpr, VOCABULARY: tl.constexpr
+):
     """ln p of a token under the distribution of the statistics; -inf for token -1 and what is banned."""
     at = tl.maximum(token, 0).to(tl.int64) + tl.arange(0, 1)
     z = tl.load(xs[0] + row * strides[0] + at, mask=at < VOCABULARY, other=NEG_INF).to(tl.float32)
     z = tl.where(z < INF, z, NEG_INF)
-    if M > 1:
-        if applied:
-            inside = (z >= bound) & (z > NEG_INF)
-            z, _ = mix_careful(z, xs, strides, row, at, inside, weights, M, VOCABULARY)
-            z = tl.where(inside, z, NEG_INF)
+    if M > 1 and applied:
+        inside = (z >= bound) & (z > NEG_INF)
+        z, _ = mix_careful(z, xs, strides, row, at, inside, weights, M, VOCABULARY)
+        z = tl.where(inside, z, NEG_INF)
     value = tl.max(z, 0)
     usable = (value > NEG_INF) & (argmax >= 0) & (token >= 0)
     # The argmax has probability 1 / mass, whatever rounding did to its logit on the way here.
@@ -151,6 +152,7 @@ def settle(
     DRAWN: tl.constexpr,
     MIXTURE: tl.constexpr,
     TOP: tl.constexpr,
+    EDITABLE: tl.constexpr,
 ):
     """One program for each row.
 
@@ -178,7 +180,7 @@ def settle(
     if DRAWN:
         ints += row * INTS
         reals += row * (REALS + M)
-        kind = tl.load(ints + KIND)
+        kind = kind_of(ints, EDITABLE)
     win = tl.minimum(_first_max(m, tiles), NT - 1)
     z = tile_of_row(xs, strides, row, win, False, NEG_INF, weights, 1, VOCABULARY, BLOCK)
     argmax = tl.where(top > NEG_INF, win * BLOCK + _first_max(z, offs), -1)
@@ -314,6 +316,7 @@ def gather(
     BLOCK: tl.constexpr,
     MIXTURE: tl.constexpr,
     LIMIT: tl.constexpr,
+    EDITABLE: tl.constexpr,
 ):
     """List the tokens of filtered rows that may be kept, a program for each tile.
 
@@ -325,15 +328,14 @@ def gather(
     if tl.load(counts + row) >= 0:
         ints += row * INTS
         weights = reals + row * (REALS + M) + WEIGHTS
-        kind = tl.load(ints + KIND)
+        kind = kind_of(ints, EDITABLE)
         state += row * _STATE
         least = tl.load(state + 2)
         bound = tl.load(state + 6)
         applied = tl.load(state + 7) > 0
         top = tl.load(parts + row * 8 * NT + tile)
-        if MIXTURE:
-            if applied:
-                top = tl.load(parts + row * 8 * NT + 4 * NT + tile)
+        if MIXTURE and applied:
+            top = tl.load(parts + row * 8 * NT + 4 * NT + tile)
         if kind & (EDITED | SCALED):
             top = tl.load(draws + row * 2 * NT + tile)
         # The tile's maximum may have been rounded another way on its way here.
@@ -415,6 +417,7 @@ def race(
     BLOCK: tl.constexpr,
     LIMIT: tl.constexpr,
     NUCLEUS: tl.constexpr,
+    EDITABLE: tl.constexpr,
 ):
     """The token of a filtered row and its ln p, a program for each row.
 
@@ -427,7 +430,7 @@ def race(
         ints += row * INTS
         reals += row * (REALS + M)
         weights = reals + WEIGHTS
-        kind = tl.load(ints + KIND)
+        kind = kind_of(ints, EDITABLE)
         top_k = tl.load(ints + TOP_K)
         key = tl.load(ints + KEY)
         position = tl.load(ints + POSITION)
@@ -517,21 +520,21 @@ def race(
             best = tl.zeros((), tl.float32) - 1.0
             tile = 0
             while tile < NT:
-                z = _drawn_tile(
+                y = _drawn_tile(
                     xs, strides, row, tile, kind, slot, applied, bound, weights, edited, NT, M, VOCABULARY, BLOCK
                 )
-                w, units = _mass(z, top, rate)
-                kept = (_order(z) >= low) & (z >= floor) & (z > NEG_INF)
+                v, weight = _mass(y, top, rate)
+                stays = (_order(y) >= low) & (y >= floor) & (y > NEG_INF)
                 if NUCLEUS:
-                    size += tl.sum(kept.to(tl.int64), 0)
-                    held += tl.sum(tl.where(kept, units, 0), 0)
-                    spread += tl.sum(tl.where(kept, _spread(z, w, top), 0), 0)
+                    size += tl.sum(stays.to(tl.int64), 0)
+                    held += tl.sum(tl.where(stays, weight, 0), 0)
+                    spread += tl.sum(tl.where(stays, _spread(y, v, top), 0), 0)
                 else:
-                    index = tile * BLOCK + tl.arange(0, BLOCK)
-                    ratio = tl.where(kept, w / exponential(uniform(key, position, _TOKEN, index)), -1.0)
-                    most = tl.max(ratio, 0)
+                    name = tile * BLOCK + tl.arange(0, BLOCK)
+                    chance = tl.where(stays, v / exponential(uniform(key, position, _TOKEN, name)), -1.0)
+                    most = tl.max(chance, 0)
                     if most > best:
-                        token = _first_max(ratio, index)
+                        token = _first_max(chance, name)
                         best = most
                 tile += 1
         if NUCLEUS:
@@ -544,7 +547,18 @@ def race(
             tl.store(ids + row, token.to(tl.int64))
             argmax = tl.load(ids + R + row).to(tl.int32)
             logprob = _logprob(
-                xs, strides, row, token, applied, bound, weights, tl.load(state + 5), tl.load(state + 4), argmax, M, VOCABULARY
+                xs,
+                strides,
+                row,
+                token,
+                applied,
+                bound,
+                weights,
+                tl.load(state + 5),
+                tl.load(state + 4),
+                argmax,
+                M,
+                VOCABULARY,
             )
             tl.store(numbers + 3 * R + row, logprob)
 

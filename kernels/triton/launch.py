@@ -24,13 +24,18 @@ from trimtab.kernels.reference.mix import Blend, Blended, Mixed, check_blends
 from trimtab.kernels.reference.pick import Picked
 from trimtab.kernels.reference.tiles import GROUP, TILE, check_logits
 from trimtab.kernels.triton.draw import CAPACITY, STATE, gather, race, settle
-from trimtab.kernels.triton.pack import FILTERED_BIT, Plan, pack
+from trimtab.kernels.triton.pack import Plan, pack
 from trimtab.kernels.triton.rows import (
+    FILTERED,
     INTS,
     KIND,
+    MIN_P,
     MIXED,
     PLAUSIBLE,
     REALS,
+    SAMPLED,
+    SCALE,
+    TOP_P,
     WEIGHTS,
     combine,
     decide,
@@ -38,7 +43,7 @@ from trimtab.kernels.triton.rows import (
 )
 from trimtab.kernels.triton.scan import scan, scan_deferred
 
-__all__ = ["blend", "block_of", "mix", "nucleus", "pick", "span_of", "stats"]
+__all__ = ["blend", "block_of", "mix", "nucleus", "pick", "run", "span_of", "stats", "warps_of", "write"]
 
 Tensor = torch.Tensor
 
@@ -49,6 +54,13 @@ _PROGRAMS = 4096
 def block_of(vocabulary: int) -> int:
     """Tokens in a tile: TILE, or the next power of two of a smaller vocabulary, at least GROUP."""
     return min(TILE, max(GROUP, triton.next_power_of_2(vocabulary)))
+
+
+def warps_of(vocabulary: int, models: int) -> int:
+    """Warps of a program: a function of what decides the order of sums, never of the number of rows."""
+    # The loads of a tile that is not aligned, with and without a mask, need registers beside those of other models.
+    most = 8 if models > 1 and vocabulary % 16 else 4
+    return max(1, min(most, block_of(vocabulary) // 256))
 
 
 def span_of(programs: int) -> int:
@@ -76,12 +88,14 @@ class _Shape(NamedTuple):
             xs = tuple(x.float() for x in xs)
         return cls(rows, -(-vocabulary // block), block, vocabulary, len(xs), xs, tuple(x.stride(0) for x in xs))
 
-    @property
-    def warps(self) -> int:
-        return max(1, min(4, self.block // 256))
-
     def constants(self) -> dict[str, Any]:
-        return {"M": self.models, "VOCABULARY": self.vocabulary, "BLOCK": self.block, "num_warps": self.warps, "enable_fp_fusion": True}
+        return {
+            "M": self.models,
+            "VOCABULARY": self.vocabulary,
+            "BLOCK": self.block,
+            "num_warps": warps_of(self.vocabulary, self.models),
+            "enable_fp_fusion": True,
+        }
 
 
 class _Outcome(NamedTuple):
@@ -92,7 +106,7 @@ class _Outcome(NamedTuple):
     nuclei: Tensor
 
 
-def _run(
+def run(
     logits: Sequence[Tensor],
     plan: Plan | None,
     given: Tensor | None = None,
@@ -124,14 +138,13 @@ def _run(
     draws = new(rows, 2, tiles) if drawn else new(1)
     ints, reals, listed_edits, values = plan[:4] if plan is not None else (ids, parts, ids, parts)
     columns = new(rows, tiles, GROUP) if plan is not None and plan.limited else new(1)
-    edited = new(max(plan.edited, 1) if plan is not None and plan.edited else 0, tiles, shape.block)
-    if not edited.numel():
-        edited = new(1)
+    edited = new(plan.edited, tiles, shape.block) if plan is not None and plan.edited else new(1)
     state, counts = (new(rows, STATE), new(rows, dtype=torch.int32)) if drawn else (new(1), new(1, dtype=torch.int32))
     top = plan is not None and plan.limited
     span = span_of(rows * tiles) if span is None else span
     row_args = (ints, reals, listed_edits, values, parts, draws, columns, edited, tiles)
-    constants = shape.constants()
+    editable = plan is not None and plan.edited > 0
+    constants = shape.constants() | {"EDITABLE": editable}
     steps = triton.next_power_of_2(tiles)
     with _on(device):
         scan[(rows * triton.cdiv(tiles, span),)](
@@ -215,9 +228,9 @@ def _blend(logits: Sequence[Tensor], plan: Plan) -> tuple[Tensor, Tensor, Tensor
     shape = _Shape.of(logits)
     result = torch.empty((shape.rows, shape.vocabulary), dtype=torch.float32, device=logits[0].device)
     if shape.rows == 0:
-        return result, *_run(logits[:1], None)[:3], torch.empty(0, dtype=torch.uint8, device=result.device)
+        return result, *run(logits[:1], None)[:3], torch.empty(0, dtype=torch.uint8, device=result.device)
     parts = torch.empty((shape.rows, 8, shape.tiles), dtype=torch.float32, device=result.device)
-    base = _run(logits[:1], None, parts=parts)
+    base = run(logits[:1], None, parts=parts)
     with _on(result.device):
         write[(shape.rows * shape.tiles,)](
             shape.xs,
@@ -267,7 +280,7 @@ def write(
 
 @torch.library.custom_op("trimtab::stats", mutates_args=())
 def _stats(logits: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return _run([logits], None, given=tokens)[:3]
+    return run([logits], None, given=tokens)[:3]
 
 
 @_stats.register_fake
@@ -279,7 +292,7 @@ def _(logits: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
 def _pick(
     logits: Tensor, ints: Tensor, reals: Tensor, ids: Tensor, values: Tensor, edited: int, filtered: bool, limited: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _run([logits], Plan(ints, reals, ids, values, edited, filtered, limited, False))[:3]
+    return run([logits], Plan(ints, reals, ids, values, edited, filtered, limited, False))[:3]
 
 
 @_pick.register_fake
@@ -301,7 +314,7 @@ def _mix(
     limited: bool,
     deferred: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _run(logits, Plan(ints, reals, ids, values, edited, filtered, limited, deferred), mixture=True)[:4]
+    return run(logits, Plan(ints, reals, ids, values, edited, filtered, limited, deferred), mixture=True)[:4]
 
 
 @_mix.register_fake
@@ -320,13 +333,17 @@ def _(
 
 
 @torch.library.custom_op("trimtab::nucleus", mutates_args=())
-def _nucleus(logits: Tensor, ints: Tensor, reals: Tensor) -> Tensor:
-    nothing = ints.new_zeros(1, dtype=torch.int32), reals.new_zeros(1)
-    return _run([logits], Plan(ints, reals, *nothing, 0, True, False, False), nuclear=True).nuclei
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    rows = logits.shape[0]
+    ints = torch.zeros((rows, INTS.value), dtype=torch.int64, device=logits.device)
+    reals = torch.zeros((rows, REALS.value + 1), dtype=torch.float32, device=logits.device)
+    ints[:, KIND.value] = SAMPLED.value | FILTERED.value
+    reals[:, SCALE.value], reals[:, TOP_P.value], reals[:, MIN_P.value] = 1.0, top_p, -torch.inf
+    return run([logits], Plan(ints, reals, ints, reals, 0, True, False, False), nuclear=True).nuclei
 
 
 @_nucleus.register_fake
-def _(logits: Tensor, ints: Tensor, reals: Tensor) -> Tensor:
+def _(logits: Tensor, top_p: float) -> Tensor:
     return logits.new_empty((3, logits.shape[0]), dtype=torch.float32)
 
 
@@ -361,7 +378,7 @@ def stats(logits: Tensor, tokens: Tensor | None = None) -> Stats:
     check_logits(logits)
     if tokens is not None:
         check_tokens(tokens, logits, values=False)
-    found = _run([logits], None, given=tokens)
+    found = run([logits], None, given=tokens)
     return _stats_of(found, 0)
 
 
@@ -369,7 +386,7 @@ def pick(logits: Tensor, rows: Sequence[RowPick]) -> Picked:
     """``reference.pick.pick``."""
     check_logits(logits)
     check_rows(rows, logits.shape[0])
-    found = _run([logits], pack(rows, logits.shape[1], logits.device))
+    found = run([logits], pack(rows, logits.shape[1], logits.device))
     return Picked(found.ids[0], _stats_of(found, 0))
 
 
@@ -378,7 +395,7 @@ def mix(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[RowPic
     check_blends(logits, blends)
     check_rows(rows, logits[0].shape[0])
     plan = pack(rows, logits[0].shape[1], logits[0].device, blends)
-    found = _run(logits, plan, mixture=True)
+    found = run(logits, plan, mixture=True)
     return Mixed(found.ids[0], _stats_of(found, 0), _stats_of(found, 1), found.decided)
 
 
@@ -394,10 +411,8 @@ def blend(logits: Sequence[Tensor], blends: Sequence[Blend]) -> Blended:
 def nucleus(logits: Tensor, top_p: float) -> Nucleus:
     """``reference.entropy.nucleus_entropy``."""
     check_logits(logits)
-    row = RowPick(Filters(1.0, top_p=top_p))
-    plan = pack([row] * logits.shape[0], logits.shape[1], logits.device)
-    plan.ints[:, 2] |= FILTERED_BIT  # also where top_p keeps all
-    entropy, size, mass = _run([logits], plan._replace(filtered=True), nuclear=True).nuclei
+    Filters(1.0, top_p=top_p)  # refuses what is no probability
+    entropy, size, mass = _nucleus(logits, top_p)
     return Nucleus(entropy, size.long(), mass)
 
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from trimtab.kernels.reference.filters import RowPick, check_ids, inverse_temperature
 from trimtab.kernels.reference.mix import Blend
 
-__all__ = ["FILTERED_BIT", "INTS", "REALS", "Plan", "pack"]
+__all__ = ["INTS", "REALS", "Plan", "pack"]
 
 # Columns and bits: see ``rows``, which holds the same numbers for the kernels.
 INTS, REALS = 12, 6
-_SAMPLED, FILTERED_BIT, _EDITED, _SCALED, _MIXED, _DEFERRED = 1, 2, 4, 8, 16, 32
+_SAMPLED, _FILTERED, _EDITED, _SCALED, _MIXED, _DEFERRED = 1, 2, 4, 8, 16, 32
 
 
 class Plan(NamedTuple):
@@ -91,7 +91,7 @@ def pack(rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends:
             if len(row.banned):
                 banned = add(check_ids("banned", row.banned, vocabulary))
         if sampled and row.restricts(vocabulary):
-            kind, filtered = kind | FILTERED_BIT, True
+            kind, filtered = kind | _FILTERED, True
         if sampled and (filters.temperature != 1 or top_k or row.edits):
             kind |= _SCALED
         limited |= top_k > 0

@@ -26,6 +26,7 @@ __all__ = [
     "WEIGHTS",
     "combine",
     "decide",
+    "kind_of",
     "load",
     "mix",
     "mix_careful",
@@ -102,7 +103,7 @@ def load(x, offs, other, VOCABULARY: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def moments(z):
-    """m = max z, s = sum of e^(z - m), t = sum of e^(z - m) (z - m) / ln 2; s is NaN if z has NaN, +inf or only -inf."""
+    """m = max z, s = sum of e^(z - m), t = sum of e^(z - m) (z - m) / ln 2; s is NaN for NaN, +inf or no finite z."""
     m = tl.max(z, 0)
     # Of (-1000, NaN) the NaN: it has to reach the sum.
     d = tl.maximum((z - m) * LOG2E, FLOOR, propagate_nan=tl.PropagateNan.ALL)
@@ -174,7 +175,7 @@ def mix_careful(x0, xs, strides, row, offs, inside, weights, M: tl.constexpr, VO
 
 @triton.jit
 def combine(parts, NT, TILES: tl.constexpr):
-    """Merge the partials m, s, t, flag of a row, float32 [4, NT]: top, mass, moment in nats, flags; sums in index order.
+    """Merge the partials m, s, t, flag of a row, float32 [4, NT], in index order: top, mass, moment in nats, flags.
 
     A row with nothing finite has top -inf, mass 1 and moment 0.
     """
@@ -205,6 +206,15 @@ def decide(top, mass, moment, ints, reals):
 
 
 @triton.jit
+def kind_of(ints, EDITABLE: tl.constexpr):
+    """KIND of a row; a launch without a buffer for edited rows takes none for edited."""
+    kind = tl.load(ints + KIND)
+    if not EDITABLE:
+        kind = kind & (-1 - EDITED)
+    return kind
+
+
+@triton.jit
 def tile_of_row(
     xs,
     strides,
@@ -226,9 +236,8 @@ def tile_of_row(
     offs = tile * BLOCK + tl.arange(0, BLOCK)
     z = load(xs[0] + row * strides[0], offs, NEG_INF, VOCABULARY, BLOCK)
     z = tl.where(z < INF, z, NEG_INF)
-    if M > 1:
-        if mixed:
-            kept = (z >= bound) & (z > NEG_INF)
-            z, _ = mix_careful(z, xs, strides, row, offs, kept, weights, M, VOCABULARY)
-            z = tl.where(kept, z, NEG_INF)
+    if M > 1 and mixed:
+        kept = (z >= bound) & (z > NEG_INF)
+        z, _ = mix_careful(z, xs, strides, row, offs, kept, weights, M, VOCABULARY)
+        z = tl.where(kept, z, NEG_INF)
     return z

@@ -19,7 +19,6 @@ from trimtab.kernels.triton.rows import (
     GROUP,
     INF,
     INTS,
-    KIND,
     LARGEST,
     LOG2E,
     MIXED,
@@ -34,6 +33,7 @@ from trimtab.kernels.triton.rows import (
     WEIGHTS,
     combine,
     decide,
+    kind_of,
     load,
     mix,
     mix_careful,
@@ -132,6 +132,7 @@ def scan(
     SPAN: tl.constexpr,
     DRAWN: tl.constexpr,
     TOP: tl.constexpr,
+    EDITABLE: tl.constexpr,
 ):
     """Partials of the base, and of what is drawn from unless the row is deferred.
 
@@ -144,6 +145,7 @@ def scan(
         edited: float32 [rows with edits, NT, BLOCK].
         SPAN: tiles for each program; changes nothing in the result.
         DRAWN: whether anything is drawn from any row.
+        TOP, EDITABLE: whether top-k binds in any row, whether any is edited.
     """
     groups = tl.cdiv(NT, SPAN)
     row = (tl.program_id(0) // groups).to(tl.int64)
@@ -153,7 +155,7 @@ def scan(
     if DRAWN:
         ints += row * INTS
         reals += row * (REALS + M)
-        kind = tl.load(ints + KIND)
+        kind = kind_of(ints, EDITABLE)
         mixed = (M > 1) & (kind & (MIXED | DEFERRED) == MIXED)
     else:
         mixed = False
@@ -169,7 +171,7 @@ def scan(
                 z = _mixed(z, y, delta, flag, xs, strides, row, offs, tile, reals, parts, NT, M, VOCABULARY)
             else:
                 _base(z, parts, NT, tile)
-            if DRAWN:
+            if DRAWN:  # noqa: SIM102 (kind exists then only)
                 if kind & DEFERRED == 0:
                     _weigh(z, row, tile, kind, ints, reals, NT, draws, columns, ids, values, edited, BLOCK, TOP)
 
@@ -231,6 +233,7 @@ def scan_deferred(
     BLOCK: tl.constexpr,
     TILES: tl.constexpr,
     TOP: tl.constexpr,
+    EDITABLE: tl.constexpr,
 ):
     """The rest of ``scan`` for rows whose mixture depends on the whole base: gates and plausibility.
 
@@ -242,7 +245,7 @@ def scan_deferred(
     parts += row * 8 * NT
     ints += row * INTS
     reals += row * (REALS + M)
-    kind = tl.load(ints + KIND)
+    kind = kind_of(ints, EDITABLE)
     if kind & DEFERRED:
         top, mass, moment, _ = combine(parts, NT, TILES)
         mixed = decide(top, mass, moment, ints, reals)

@@ -59,7 +59,8 @@ _FILTERED = tl.constexpr(2)  # of ``law``
 def _logprob(z, top, scale, bound, mass):
     """``Law.logprob``."""
     inside = (z >= bound) & (z > _NEG_INF) & (z < _INF)
-    return tl.where(inside, (tl.where(inside, z, top) - top) * scale - tl.log(mass), _NEG_INF)
+    gap = tl.where(inside, z, 0.0) - tl.where(inside, top, 0.0)
+    return tl.where(inside, gap * scale - tl.log(mass), _NEG_INF)
 
 
 @triton.jit
@@ -274,7 +275,8 @@ def _laws(
     mass = (1 / top_prob).masked_fill(empty, 1.0)
     law = torch.stack([top, torch.ones_like(top), torch.full_like(top, -torch.inf), mass], -1)
     laws(logits, edited, ints[:, _AT.value], ints[:, _KIND.value], ints[:, _TOP_K.value], reals, law)
-    return law, *laws(draft, draft_edited, *draft_ints.unbind(1), draft_reals)
+    at, kind, top_k = draft_ints.unbind(1)
+    return law, *laws(draft, draft_edited, at, kind, top_k, draft_reals)
 
 
 @torch.library.custom_op("trimtab::verify", mutates_args=())
@@ -414,15 +416,21 @@ def pack(windows: Sequence[Window], vocabulary: int, device: torch.device) -> Pl
     draft_about[:, 0] = draft_edits.at
     draft_about[:, 1:], draft_reals = wanted(draft_rows, draft.shape[1])
     ids = next((window.draft.ids for window in windows if window.draft is not None and vocabulary_of(window)), None)
-    tensors = (np.array(start), about, reals, draft_about, draft_reals)
+    start_, about_, reals_, draft_about_, draft_reals_ = (
+        torch.from_numpy(part).to(device) for part in (np.array(start), about, reals, draft_about, draft_reals)
+    )
     return Plan(
-        edits,
-        draft_edits,
-        draft,
-        _column(ids, vocabulary, device),
-        *(torch.from_numpy(part).to(device) for part in tensors),
-        max((len(window.tokens) for window in windows), default=0),
-        bool((about[:, _DRAFT.value] > -2).any()),
+        edits=edits,
+        draft_edits=draft_edits,
+        draft=draft,
+        column=_column(ids, vocabulary, device),
+        start=start_,
+        ints=about_,
+        reals=reals_,
+        draft_ints=draft_about_,
+        draft_reals=draft_reals_,
+        longest=max((len(window.tokens) for window in windows), default=0),
+        tested=bool((about[:, _DRAFT.value] > -2).any()),
     )
 
 
@@ -463,6 +471,10 @@ def vocabulary_of(window: Window) -> tuple[object, ...] | None:
 def verify(logits: torch.Tensor, windows: Sequence[Window]) -> Verified:
     """``reference.verify.verify``."""
     check(logits, windows)
+    for i, window in enumerate(windows):
+        if window.draft is not None and window.draft.logits is not None and window.draft.logits.device != logits.device:
+            found = window.draft.logits.device
+            raise ValueError(f"windows[{i}].draft.logits.device = {found}: accepted: {logits.device}, that of logits")
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     picked = launch.pick(logits, picks_of(windows))

@@ -1,0 +1,146 @@
+"""Every axis over gRPC on the real engine, with tiny models: what a client gets is what an embedded caller gets."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from trimtab.decode.config import EngineOptions, ModelConfig
+from trimtab.decode.errors import RewardFailed, UnsupportedRequest
+from trimtab.decode.types import (
+    BestOfN,
+    Choose,
+    Chunk,
+    Completed,
+    Entropy,
+    Evolution,
+    Fixed,
+    Mixture,
+    Nudged,
+    PromptLookup,
+    Refine,
+    RejectSegments,
+    Segments,
+    Speculative,
+    TokenReward,
+    Weighted,
+)
+from trimtab.server.background import BackgroundServer
+from trimtab.server.client import Client
+
+
+def _load(name: str) -> ModuleType:
+    """A helper module beside this one; tests are not a package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny = _load("tiny")
+
+
+def vowels(prompt: str, text: str) -> float:
+    return sum(text.count(c) for c in "aeiou") / (1 + len(text))
+
+
+def broken(prompt: str, text: str) -> float:
+    raise OSError("/opt/secret is missing")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from trimtab.decode.engine.engine import Engine
+
+    folder = tmp_path_factory.mktemp("models")
+    models = {
+        name: ModelConfig(source=str(tiny.save(tiny.make("llama", seed), folder / name)), dtype="float32")
+        for seed, name in enumerate(("base", "chat", "draft"))
+    }
+    rewards = {
+        "vowels": vowels,
+        "broken": broken,
+        "short": {"type": "length", "at_most": 8},
+    }
+    with Engine(models=models, rewards=rewards, options=EngineOptions(memory_bytes=2**24, threads=1)) as engine:
+        yield engine
+        engine.check()
+
+
+@pytest.fixture(scope="module")
+def client(engine: Any) -> Iterator[Client]:
+    with BackgroundServer(lambda: engine) as server, Client(server.address, timeout=60.0) as client:
+        yield client
+
+
+AXES: dict[str, dict[str, Any]] = {
+    "mixture": {"policy": Mixture((Weighted("chat", 0.5), Weighted("draft", -0.25)), 0.05)},
+    "token reward": {"policy": TokenReward("short", 0.5, 4)},
+    "speculative": {"draw": Speculative("draft", Fixed(3))},
+    "coupled": {"draw": Speculative("draft", Fixed(3), coupled=True)},
+    "lookup under nudging": {"draw": Speculative(PromptLookup(2), Fixed(2)), "policy": Nudged("chat", Entropy(4.5))},
+    "best of n": {"search": BestOfN(4, {"short": 1.0, "vowels": 0.5})},
+    "rejecting": {"search": BestOfN(4, "short", reject_fraction=0.5, check_every_tokens=4)},
+    "majority": {"search": BestOfN(3, choose=Choose.MAJORITY), "policy": Nudged("chat", Entropy(4.5))},
+    "segments": {"search": Segments("short", 2, 2, 4, lookahead=2), "draw": Speculative("chat", Fixed(2))},
+    "cards": {"search": RejectSegments("short", 0.5, 0.2, max_tokens=4, max_tries=3)},
+    "evolution": {"search": Evolution("short", 2, 1, 4, 1)},
+    "refine": {"search": Refine("short", 1), "policy": Mixture((Weighted("chat"),))},
+}
+
+
+@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
+def test_stream_unary_and_embedded_agree(client: Client, engine: Any, axes: dict[str, Any]) -> None:
+    options = {"model": "base", "seed": 3, "max_new_tokens": 10, **axes}
+    prompt = [{"role": "user", "content": "abc abc abd"}]
+    embedded = engine.generate(prompt, **options)
+    *events, last = client.stream(prompt, **options)
+    assert isinstance(last, Completed)
+    for result in (client.generate(prompt, **options), last.result):
+        assert (result.selected, result.abstained, result.models) == (
+            embedded.selected,
+            embedded.abstained,
+            embedded.models,
+        )
+        assert len(result.candidates) == len(embedded.candidates)
+        for ours, theirs in zip(result.candidates, embedded.candidates, strict=True):
+            assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
+            assert [(t.id, t.author, t.draw) for t in ours.tokens] == [(t.id, t.author, t.draw) for t in theirs.tokens]
+            assert ours.rewards == pytest.approx(dict(theirs.rewards), rel=1e-5)
+    committed = "".join(e.text for e in events if isinstance(e, Chunk))
+    assert embedded.text.startswith(committed), "committed text was retracted"
+
+
+def test_listings_are_the_engines(client: Client, engine: Any) -> None:
+    assert dict(client.models()) == dict(engine.models)
+    assert dict(client.rewards()) == dict(engine.rewards)
+    assert "vowels" in client.rewards()
+
+
+def test_scores_are_the_engines(client: Client, engine: Any) -> None:
+    items = [("abc", "aei"), ("abc", "xyz xyz")]
+    for how in ({"reward": "vowels"}, {"model": "base"}, {"model": "chat"}):
+        ours, theirs = client.score(items, **how), engine.score(items, **how)
+        assert [s.value for s in ours] == pytest.approx([s.value for s in theirs], rel=1e-5)
+        assert [[t.id for t in s.tokens] for s in ours] == [[t.id for t in s.tokens] for s in theirs]
+    assert client.score(items, reward="vowels")[0].value == pytest.approx(0.75)
+
+
+def test_a_failing_reward_fails_its_own_request_by_name(client: Client, engine: Any) -> None:
+    with pytest.raises(RewardFailed) as caught:
+        client.generate("abc", model="base", max_new_tokens=4, search=BestOfN(2, "broken"))
+    assert caught.value.reward == "broken"
+    assert "OSError" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(UnsupportedRequest, match=r"draw\.speculative with policy\.token_reward"):
+        client.generate("abc", model="base", policy=TokenReward("short"), draw=Speculative("draft"))
+    assert client.generate("abc", model="base", max_new_tokens=4).tokens
+    assert not any(engine.stats().pages_used.values())

@@ -1,0 +1,659 @@
+"""The Triton kernels for statistics, picking and mixing against their torch twins, compiled or through the interpreter.
+
+Without a GPU every case runs on CPU tensors through Triton's interpreter; ``-m gpu`` runs the same cases on CUDA.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from trimtab.kernels import dispatch, paths, rng
+from trimtab.kernels.dispatch import Blend, Filters, Gate, RowPick
+from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
+from trimtab.kernels.rng import Key
+
+INF = float("inf")
+NAN = float("nan")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Where(NamedTuple):
+    """A device and the path that runs Triton kernels there."""
+
+    device: torch.device
+    path: Any
+
+
+CPU, CUDA = Where(torch.device("cpu"), "interpret"), Where(torch.device("cuda"), "triton")
+no_cpu = pytest.mark.skipif(
+    CPU.path not in paths.available(CPU.device), reason="Triton is missing, or compiles for CUDA"
+)
+no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture(params=[pytest.param(CPU, marks=no_cpu), pytest.param(CUDA, marks=[pytest.mark.gpu, no_cuda])], ids=str)
+def where(request: pytest.FixtureRequest) -> Where:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def sibling(name: str) -> ModuleType:
+    """Another test file, for its oracles."""
+    spec = importlib.util.spec_from_file_location(f"trimtab_oracles_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SAMPLING, MIX = sibling("test_sampling"), sibling("test_mix")
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow that is meant
+
+
+def host(found: Any) -> Any:
+    """Results on the CPU."""
+    if isinstance(found, torch.Tensor):
+        return found.cpu()
+    return type(found)(*map(host, found))
+
+
+def close(a: Any, b: Any) -> None:
+    """Statistics agree but for rounding, and all that is discrete exactly."""
+    for field in ("lse", "entropy", "top_prob", "logprob"):
+        x, y = getattr(a, field), getattr(b, field)
+        torch.testing.assert_close(x, y, atol=4e-6, rtol=2e-6)
+    assert torch.equal(a.flags, b.flags)
+
+
+def same(a: Any, b: Any, rows: Sequence[int] | slice = slice(None)) -> bool:
+    """Bitwise: rows ``rows`` of a are the rows of b."""
+    return MIX.same(a, b, rows)  # type: ignore[no-any-return]
+
+
+# ----------------------------------------------------------------------------------------------------------- numbers
+
+
+if importlib.util.find_spec("triton") is not None:
+    import triton
+    import triton.language as tl
+
+    from trimtab.kernels.triton.rng import exponential, uniform, word
+
+    @triton.jit
+    def numbers(words, us, clocks, keys, positions, first, STREAM: tl.constexpr, N: tl.constexpr):  # type: ignore
+        i = tl.arange(0, N)
+        key, position = tl.load(keys), tl.load(positions)
+        tl.store(words + i, word(key, position, STREAM, i + first).to(tl.int32, bitcast=True))
+        u = uniform(key, position, STREAM, i + first)
+        tl.store(us + i, u)
+        tl.store(clocks + i, exponential(u))
+
+
+@pytest.mark.parametrize("key", [Key(0), Key(2**64 - 1, 2**63 + 5)])
+@pytest.mark.parametrize("position", [0, 2**32 - 1])
+def test_random_numbers_are_those_of_numpy(where: Where, key: Key, position: int) -> None:
+    n = 4096
+    bits = np.array([key.bits], np.uint64)
+    words = torch.empty(n, dtype=torch.int32, device=where.device)
+    us, clocks = torch.empty((2, n), device=where.device)
+    keys = torch.from_numpy(bits.view(np.int64)).to(where.device)
+    at = torch.tensor([position], device=where.device)
+    for stream, first in ((rng.Stream.TILE, 0), (rng.Stream.TOKEN, 250_001)):
+        numbers[(1,)](words, us, clocks, keys, at, first, int(stream), n)
+        index = np.arange(first, first + n)
+        u = rng.uniform(bits, np.array([position]), stream, index)[0]
+        assert (us.cpu().numpy() == u).all()
+        np.testing.assert_allclose(clocks.cpu().numpy(), rng.exponential(u), rtol=3e-7)
+        counter = [np.array(value, np.uint64) for value in (position, stream, index >> 2, 0)]
+        blocks = rng.philox(bits, *counter)
+        assert (words.cpu().numpy().view(np.uint32) == np.choose(index & 3, blocks).astype(np.uint32)).all()
+
+
+# -------------------------------------------------------------------------------------------------------- statistics
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype"), list(zip([1, 2, 64, 65, 4095, 4096, 4097, 50257], itertools.cycle(DTYPES), strict=False))
+)
+def test_statistics_against_float64(where: Where, vocabulary: int, dtype: torch.dtype) -> None:
+    for name, raw in SAMPLING.families(2, vocabulary).items():
+        logits = raw.to(dtype)
+        tokens = torch.tensor([vocabulary - 1, -1])
+        got = host(dispatch.stats(logits.to(where.device), tokens.to(where.device), path=where.path))
+        lse, entropy, logp = SAMPLING.exact(logits)
+        eager = logits.float().log_softmax(-1)
+        wanted = {"lse": lse, "entropy": entropy, "top_prob": logp.amax(-1).exp()}
+        rough = {
+            "lse": logits.float().logsumexp(-1),
+            "entropy": -(eager.exp() * eager).sum(-1),
+            "top_prob": eager.amax(-1).exp(),
+        }
+        for field, truth in wanted.items():
+            value = getattr(got, field)
+            assert value.dtype == torch.float32
+            error = (value.double() - truth).abs()
+            scale = truth.abs().clamp(min=1)
+            assert (error <= 2e-6 * scale).all(), (name, field, error)
+            naive = (rough[field].double() - truth).abs()
+            assert (error <= naive + 1e-6 * scale).all(), (name, field, error, naive)
+        assert abs(float(got.logprob[0]) - float(logp[0, -1])) <= 2e-6 * max(1, abs(float(logp[0, -1])))
+        assert float(got.logprob[1]) == -INF
+        assert torch.equal(got.argmax, torch.from_numpy(logits.float().numpy().argmax(-1)))
+        assert (got.flags == 0).all()
+
+
+def test_statistics_of_a_large_vocabulary(where: Where) -> None:
+    logits = SAMPLING.families(1, 262_144, 1)["wide"].bfloat16()
+    close(host(dispatch.stats(logits.to(where.device), path=where.path)), dispatch.stats(logits))
+
+
+def test_statistics_do_not_degrade_with_an_offset(where: Where) -> None:
+    logits = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(2)) + 1e4
+    got = host(dispatch.stats(logits.to(where.device), path=where.path))
+    assert (got.entropy - SAMPLING.exact(logits)[1]).abs().max() < 1e-5
+    assert (got.top_prob - logits.double().softmax(-1).amax(-1)).abs().max() < 1e-8
+
+
+# ------------------------------------------------------------------------------------------------------------- picks
+
+
+def agree(where: Where, logits: torch.Tensor, rows: Sequence[RowPick], least: float = 0.97) -> dispatch.Picked:
+    """Both paths draw the same tokens, but where a race is within rounding; the Triton path's result.
+
+    Args:
+        least: share of rows whose race is clear, so that the comparison means something.
+    """
+    got = host(dispatch.pick(logits.to(where.device), rows, path=where.path))
+    wanted = dispatch.pick(logits, rows, path="torch")
+    different = (got.token != wanted.token).nonzero()[:, 0].tolist()
+    for i in different:
+        assert rows[i].filters.temperature > 0
+        clean = torch.nan_to_num(logits[i].float(), nan=-INF, posinf=-INF)
+        _, margin = SAMPLING.oracle(clean, rows[i])
+        assert margin < 1e-4, (i, rows[i], int(got.token[i]), int(wanted.token[i]), margin)
+    assert len(different) <= (1 - least) * len(rows)
+    alike = got.token == wanted.token
+    close(dispatch.Stats(*(part[alike] for part in got.stats)), dispatch.Stats(*(part[alike] for part in wanted.stats)))
+    assert torch.equal(got.stats.argmax, wanted.stats.argmax)
+    return got  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype"),
+    list(zip([1, 2, 64, 500, 4095, 4097, 13_000], itertools.cycle(DTYPES), strict=False)),
+)
+def test_tokens_are_those_of_torch(where: Where, vocabulary: int, dtype: torch.dtype) -> None:
+    count = 40 if where.device.type == "cuda" else 12
+    logits = torch.cat([f[: count // 4] for f in SAMPLING.families(count // 4, vocabulary, 11).values()]).to(dtype)
+    logits[1, ::7] = -INF
+    if vocabulary > 2:
+        logits[2, 1] = NAN
+        logits[3, 0] = INF
+    agree(where, logits, SAMPLING.mixed(count, vocabulary, vocabulary))
+
+
+def test_tokens_of_a_large_vocabulary(where: Where) -> None:
+    logits = torch.cat([f[:1] for f in SAMPLING.families(1, 151_936, 12).values()])[1:].bfloat16()
+    agree(where, logits, [RowPick(Filters(0.9), Key(1)), RowPick(Filters(1.0, top_p=0.9), Key(2)), RowPick()])
+
+
+def test_odd_rows(where: Where) -> None:
+    logits = torch.randn(8, 4100, generator=torch.Generator().manual_seed(3))
+    logits[0] = -INF
+    logits[1, 1:] = -INF
+    logits[2] = NAN
+    logits[3] = INF
+    logits[4] = torch.finfo(torch.float32).min
+    logits[5, :4096] = -INF
+    logits[6] = 0.0
+    logits[6, ::2] = -0.0
+    kinds = [
+        Filters(),
+        Filters(1.0),
+        Filters(0.5),
+        Filters(1.0, top_k=3),
+        Filters(1.0, top_p=0.5),
+        Filters(1, min_p=0.1),
+    ]
+    for number, filters in enumerate(kinds):
+        if where.device.type == "cpu" and number % 2:
+            continue
+        got = agree(where, logits, [RowPick(filters, Key(i, number)) for i in range(8)])
+        assert [int(got.token[i]) for i in range(3)] == [-1, 0, -1]
+        flags = [FLAG_EMPTY, 0, FLAG_EMPTY | FLAG_UNCLEAN, FLAG_EMPTY | FLAG_UNCLEAN, 0, 0, 0, 0]
+        assert got.stats.flags.tolist() == flags
+        assert not any(part.isnan().any() for part in got.stats)
+
+
+def test_edits(where: Where) -> None:
+    """Long lists, ids given twice, ids in every tile, everything banned, logits that leave float32."""
+    vocabulary = 9000
+    logits = SAMPLING.families(6, vocabulary, 13)["wide"]
+    seen = np.random.default_rng(1).integers(0, vocabulary, 700)
+    everything = np.arange(vocabulary)
+    best = logits.argmax(-1).tolist()
+    rows = [
+        RowPick(Filters(1.0, repetition_penalty=1.3), Key(1), seen=[*seen, *seen]),
+        RowPick(Filters(0.0, repetition_penalty=50.0), seen=[best[1], best[1]]),
+        RowPick(Filters(1.0, bias={int(i): float(i % 7) for i in seen}), Key(2), banned=[best[2], best[2]]),
+        RowPick(Filters(0.7, top_p=0.8), Key(3), banned=everything[:8990]),
+        RowPick(Filters(1.0), Key(4), banned=everything),
+        RowPick(Filters(0.0, bias={0: 3e38, 1: 1e300, 2: -1e300, best[5]: -INF}), banned=[1]),
+    ]
+    got = agree(where, logits, rows, least=1.0)
+    assert int(got.token[1]) != best[1]
+    assert int(got.token[3]) >= 8990
+    assert int(got.token[4]) == -1
+    assert int(got.token[5]) == 0
+    assert (got.stats.argmax == logits.argmax(-1)).all()
+
+
+def test_filters_however_flat_or_peaked(where: Where) -> None:
+    """Lists that are too long, guesses that miss the nucleus, k beyond what a list holds, ties at the cut."""
+    g = torch.Generator().manual_seed(14)
+    vocabulary = 6000
+    flat = 0.01 * torch.randn(1, vocabulary, generator=g)
+    ties = torch.randint(0, 3, (1, vocabulary), generator=g).float()
+    peaked = torch.full((1, vocabulary), -40.0) + 0.1 * torch.randn(1, vocabulary, generator=g)
+    peaked[0, 77] = 5.0
+    cases = [
+        (flat, Filters(1.0, top_p=0.9)),  # the nucleus is longer than a list
+        (flat, Filters(1.0, top_k=5000, top_p=0.5)),
+        (flat, Filters(1.0, min_p=0.9)),
+        (ties, Filters(1.0, top_k=10)),
+        (ties, Filters(1.0, top_p=0.3, min_p=0.2)),
+        (peaked, Filters(1.0, top_p=0.999)),
+        (peaked, Filters(5.0, top_p=0.9)),
+        (peaked, Filters(1e-3, top_p=0.9)),
+        (peaked, Filters(1e-30, top_k=4)),
+    ]
+    if where.device.type == "cpu":
+        cases = [case for i, case in enumerate(cases) if i not in (1, 7)]
+    logits = torch.cat([z for z, _ in cases])
+    agree(where, logits, [RowPick(f, Key(50 + i), i) for i, (_, f) in enumerate(cases)], least=1.0)
+
+
+def test_the_nucleus(where: Where) -> None:
+    logits = torch.cat([f[:1] for f in SAMPLING.families(1, 5000, 15).values()])
+    logits[0, 5:] = -INF
+    logits = torch.cat([logits, torch.full((1, 5000), -INF)])
+    for top_p in (0.5, 0.9, 1.0):
+        got = host(dispatch.nucleus_entropy(logits.to(where.device), top_p, path=where.path))
+        wanted = dispatch.nucleus_entropy(logits, top_p)
+        assert torch.equal(got.size, wanted.size)
+        torch.testing.assert_close(got.entropy, wanted.entropy, atol=5e-6, rtol=1e-6)
+        torch.testing.assert_close(got.mass, wanted.mass, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("vocabulary", [pytest.param(500, marks=pytest.mark.full), 4097])
+def test_rows_do_not_depend_on_the_batch(where: Where, vocabulary: int) -> None:
+    count = 8
+    logits = torch.cat([f[:2] for f in SAMPLING.families(2, vocabulary, 16).values()]).bfloat16().to(where.device)
+    logits[1, ::7] = -INF
+    logits[2, 1] = NAN
+    rows = SAMPLING.mixed(count, vocabulary, 5)
+
+    def pick(z: torch.Tensor, chosen: Sequence[RowPick]) -> Any:
+        return host(dispatch.pick(z, chosen, path=where.path))
+
+    whole = pick(logits, rows)
+    order = [3, 1, 7, 0, 2, 6, 5, 4]
+    assert same(whole, pick(logits[order], [rows[i] for i in order]), order)
+    for i in (2, 5):
+        assert same(whole, pick(logits[i : i + 1], [rows[i]]), [i])
+    padded = torch.full((count, vocabulary + 13), 99.0, dtype=logits.dtype, device=where.device)
+    padded[:, :vocabulary] = logits
+    spread = torch.full((count, 2 * vocabulary), 99.0, dtype=logits.dtype, device=where.device)
+    spread[:, ::2] = logits
+    for view in (padded[:, :vocabulary], spread[:, ::2], logits.float()):
+        assert same(whole, pick(view[3:6], rows[3:6]), slice(3, 6))
+    alone = host(dispatch.stats(logits, whole.token.to(where.device), path=where.path))
+    assert same(whole.stats, alone)
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_the_launch_grid_changes_nothing(where: Where, models: int) -> None:
+    from trimtab.kernels.triton import launch, pack
+
+    vocabulary = 20_001
+    logits = [m.to(where.device) for m in MIX.models(models, 4, vocabulary, 17)]
+    blends = [Blend((1.0, 0.5)[:models])] * 4
+    rows = [RowPick(f, Key(i)) for i, f in enumerate([Filters(), Filters(0.7), Filters(1.0, top_p=0.9), Filters(1.0)])]
+    plan = pack.pack(rows, vocabulary, where.device, blends if models > 1 else None)
+    found = [launch.run(logits, plan, mixture=models > 1, span=span) for span in (1, 2, 4, 8)]
+    assert all(same(found[0][:3], other[:3]) for other in found[1:])
+    assert [launch.span_of(n) for n in (1, 4096, 8192, 40_000, 10**7)] == [1, 1, 2, 8, 8]
+
+
+# ------------------------------------------------------------------------------------------------------------ mixing
+
+
+def mixed_agree(
+    where: Where, logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[RowPick]
+) -> dispatch.Mixed:
+    got = host(dispatch.mix([m.to(where.device) for m in logits], blends, rows, path=where.path))
+    wanted = dispatch.mix(logits, blends, rows, path="torch")
+    assert torch.equal(got.decided, wanted.decided)
+    blended = dispatch.blend(logits, blends).logits
+    for i in (got.token != wanted.token).nonzero()[:, 0].tolist():
+        _, margin = SAMPLING.oracle(blended[i], rows[i])
+        assert margin < 1e-4, i
+    alike = got.token == wanted.token
+    assert alike.float().mean() > 0.97
+    close(dispatch.Stats(*(part[alike] for part in got.stats)), dispatch.Stats(*(part[alike] for part in wanted.stats)))
+    close(got.base, wanted.base)
+    assert torch.equal(got.base.argmax, wanted.base.argmax)
+    return got  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("vocabulary", "dtype"), [(2, torch.float32), (500, torch.float16), (4097, torch.bfloat16)])
+def test_mixtures_are_those_of_torch(where: Where, vocabulary: int, dtype: torch.dtype) -> None:
+    count = 48 if where.device.type == "cuda" else 10
+    logits = [model.to(dtype) for model in MIX.models(3, count, vocabulary, 18)]
+    blends, rows = MIX.kinds(count, vocabulary, 3 + vocabulary)
+    got = mixed_agree(where, logits, blends, rows)
+    assert 0 < int(got.decided.sum()) < count
+    ours = host(dispatch.blend([m.to(where.device) for m in logits], blends, path=where.path))
+    theirs = dispatch.blend(logits, blends)
+    assert torch.equal(ours.decided, theirs.decided)
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-5, rtol=1e-6)
+    assert same(got.base, ours.base)
+
+
+@pytest.mark.parametrize(
+    "kind", ["contrast", *(pytest.param(kind, marks=pytest.mark.full) for kind in ("expert", "plausible"))]
+)
+def test_mixtures_of_what_is_not_finite(where: Where, kind: str) -> None:
+    base, expert, anti = MIX.models(3, 12, 300, 6)
+    base[0, 3:9] = -INF
+    base[1] = -INF
+    base[2, 5] = NAN
+    expert[3, 7] = -INF
+    expert[4, 7] = INF
+    anti[5, 7] = -INF
+    expert[6, 7] = anti[6, 7] = -INF
+    expert[7] = NAN
+    expert[8] = -INF
+    base[9, 7], anti[9, 7] = -INF, -INF
+    expert[10] = NAN
+    base[11, 9] = INF
+    models = [base, expert, anti]
+    blend = Blend((1.0, 1.0, -1.0))
+    blends = {
+        "contrast": [blend] * 10 + [Blend((1.0, 0.0, -1.0)), blend],
+        "expert": [Blend((0.0, 1.0, 0.0))] * 12,
+        "plausible": [Blend((1.5, -0.5, 0.2), Gate("entropy", 0.0), plausibility=0.05)] * 12,
+    }[kind]
+    got = mixed_agree(where, models, blends, [RowPick(Filters(1.0), Key(i)) for i in range(12)])
+    wanted = dispatch.blend(models, blends).logits
+    ours = dispatch.blend([m.to(where.device) for m in models], blends, path=where.path).logits.cpu()
+    assert torch.equal(ours == -INF, wanted == -INF)
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-6)
+    assert not any(part.isnan().any() for part in (*got.stats, *got.base))
+
+
+def test_mixtures_do_not_depend_on_the_batch(where: Where) -> None:
+    count, vocabulary = 6, 4500
+    logits = [m.to(where.device) for m in MIX.models(2, count, vocabulary, 19)]
+    logits[1][2, 1] = NAN
+    blends = [
+        Blend((1.0, 0.5)),
+        Blend((1.0, -0.5), plausibility=0.1),
+        Blend((0.0, 1.0), Gate("entropy", 1.0)),
+        Blend((0.0, 1.0), Gate("top_prob", 0.9)),
+        Blend((1.0, 0.0)),
+        Blend((1.0, 1.0), Gate("branching", 1e5)),
+    ]
+    rows = [RowPick(Filters(1.0, top_p=0.9 if i % 2 else 1.0), Key(i)) for i in range(count)]
+
+    def mix(chosen: Sequence[int]) -> Any:
+        models = [m[list(chosen)] for m in logits]
+        return host(dispatch.mix(models, [blends[i] for i in chosen], [rows[i] for i in chosen], path=where.path))
+
+    whole = mix(range(count))
+    for chosen in ([5, 3, 1, 0, 2, 4], [2]):
+        assert same(whole, mix(chosen), chosen)
+
+
+def test_models_of_different_dtypes(where: Where) -> None:
+    base, other = MIX.models(2, 2, 700, 20)
+    rows = [RowPick(Filters(1.0), Key(i)) for i in range(2)]
+    mixed_agree(where, [base, other.bfloat16()], [Blend((1.0, 0.5))] * 2, rows)
+    five = [base, other, base.roll(1), other.roll(1), base.roll(2)]
+    mixed_agree(where, five, [Blend((1.0, 0.5, -0.2, 0.1, 0.3))] * 2, rows)
+
+
+def test_no_rows(where: Where) -> None:
+    x = torch.empty(0, 50, device=where.device)
+    assert dispatch.pick(x, [], path=where.path).token.shape == (0,)
+    assert dispatch.stats(x, path=where.path).lse.shape == (0,)
+    assert dispatch.mix([x, x], [], [], path=where.path).decided.shape == (0,)
+    assert dispatch.blend([x, x], [], path=where.path).logits.shape == (0, 50)
+    assert dispatch.nucleus_entropy(x, 0.9, path=where.path).size.shape == (0,)
+
+
+# ------------------------------------------------------------------------------------------------------ distribution
+
+
+def counts(where: Where, logits: torch.Tensor, filters: Filters, draws: int) -> NDArray[np.int64]:
+    rows = [RowPick(filters, Key(4321), position) for position in range(draws)]
+    tokens = dispatch.pick(logits.to(where.device).expand(draws, -1), rows, path=where.path).token.cpu()
+    return np.bincount(tokens.numpy(), minlength=logits.shape[-1])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("filters", [Filters(1.0), Filters(0.7, top_p=0.8), Filters(1.0, top_k=9)])
+def test_tokens_follow_their_law(where: Where, filters: Filters) -> None:
+    """On CUDA a million draws, which tell two percent of temperature; through the interpreter a few thousand."""
+    cuda = where.device.type == "cuda"
+    draws, error = (1_000_000, 1.02) if cuda else (1500, 1.5)
+    logits = SAMPLING.families(1, 60, 5)["normal"] * 1.5
+    found = counts(where, logits, filters, draws)
+    assert SAMPLING.chi_square(found, SAMPLING.law(logits, filters)) > 1e-4
+    hotter = SAMPLING.law(logits / error, filters) + 1e-12
+    assert SAMPLING.chi_square(found, hotter) < 1e-4
+    if filters.restricts(60):
+        assert SAMPLING.chi_square(found, SAMPLING.law(logits, Filters(filters.temperature))) < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------ operators, dispatch
+
+
+def plans(where: Where, vocabulary: int) -> tuple[Any, Any]:
+    from trimtab.kernels.triton import pack
+
+    rows = [RowPick(Filters(1.0, top_p=0.9), Key(1)), RowPick(Filters(0.5, top_k=3), Key(2), banned=[1])]
+    blends = [Blend((1.0, 0.5)), Blend((1.0, -0.5), Gate("entropy", 1.0), plausibility=0.1)]
+    return pack.pack(rows, vocabulary, where.device), pack.pack(rows, vocabulary, where.device, blends)
+
+
+def test_operators_are_sound(where: Where) -> None:
+    """Schemas, fake implementations and gradients, as torch checks them."""
+    from trimtab.kernels.triton import launch  # noqa: F401
+
+    x, y = (m.to(where.device) for m in MIX.models(2, 2, 130, 21))
+    one, both = plans(where, 130)
+    ops = torch.ops.trimtab
+    torch.library.opcheck(ops.stats.default, (x, torch.tensor([1, -1], device=where.device)))
+    torch.library.opcheck(ops.pick.default, (x, *one[:-1]))
+    torch.library.opcheck(ops.mix.default, ([x, y], *both))
+    torch.library.opcheck(ops.blend.default, ([x, y], *both[:2]))
+    torch.library.opcheck(ops.nucleus.default, (x, 0.9))
+
+
+def test_operators_compile_into_one_graph(where: Where) -> None:
+    from trimtab.kernels.triton import launch  # noqa: F401
+
+    x, y = (m.to(where.device) for m in MIX.models(2, 2, 130, 22))
+    one, both = plans(where, 130)
+    ops = torch.ops.trimtab
+
+    def step(hidden: torch.Tensor, other: torch.Tensor) -> Any:
+        numbers, ids, flags = ops.pick(hidden * 2, *one[:-1])
+        mixed = ops.mix([hidden, other * 1], *both)
+        return numbers + 1, ids, flags, *mixed, ops.stats(other, ids[0])
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert MIX.same(compiled(x, y), step(x, y))
+
+
+@pytest.mark.gpu
+@no_cuda
+def test_operators_go_into_a_cuda_graph() -> None:
+    from trimtab.kernels.triton import launch  # noqa: F401
+
+    x, y = (m.cuda() for m in MIX.models(2, 2, 50_257, 23))
+    _, both = plans(CUDA, 50_257)
+    wanted = torch.ops.trimtab.mix([x, y], *both)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = torch.ops.trimtab.mix([x, y], *both)
+    for _ in range(3):
+        graph.replay()
+        assert MIX.same(found, wanted)
+    old = x.clone()
+    x.copy_(x.flip(1))
+    both.ints[:, 1] += 1  # positions move on in the tensors that the graph reads
+    graph.replay()
+    assert MIX.same(found, torch.ops.trimtab.mix([x, y], *both))
+    assert not torch.equal(x, old)
+
+
+def test_calls_are_recorded(where: Where) -> None:
+    x = torch.zeros(1, 10, device=where.device)
+    with dispatch.record() as calls:
+        dispatch.stats(x, path=where.path)
+        dispatch.pick(x, [RowPick()], path=where.path)
+        dispatch.mix([x], [Blend((1.0,))], [RowPick()], path=where.path)
+        dispatch.stats(x)
+    first = paths.available(where.device)[0]
+    assert [tuple(call) for call in calls] == [
+        ("stats", where.path),
+        ("pick", where.path),
+        ("mix", where.path),
+        ("stats", first),
+    ]
+
+
+X = torch.zeros(2, 10)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda p, x: dispatch.stats(x.double(), path=p), TypeError, r"logits.dtype = torch.float64: accepted"),
+        (lambda p, x: dispatch.stats(x[0], path=p), ValueError, r"logits.shape = \(10,\)"),
+        (lambda p, x: dispatch.stats(x, torch.zeros(2), path=p), TypeError, r"tokens.dtype = torch.float32"),
+        (lambda p, x: dispatch.stats(x, torch.zeros(3).long(), path=p), ValueError, r"tokens.shape = \(3,\)"),
+        (lambda p, x: dispatch.stats(x, torch.zeros(2).long().to("meta"), path=p), ValueError, r"tokens.device = meta"),
+        (lambda p, x: dispatch.pick(x, [RowPick()], path=p), ValueError, r"rows: 1 of them: accepted: 2"),
+        (lambda p, x: dispatch.pick(x, [RowPick(position=-1)] * 2, path=p), ValueError, r"position = -1"),
+        (lambda p, x: dispatch.pick(x, [RowPick(banned=[10])] * 2, path=p), ValueError, r"banned = 10: accepted"),
+        (
+            lambda p, x: dispatch.pick(x, [RowPick(Filters(repetition_penalty=2.0), seen=[-1])] * 2, path=p),
+            ValueError,
+            r"seen = -1: accepted",
+        ),
+        (
+            lambda p, x: dispatch.pick(x, [RowPick(Filters(bias={12: 1.0}))] * 2, path=p),
+            ValueError,
+            r"bias = 12: accepted",
+        ),
+        (lambda p, x: dispatch.mix([x, x], [Blend((1.0,))] * 2, [RowPick()] * 2, path=p), ValueError, r"weights = \(1"),
+        (lambda p, x: dispatch.nucleus_entropy(x, 2.0, path=p), ValueError, r"top_p = 2.0"),
+    ],
+)
+def test_bad_input_is_named(
+    where: Where, call: Callable[[Any, torch.Tensor], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(where.path, X.to(where.device))
+
+
+def fresh(code: str, **environment: str) -> str:
+    """Run code in a process without the interpreter and return what it prints."""
+    import os
+
+    settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_package_works_without_triton() -> None:
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from trimtab.kernels import dispatch
+print(int(dispatch.pick(torch.eye(3), [dispatch.RowPick()] * 3).token[2]))
+try:
+    dispatch.stats(torch.eye(3), path="interpret")
+except dispatch.PathUnavailable as error:
+    print(error)
+"""
+    token, error = fresh(code).splitlines()
+    assert token == "2"
+    assert error == "path = 'interpret': accepted for stats on cpu: 'auto', 'torch'"
+
+
+BUILD = """
+from trimtab.kernels.triton import build
+for vocabulary, models, dtype in {cases}:
+    for name, variant in build.variants(vocabulary, models, dtype):
+        if {only} is None or name in {only}:
+            built = build.build(variant)
+            text = build.sass(built.code.asm["cubin"])
+            print(name, built.spills, text.count("LDG.E.128"), sep=",")
+"""
+
+
+def built(cases: list[tuple[int, int, str]], only: tuple[str, ...] | None = None) -> dict[str, tuple[int, int]]:
+    """Name -> (bytes spilled, vector loads) of kernels compiled for sm_90."""
+    lines = fresh(BUILD.format(cases=cases, only=only), TRITON_DEFAULT_FP_FUSION="1").splitlines()
+    rows = [line.split(",") for line in lines]
+    return {name: (int(spills), int(loads)) for name, spills, loads in rows}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is missing")
+@pytest.mark.parametrize(
+    ("cases", "only"),
+    [
+        ([(128_256, 1, "bf16")], ("scan", "settle_stats", "gather")),
+        ([(50_257, 2, "bf16")], ("scan",)),
+        *(
+            pytest.param(case, None, marks=pytest.mark.full)
+            for case in itertools.chain(
+                ([(v, m, d)] for v, m, d in [(128_256, 1, "bf16"), (262_144, 3, "bf16"), (50_257, 2, "fp32")]),
+                [[(60, 1, "fp16"), (60, 2, "fp16")]],
+            )
+        ),
+    ],
+)
+def test_kernels_compile_for_sm_90(cases: list[tuple[int, int, str]], only: tuple[str, ...] | None) -> None:
+    for name, (spills, loads) in built(cases, only).items():
+        assert spills == 0, name
+        if cases[0][0] % 16 == 0 and "scan" in name:
+            assert loads, name
