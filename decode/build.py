@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from trimtab.decode.answer import Answer, Drawing
 from trimtab.decode.draws.autoregressive import AutoregressiveDraw
@@ -218,7 +219,7 @@ class _Maker:
         context, prompt = self.context, len(seq.tokens)
         if isinstance(draw.draft, PromptLookup):
             tokens = draw.length.tokens if isinstance(draw.length, Fixed) else None
-            return LookupDrafter(seq.tokens, draw.draft.max_ngram, tokens)
+            return LookupDrafter(seq.tokens, draw.draft.max_ngram, tokens, partial(context.copies, seq.model))
         own, limit = self._open(draw.draft, prompts), context.limit(draw.draft)
         length = draw.length or self.plan.length
         if self.plan.same_draft:

@@ -334,3 +334,7 @@ class Context(Protocol):
     def count(self, drafted: int, accepted: int) -> None:
         """Add to the request's drafted and accepted tokens."""
         ...
+
+    def copies(self, target: str, chance: float, most: int) -> int:
+        """How many copied tokens pay to verify at the present load; each stands with probability ``chance``."""
+        ...

@@ -52,7 +52,7 @@ __all__ = [
 
 def stats(logits: torch.Tensor, tokens: torch.Tensor | None = None, *, path: Path = "auto") -> Stats:
     """Statistics of every row: see ``reference.entropy.stats``."""
-    if resolve("stats", path, logits.device) == "torch":
+    if resolve("stats", path, _device([logits])) == "torch":
         return entropy.stats(logits, tokens)
     from trimtab.kernels.triton import launch
 
@@ -61,7 +61,7 @@ def stats(logits: torch.Tensor, tokens: torch.Tensor | None = None, *, path: Pat
 
 def nucleus_entropy(logits: torch.Tensor, top_p: float, *, path: Path = "auto") -> Nucleus:
     """Entropy renormalised over the nucleus: see ``reference.entropy.nucleus_entropy``."""
-    if resolve("nucleus_entropy", path, logits.device) == "torch":
+    if resolve("nucleus_entropy", path, _device([logits])) == "torch":
         return entropy.nucleus_entropy(logits, top_p)
     from trimtab.kernels.triton import launch
 
@@ -70,13 +70,13 @@ def nucleus_entropy(logits: torch.Tensor, top_p: float, *, path: Path = "auto") 
 
 def top_logprobs(logits: torch.Tensor, n: int, *, path: Path = "auto") -> tuple[torch.Tensor, torch.Tensor]:
     """The n most likely tokens of every row: see ``reference.entropy.top_logprobs``."""
-    resolve("top_logprobs", path, logits.device, kernels=False)
+    resolve("top_logprobs", path, _device([logits]), kernels=False)
     return entropy.top_logprobs(logits, n)
 
 
 def pick(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> Picked:
     """One token from every row: see ``reference.pick.pick``."""
-    if resolve("pick", path, logits.device) == "torch":
+    if resolve("pick", path, _device([logits])) == "torch":
         return picking.pick(logits, rows)
     from trimtab.kernels.triton import launch
 
@@ -105,7 +105,7 @@ def blend(logits: Sequence[torch.Tensor], blends: Sequence[Blend], *, path: Path
 
 def filtered_logprobs(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> torch.Tensor:
     """The distribution ``pick`` draws from: see ``reference.pick.filtered_logprobs``."""
-    resolve("filtered_logprobs", path, logits.device, kernels=False)
+    resolve("filtered_logprobs", path, _device([logits]), kernels=False)
     return picking.filtered_logprobs(logits, rows)
 
 

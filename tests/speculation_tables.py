@@ -162,9 +162,17 @@ class Tables:
     def limit(self, model: str) -> int:
         return self.models[model].limit
 
+    def copies(self, target: str, chance: float, most: int) -> int:
+        return min(most, 4)
+
     def count(self, drafted: int, accepted: int) -> None:
         self.drafted += drafted
         self.accepted += accepted
+
+    def copies(self, target: str, chance: float, most: int) -> int:
+        assert target == "target"
+        assert 0 < chance < 1
+        return min(most, int(8 * chance))
 
     # ------------------------------------------------------------------------------------------------------------ ops
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.judge import verdict_probabilities
 from trimtab.decode.rewards.rating import compare, rate
 from trimtab.decode.rewards.registry import make_rewards
-from trimtab.decode.types import ChatMessage, Combine, Objective, Request, RewardTerm, Token
+from trimtab.decode.types import BestOfN, ChatMessage, Combine, Completed, Objective, Request, RewardTerm, Token
 
 PROMPT = (ChatMessage("user", "say something about the sea"),)
 TEXT = "the sea is deep and the sand is warm, and there is wind in the air on the shore of the land"
@@ -84,6 +86,8 @@ def engine(
         "total": {"type": "likelihood", "model": "base", "power": 0.0},
         "certainty": {"type": "certainty", "model": "other"},
         "short": lambda prompt, text: -len(text),
+        "broken": lambda prompt, text: 1 / len(text),
+        "slow": {"type": "python", "function": lambda prompt, text: time.sleep(1) or 0.0, "timeout": 0.1},
         "profile": {"type": "profile", "terms": {"trained": 1.0, "short": 0.01}},
         "rank": {"type": "calibrated", "reward": "short", "model": "base", "samples": 8, "max_new_tokens": 6},
         "centred": {
@@ -269,7 +273,7 @@ def test_a_model_without_labels_is_no_reward_model(tiny: Any, tmp_path: Path, ti
 
 
 def test_an_encoder_reads_the_whole_pair(engine: Engine, encoder_folder: Path, tiny: Any) -> None:
-    model = hf.AutoModelForSequenceClassification.from_pretrained(encoder_folder).eval()
+    model = hf.AutoModelForSequenceClassification.from_pretrained(encoder_folder).eval().requires_grad_(False)
     own = tiny.tokenizer()
     expected = []
     for sample in beginnings():
@@ -447,6 +451,43 @@ def test_a_profile_is_its_sum(engine: Engine) -> None:
     assert ratings(engine, "profile", samples) == pytest.approx(expected, abs=1e-5)
     assert engine.rewards["profile"].kind == "sequence"  # as a function of which nobody says more
     assert engine.rewards["profile"].models == ("trained.model",)
+
+
+def test_a_failing_reward_fails_its_own_request_alone(engine: Engine) -> None:
+    search = {"search": BestOfN(2, objective="short"), "max_new_tokens": 16, "seed": 5, "model": "base"}
+    expected = engine.generate(list(PROMPT), **search).text
+    other = engine.stream(list(PROMPT), **search)
+    items = [(PROMPT, "fine"), (PROMPT, "")]
+    with pytest.raises(RewardFailed, match="'broken' failed: it raised ZeroDivisionError"):
+        engine.score(items, reward="broken")
+    with pytest.raises(RewardFailed, match=r"'slow' failed: it took longer than its limit of 0\.1 s") as failure:
+        engine.score(items, reward="slow")
+    assert failure.value.timed_out
+    *_, last = other
+    assert isinstance(last, Completed)
+    assert last.result.text == expected
+
+
+@pytest.mark.real
+def test_the_real_pair_prefers_sense_to_nonsense(real_models: Any) -> None:
+    sense = "The capital of France is Paris, a city on the river Seine."
+    words = sense.split()
+    nonsense = [" ".join(random.Random(i).sample(words, len(words))) for i in range(3)]
+    prompt = (ChatMessage("user", "What is the capital of France?"),)
+    rewards = {
+        "likelihood": {"type": "likelihood", "model": "chat"},
+        "implicit": {"type": "implicit", "aligned": "chat", "base": "base"},
+        "judge": {"type": "judge", "model": "chat"},
+    }
+    models = {"chat": str(real_models.aligned), "base": str(real_models.base)}
+    with Engine(models, rewards=rewards, options=EngineOptions(memory_bytes=300 << 20)) as engine:
+        found = {
+            name: [scored.value for scored in engine.score([(prompt, t) for t in (sense, *nonsense)], reward=name)]
+            for name in rewards
+        }
+    assert found["likelihood"][0] > max(found["likelihood"][1:]) + 1
+    assert len(set(found["implicit"])) == 4  # models of two vocabularies read the same texts
+    assert all(0 < value < 1 for value in found["judge"])
 
 
 def test_a_pairwise_reward_rates_nothing(engine: Engine) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -225,22 +226,34 @@ MACHINES = {
 ADAPTIVE = (Confidence(0.4, 16), Acceptance(16))
 
 
-@settings(max_examples=40)
-@given(
-    machine=st.sampled_from(sorted(MACHINES)),
-    length=st.sampled_from(ADAPTIVE),
-    load=st.sampled_from((1, 2, 8, 16)),
-    chance=st.one_of(
-        st.floats(0, 1).map(even), st.tuples(st.floats(0.5, 1), st.floats(0, 0.5)).map(lambda pair: bursts(*pair))
-    ),
-    seed=st.integers(0, 1000),
-)
-def test_never_much_slower_than_plain_decoding(
-    machine: str, length: Length, load: int, chance: Chance, seed: int
-) -> None:
+def check_against_plain(machine: str, length: Length, load: int, chance: Chance, seed: int) -> None:
     target, draft = MACHINES[machine]
     world = World(draft, target, load, chance, seed=seed)
-    assert target(load) / load / world.price(length, 600, skip=60) >= 0.97
+    assert target(load) / load / world.price(length, 400, skip=60) >= 0.97
+
+
+SITUATIONS = {
+    "machine": st.sampled_from(sorted(MACHINES)),
+    "length": st.sampled_from(ADAPTIVE),
+    "load": st.sampled_from((1, 2, 3, 8, 16)),
+    "chance": st.one_of(
+        st.floats(0, 1).map(even), st.tuples(st.floats(0.5, 1), st.floats(0, 0.5)).map(lambda pair: bursts(*pair))
+    ),
+    "seed": st.integers(0, 1000),
+}
+
+
+@settings(max_examples=20, derandomize=True)
+@given(**SITUATIONS)
+def test_never_much_slower_than_plain_decoding(**situation: Any) -> None:
+    check_against_plain(**situation)
+
+
+@pytest.mark.full
+@settings(max_examples=150, derandomize=True)
+@given(**SITUATIONS)
+def test_never_much_slower_than_plain_decoding_anywhere(**situation: Any) -> None:
+    check_against_plain(**situation)
 
 
 @pytest.mark.parametrize("machine", sorted(MACHINES))
@@ -261,14 +274,14 @@ def best_fixed(machine: str, load: int, chance: float) -> float:
 
 
 @pytest.mark.parametrize("machine", sorted(MACHINES))
-@pytest.mark.parametrize("load", [1, 4, 16])
 @pytest.mark.parametrize("chance", [0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("load", [1, 4, pytest.param(16, marks=pytest.mark.full)])
 def test_near_the_best_fixed_length(machine: str, load: int, chance: float) -> None:
     """Where every token has the same chance nothing beats a fixed length; 0 is one of them."""
     target, draft = MACHINES[machine]
     world = World(draft, target, load, even(chance))
     best = best_fixed(machine, load, chance)
-    assert best / world.price(Acceptance(16), 1500, skip=200) >= 0.94
+    assert best / world.price(Acceptance(16), 4000 // (load + 3), skip=200) >= 0.94
 
 
 @pytest.mark.parametrize(("machine", "load", "factor"), [("gpu", 1, 1.1), ("cpu", 1, 1.03), ("gpu", 8, 0.98)])

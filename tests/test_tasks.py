@@ -121,7 +121,7 @@ def test_only_ops_can_be_awaited(desk: Desk) -> None:
 
     error = desk.start(method()).error
     assert isinstance(error, TypeError)
-    assert "awaited int; accepted: Extend, gather" in str(error)
+    assert "awaited int; accepted: Extend, Draft, Verify, Value, Call, gather" in str(error)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -102,7 +102,11 @@ def agree(logits: torch.Tensor, windows: Sequence[Window], path: KernelPath) -> 
     return refused
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2, 64, 300, 4097, 9000])
+def sizes(ordinary: Sequence[int], full: Sequence[int]) -> Any:
+    return pytest.mark.parametrize("vocabulary", [*ordinary, *(pytest.param(v, marks=pytest.mark.full) for v in full)])
+
+
+@sizes([1, 300, 4500], [2, 64, 4097, 9000])
 def test_decisions_are_those_of_the_twin(path: KernelPath, vocabulary: int) -> None:
     refused = 0
     for seed in range(2):
@@ -118,7 +122,7 @@ def test_decisions_are_those_of_the_twin(path: KernelPath, vocabulary: int) -> N
 
 def test_other_keys_decide_otherwise(path: KernelPath) -> None:
     """The control of the test above: bits one position on are not these."""
-    logits, windows = ws.batch(5, 300, 12)
+    logits, windows = ws.batch(5, 100, 8)
     later = [
         window._replace(rows=[row._replace(position=row.position + 1) for row in window.rows]) for window in windows
     ]
@@ -129,7 +133,7 @@ def test_other_keys_decide_otherwise(path: KernelPath) -> None:
 
 
 def test_windows_do_not_depend_on_the_batch(path: KernelPath) -> None:
-    logits, windows = ws.batch(11, 4097, 6)
+    logits, windows = ws.batch(11, 300, 6)
     whole = by_kernels(logits, windows, path)
     parts = ws.split(logits, windows)
     order = [4, 0, 5, 2, 1, 3]
@@ -143,9 +147,9 @@ def test_windows_do_not_depend_on_the_batch(path: KernelPath) -> None:
     for i in (3,):
         alone = by_kernels(parts[i], [windows[i]], path)
         assert (int(alone.accepted[0]), int(alone.token[0])) == (int(whole.accepted[i]), int(whole.token[i]))
-    padded = torch.full((len(logits), 4111), 99.0)
-    padded[:, :4097] = logits
-    for view in (padded[:, :4097], logits.t().contiguous().t()):
+    padded = torch.full((len(logits), 311), 99.0)
+    padded[:, :300] = logits
+    for view in (padded[:, :300], logits.t().contiguous().t()):
         again = by_kernels(view[: len(parts[0])], windows[:1], path)
         assert torch.equal(again.token, whole.token[:1])
         assert all(torch.equal(a, b[: len(parts[0])]) for a, b in zip(again.stats, whole.stats, strict=True))
@@ -213,7 +217,7 @@ def test_drafts_side_by_side_are_not_copied() -> None:
         assert copied.shape == (sum(map(len, parts)), 16)
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2, 63, 300, 4097, 9000])
+@sizes([1, 300, 4500], [2, 63, 4097, 9000])
 def test_laws_are_those_of_the_twin(path: KernelPath, vocabulary: int) -> None:
     """Thresholds found among numbers keep the same tokens as thresholds found among tokens."""
     kinds = [*ws.KINDS, Filters(1.0, top_p=1e-6), Filters(0.3, top_p=0.999), Filters(2.0, top_k=vocabulary + 1)]

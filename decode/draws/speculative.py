@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Protocol, Self
 
 from trimtab.decode.answer import Answer
 from trimtab.decode.draws.foreign import ForeignDrafter
 from trimtab.decode.draws.lengths import longest
-from trimtab.decode.draws.lookup import LookupDrafter, Pays
+from trimtab.decode.draws.lookup import LookupDrafter
 from trimtab.decode.ops import Context, Draft, Drafted, Extend, Mixed, Pick, Read, Seq, Verify
 from trimtab.decode.types import Confidence, Fixed, Length, PromptLookup, Speculative
 
@@ -262,7 +263,6 @@ def speculate(
     prompt: Sequence[int] = (),
     *,
     same_ids: bool = True,
-    pays: Pays | None = None,
 ) -> SpeculativeDraw:
     """The draw that a request asks for; a draft's sequence is opened.
 
@@ -271,7 +271,6 @@ def speculate(
         draw: as requested. No length means ``Confidence`` for a model, and for prompt lookup that it adapts.
         prompt: of the draft, if it is a model.
         same_ids: whether the draft has the target's token ids.
-        pays: see ``LookupDrafter``.
 
     Raises:
         ValueError: a length that prompt lookup doesn't have.
@@ -281,6 +280,7 @@ def speculate(
     if isinstance(draw.draft, PromptLookup):
         if not (length is None or isinstance(length, Fixed)):
             raise ValueError(f"draw.length = {length!r}: accepted with prompt lookup: Fixed, or None to adapt")
+        pays = partial(context.copies, seq.model)
         drafter = LookupDrafter(text, draw.draft.max_ngram, None if length is None else length.tokens, pays)
     else:
         length, limit = length or Confidence(), context.limit(draw.draft)

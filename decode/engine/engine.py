@@ -365,6 +365,7 @@ class Engine:
             rewards=self._rewards,
             needed_pages=needed,
             on_event=deliver,
+            copies=self._scheduler.copies,
             submitted=time.monotonic() if submitted is None else submitted,
         )
         run.task = Task(whole(run), lambda task, op: self._scheduler.submit(run, task, op))

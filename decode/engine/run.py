@@ -49,6 +49,7 @@ class Run:
     Attributes:
         arrival: number in order of submission; decides ties and who is preempted.
         views: the models that the request uses.
+        copies: see ``Context``.
         on_event: called on the engine thread with each event and finally with Completed or an exception.
     """
 
@@ -59,6 +60,7 @@ class Run:
     rewards: Mapping[str, Reward]
     needed_pages: dict[str, int]
     on_event: Callable[[Event | Exception], None]
+    copies: Callable[[str, float, int], int]
     submitted: float
     started: float = 0.0
     first_token: float = 0.0

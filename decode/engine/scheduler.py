@@ -67,6 +67,7 @@ class Scheduler:
         self._waiting: dict[str, list[Item]] = {name: [] for name in views}
         self._blocks: dict[Pending, Block] = {}
         self._columns: dict[tuple[str, str], Any] = {}
+        self._rows: dict[str, int] = {}  # sequences in the last pass that wrote
         self._shared = shared
         self._calls = Calls(wake)
 
@@ -97,6 +98,10 @@ class Scheduler:
             self._begin_blocks(view)
             if self._waiting[view.name]:
                 self._pass(view, self._waiting[view.name])
+
+    def copies(self, target: str, chance: float, most: int) -> int:
+        """How many copied tokens pay to verify at the present load; each stands with probability ``chance``."""
+        return self.speculation.copies(target, chance, most, self._load(self.views[target]))
 
     def close(self) -> None:
         """Stop the workers of calls."""
@@ -261,6 +266,8 @@ class Scheduler:
         self._waiting[view.name] = [item for item in self._waiting[view.name] if id(item) not in finished]
         self._answer(list(finished.values()))
         if all(len(piece.tokens) <= SHORT for _, piece in chosen):
+            if not drafting:
+                self._rows[view.name] = len(chosen)
             self.speculation.observe(view.name, len(batch.tokens), time.perf_counter() - began, drafting)
 
     def _read(self, view: View, chosen: list[tuple[Item, Piece]], output: Tensor, hidden: Tensor | None) -> set[Item]:
@@ -508,7 +515,8 @@ class Scheduler:
             for item in items
             if isinstance(item.pending.op, Draft) and item.pending.op.target == target.name
         ]
-        return max(1, min(self.max_rows, len(self._waiting[target.name]) + len(drafting)))
+        now = len(self._waiting[target.name]) + len(drafting)  # some may only be about to ask
+        return max(1, min(self.max_rows, max(now, self._rows.get(target.name, 0))))
 
 
 def _row(item: Item, index: int) -> Row:

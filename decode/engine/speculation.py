@@ -294,7 +294,8 @@ class Speculation:
             return False
         if pair.measured is not None and pair.calls - pair.measured < _APART * load:
             return False
-        pair.measured, pair.plain = pair.calls, load - 1
+        passes = 2 if age is None else 1  # the first one alone may be a disturbed one
+        pair.measured, pair.plain = pair.calls, passes * load - 1
         return True
 
     def _rounds(self, pair: _Pair, draft: str, target: str, load: int, most: int) -> list[float]:

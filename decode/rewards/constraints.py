@@ -34,7 +34,7 @@ class Constraints(LocalReward):
         OptionError: a rule is not accepted.
     """
 
-    kind = "prefix"
+    kind = "token"
 
     def __init__(
         self,

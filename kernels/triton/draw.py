@@ -505,7 +505,7 @@ def race(
         size = tl.zeros((), tl.int64)
         held = tl.zeros((), tl.int64)
         spread = tl.zeros((), tl.int64)
-        token = 0
+        token = tl.zeros((), tl.int32)
         if serves:
             kept = there & (order >= low) & (z >= floor)
             if NUCLEUS:

@@ -51,9 +51,14 @@ Tensor = torch.Tensor
 _PROGRAMS = 4096
 
 
+def _power_of_2(n: int) -> int:
+    """The next power of two, or n."""
+    return 1 << (n - 1).bit_length()
+
+
 def block_of(vocabulary: int) -> int:
     """Tokens in a tile: TILE, or the next power of two of a smaller vocabulary, at least GROUP."""
-    return min(TILE, max(GROUP, triton.next_power_of_2(vocabulary)))
+    return min(TILE, max(GROUP, _power_of_2(vocabulary)))
 
 
 def warps_of(vocabulary: int, models: int) -> int:
@@ -65,7 +70,7 @@ def warps_of(vocabulary: int, models: int) -> int:
 
 def span_of(programs: int) -> int:
     """Tiles for one program of stage 1; no result depends on it."""
-    return max(1, min(8, triton.next_power_of_2(programs // _PROGRAMS + 1) // 2))
+    return max(1, min(8, _power_of_2(programs // _PROGRAMS + 1) // 2))
 
 
 class _Shape(NamedTuple):
@@ -145,7 +150,7 @@ def run(
     row_args = (ints, reals, listed_edits, values, parts, draws, columns, edited, tiles)
     editable = plan is not None and plan.edited > 0
     constants = shape.constants() | {"EDITABLE": editable}
-    steps = triton.next_power_of_2(tiles)
+    steps = _power_of_2(tiles)
     with _on(device):
         scan[(rows * triton.cdiv(tiles, span),)](
             shape.xs, shape.strides, *row_args, SPAN=span, DRAWN=drawn, TOP=top, **constants
@@ -241,7 +246,7 @@ def _blend(logits: Sequence[Tensor], plan: Plan) -> tuple[Tensor, Tensor, Tensor
             base.decided,
             result,
             shape.tiles,
-            TILES=triton.next_power_of_2(shape.tiles),
+            TILES=_power_of_2(shape.tiles),
             **shape.constants(),
         )
     return result, *base[:4]

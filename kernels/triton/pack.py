@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -116,5 +116,8 @@ def pack(rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends:
         )  # fmt: skip
     flat = np.concatenate(ids).astype(np.int32) if ids else np.zeros(1, np.int32)
     bonus = np.concatenate(values) if values else np.zeros(1, np.float32)
-    tensors = [torch.from_numpy(part).to(device) for part in (ints, reals, flat, bonus)]
-    return Plan(*tensors, edited, filtered, limited, deferred)
+
+    def moved(part: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(part).to(device)
+
+    return Plan(moved(ints), moved(reals), moved(flat), moved(bonus), edited, filtered, limited, deferred)

@@ -335,7 +335,9 @@ def _launch_attend(
 ) -> torch.Tensor:
     rows, q_heads, dim = q.shape
     heads, page_tokens = pool.shape[2:4]
-    out = torch.empty((rows, q_heads, dim), dtype=q.dtype, device=q.device)
+    interpreted = q.device.type == "cpu"
+    # The interpreter would cut bfloat16 off instead of rounding it.
+    out = torch.empty((rows, q_heads, dim), dtype=torch.float32 if interpreted else q.dtype, device=q.device)
     parts = torch.empty((slots, q_heads, dim), dtype=torch.float32, device=q.device)
     sums = torch.empty((2, slots, q_heads), dtype=torch.float32, device=q.device)
     block_d = max(16, triton.next_power_of_2(dim))
@@ -370,7 +372,7 @@ def _launch_attend(
             BLOCK_N=_positions(dim, q.dtype),
             BLOCK_D=block_d,
             LONG=is_long,
-            WIDE=q.device.type == "cpu",
+            WIDE=interpreted,
             num_warps=8 if tile == 128 else 4,
             num_stages=_stages(q.dtype, is_long),
             enable_fp_fusion=False,
@@ -388,7 +390,7 @@ def _launch_attend(
             num_warps=4,
             enable_fp_fusion=False,
         )
-    return out
+    return out.to(q.dtype) if interpreted else out
 
 
 _write_op = torch.library.custom_op("trimtab::paged_write", _launch_write, mutates_args=("pool",))
