@@ -137,9 +137,11 @@ def _train_reward_options(actions: Any) -> None:
     reward.add_argument("--instructions", type=int, metavar="N", help="to learn from (default: all)")
     reward.add_argument("--report-instructions", type=int, metavar="N", help="to evaluate on (default: all)")
     reward.add_argument("--unseen", type=int, metavar="N", help="generators of which nothing is learned (default: 6)")
-    reward.add_argument("--epochs", type=float, metavar="N", help="passes over the answers (default: 3)")
+    reward.add_argument(
+        "--epochs", type=float, metavar="N", help="of the layers after the head (default: 1)"
+    )
     reward.add_argument("--group", type=int, metavar="N", help="answers to an instruction in a step (default: 8)")
-    reward.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.0001)")
+    reward.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.00002)")
     reward.add_argument("--stop-after", type=float, metavar="S", help="leave after so many seconds, to go on later")
     _training_options(reward)
     reward.set_defaults(run=_train_reward)

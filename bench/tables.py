@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from trimtab.bench.record import Row
+from trimtab.bench.training.reward_table import reward_table
 from trimtab.bench.training.tables import draft_table, head_table
 
 __all__ = ["TABLES", "table"]
@@ -84,6 +85,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "nudging": _nudging,
     "draft_training": draft_table,
     "head_training": head_table,
+    "reward_training": reward_table,
 }
 
 

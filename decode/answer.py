@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -134,8 +135,7 @@ class Answer:
 
     def fork(self, key: Key, index: int | None = None, emit: Callable[[Chunk], None] | None = None) -> Answer:
         """A copy that goes on with random numbers of its own; ``index`` None keeps the number of this one."""
-        twin = object.__new__(Answer)
-        twin.__dict__.update(self.__dict__)
+        twin = copy(self)
         twin.index, twin._emit = self.index if index is None else index, emit
         twin._drawing, twin._keys = replace(self._drawing, key=key), _keys(key)
         twin.adopt(self)

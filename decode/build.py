@@ -57,7 +57,7 @@ from trimtab.decode.writer import Team, Writer
 from trimtab.kernels.reference.mix import Blend
 from trimtab.kernels.rng import Key
 
-__all__ = ["Plan", "write"]
+__all__ = ["Maker", "Plan", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ async def write(
 
     However it ends, every sequence that was opened is closed.
     """
-    maker = _Maker(context, plan, rate)
+    maker = Maker(context, plan, rate)
     setting = Setting(
         context,
         plan.request,
@@ -139,7 +139,7 @@ def _silent(_: Chunk | Progress) -> None:
     pass
 
 
-class _Maker:
+class Maker:
     """Makes the writers of a request."""
 
     def __init__(self, context: Context, plan: Plan, rate: Rate) -> None:

@@ -51,11 +51,14 @@ class Writer(abc.ABC):
         team: closes the writer with the request.
     """
 
-    reproducible = True  # whether the tokens depend on the request and its seed alone, not on load (law 3)
-
     def __init__(self, answer: Answer, team: Team) -> None:
         self.answer, self.team = answer, team
         team.join(self)
+
+    @property
+    @abc.abstractmethod
+    def reproducible(self) -> bool:
+        """Whether the tokens depend on the request and its seed alone, not on load (law 3)."""
 
     async def advance(self, until: Callable[[], bool] = never, before: Callable[[Token], bool] | None = None) -> None:
         """Write until the answer is done.

@@ -70,8 +70,11 @@ def nucleus_entropy(logits: torch.Tensor, top_p: float, *, path: Path = "auto") 
 
 def top_logprobs(logits: torch.Tensor, n: int, *, path: Path = "auto") -> tuple[torch.Tensor, torch.Tensor]:
     """The n most likely tokens of every row: see ``reference.entropy.top_logprobs``."""
-    resolve("top_logprobs", path, _device([logits]), kernels=False)
-    return entropy.top_logprobs(logits, n)
+    if resolve("top_logprobs", path, _device([logits])) == "torch":
+        return entropy.top_logprobs(logits, n)
+    from trimtab.kernels.triton import launch
+
+    return launch.top_logprobs(logits, n)
 
 
 def pick(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> Picked:

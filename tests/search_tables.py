@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from trimtab.decode.answer import Drawing
-from trimtab.decode.build import Plan, _Maker, write
+from trimtab.decode.build import Maker, Plan, write
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.ops import Call, Draft, Extend, Mixed, Verify
 from trimtab.decode.rewards import rating
@@ -308,4 +308,4 @@ def run(models: dict[str, Any], *, context: Tables | None = None, **options: Any
 
 def writer_of(context: Tables, plan: Plan, key: Key | None = None, **options: Any) -> Any:
     """A writer of the request's policy and draw."""
-    return _Maker(context, plan, rating.rate).root(key or plan.drawing.key, **options)
+    return Maker(context, plan, rating.rate).root(key or plan.drawing.key, **options)

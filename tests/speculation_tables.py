@@ -10,15 +10,29 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.decode.answer import Answer, Drawing
+from trimtab.decode.draws.foreign import ForeignDrafter
 from trimtab.decode.draws.lengths import rule
+from trimtab.decode.draws.lookup import LookupDrafter
+from trimtab.decode.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
 from trimtab.decode.ops import Draft, Drafted, Extend, Gather, Given, Mixed, Pick, Read, Verify
-from trimtab.decode.types import FinishReason, Request, Stopping, TokenDraw, TopLogprob
+from trimtab.decode.types import (
+    Confidence,
+    FinishReason,
+    Fixed,
+    PromptLookup,
+    Request,
+    Speculative,
+    Stopping,
+    TokenDraw,
+    TopLogprob,
+)
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 
@@ -161,9 +175,6 @@ class Tables:
 
     def limit(self, model: str) -> int:
         return self.models[model].limit
-
-    def copies(self, target: str, chance: float, most: int) -> int:
-        return min(most, 4)
 
     def count(self, drafted: int, accepted: int) -> None:
         self.drafted += drafted
@@ -338,3 +349,20 @@ async def write(draw: Any, answer: Answer) -> None:
         assert reads
         taken = answer.write([answer.token(draw.seq.model, read, read.draw) for read in reads])
         draw.accept([read.token for read in reads[:taken]])
+
+
+def speculate(context: Any, answer: Any, seq: Any, draw: Speculative, prompt: Sequence[int], same: bool = True) -> Any:
+    """A speculative draw, with a draft's sequence opened at ``prompt``."""
+    drafter: Drafter
+    if isinstance(draw.draft, PromptLookup):
+        tokens = draw.length.tokens if isinstance(draw.length, Fixed) else None
+        drafter = LookupDrafter(seq.tokens, draw.draft.max_ngram, tokens, partial(context.copies, seq.model))
+    else:
+        own, length = context.open(draw.draft, prompt), draw.length or Confidence()
+        text, limit = len(seq.tokens), context.limit(draw.draft)
+        if same:
+            drafter = ModelDrafter(own, seq.model, text, length, limit)
+        else:
+            spoken, heard = context.vocabulary(draw.draft), context.vocabulary(seq.model)
+            drafter = ForeignDrafter(own, spoken, seq.model, heard, text, length, limit)
+    return SpeculativeDraw(context, answer, seq, drafter, coupled=draw.coupled)

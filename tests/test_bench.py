@@ -586,7 +586,7 @@ def test_the_nudging_table_names_the_differences(tmp_path: Path) -> None:
     text = table("nudging", quality.record(quality.score(quality.collect(files), checkers), "prompts").rows)
     assert "| prompts | **nudged top_prob:0.3** | 75.0 %" in text
     assert "nudged top_prob:0.3 against base: +50.0 points" in text
-    assert set(TABLES) == {"decode", "nudging"}
+    assert set(TABLES) == {"decode", "nudging", "draft_training", "head_training", "reward_training"}
 
 
 def test_report_check_fails_where_tables_are_old(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,9 @@ from trimtab.bench.training.preferences import (
     read_preferences,
 )
 from trimtab.bench.training.reward import Options, train_reward
+from trimtab.bench.training.reward_table import reward_table
 from trimtab.bench.training.states import States, lower, upper
+from trimtab.decode.commands import main
 from trimtab.decode.errors import InvalidRequest
 
 GOOD, BAD = ("north", "ships", "then"), ("rains", "muddy", "rock")  # of like lengths
@@ -55,7 +57,7 @@ def write(path: Path, data: Sequence[dict[str, Any]]) -> Path:
 
 @pytest.fixture(scope="module")
 def options(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Options]:
-    data = write(tmp_path_factory.mktemp("data") / "preferences.jsonl.gz", rows(instructions=45))
+    data = write(tmp_path_factory.mktemp("data") / "preferences.jsonl.gz", rows(instructions=33))
 
     def make(**changes: Any) -> Options:
         given: dict[str, Any] = {
@@ -108,6 +110,22 @@ def test_results_are_recorded_rows(trained: tuple[Options, Any], tmp_path: Path)
     assert [row.to_json() for row in found] == [row.to_json() for row in recorder.rows]
     assert found[0].settings["unseen"] == trainer.random.Random(0).sample([f"model-{i}" for i in range(6)], 1)
     assert all(row.low <= row.value <= row.high for row in found if row.low is not None and row.high is not None)
+
+
+def test_the_command_records_and_prints(options: Callable[..., Options], capsys: Any, tmp_path: Path) -> None:
+    made = options()
+    words = ["bench", "train-reward", "--data", str(made.data), "--out", str(tmp_path / "out"), "--source", made.source]
+    words += ["--layers", "1", "--instructions", "4", "--report-instructions", "3", "--answers", "3", "--unseen", "1"]
+    assert main([*words, "--results", str(tmp_path), "--quick"]) == 0
+    found = load_results(tmp_path / "reward_training.jsonl")
+    assert {row.subject for row in found} == {"reward model", "longer answer", "bag of words"}
+    assert all(row.quick for row in found)
+    assert f"reward model\tpair accuracy\t{found[0].value:.4f}" in capsys.readouterr().out
+    table = "\n".join(reward_table(found))
+    assert "| **reward model** |" in table
+    assert f"{100 * found[0].value:.1f} %" in table
+    assert main(["bench", "train-reward", "--data", str(tmp_path / "none.jsonl")]) != 0
+    assert "none.jsonl" in capsys.readouterr().err
 
 
 def test_the_engine_reads_what_was_trained(trained: tuple[Options, Any]) -> None:

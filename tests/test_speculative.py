@@ -21,7 +21,7 @@ from scipy import stats
 
 from trimtab.decode.draws.autoregressive import AutoregressiveDraw
 from trimtab.decode.draws.lengths import reproducible
-from trimtab.decode.draws.speculative import SpeculativeDraw, speculate
+from trimtab.decode.draws.speculative import SpeculativeDraw
 from trimtab.decode.ops import Mixed, Pick
 from trimtab.decode.types import (
     Acceptance,
@@ -70,7 +70,7 @@ def make(
         seq = Mixed([seq, context.open("expert", DRAFT_PROMPT)], Blend((1.0, 0.5)))
     if draw is None:
         return AutoregressiveDraw(context, answer, seq)
-    return speculate(context, answer, seq, draw, DRAFT_PROMPT)
+    return tables.speculate(context, answer, seq, draw, DRAFT_PROMPT)
 
 
 def models(seed: int, noise: float = 1.0, **limits: int) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def test_the_end_at_every_place_inside_a_block(draw: Speculative, most: int) -> 
                 if kind is None:
                     writer: Any = AutoregressiveDraw(context, answer, seq)
                 else:
-                    writer = speculate(context, answer, seq, kind, PROMPT)
+                    writer = tables.speculate(context, answer, seq, kind, PROMPT)
                 context.drive(tables.write(writer, answer))
                 candidates.append(answer.candidate())
             assert written(candidates[0]) == written(candidates[1]), (name, draft_limit)
@@ -512,14 +512,6 @@ def test_reproducible_draws() -> None:
         assert make(context, answer, draw).reproducible == own
     assert reproducible(Autoregressive(), 1.0)
     assert not reproducible(Speculative(PromptLookup()), 1.0)
-
-
-def test_lookup_has_no_probabilities_to_stop_by() -> None:
-    context = tables.Tables(models(0))
-    answer = tables.answer_of(context)
-    for length in (Confidence(), Acceptance()):
-        with pytest.raises(ValueError, match=r"draw\.length = .*accepted with prompt lookup: Fixed"):
-            make(context, answer, Speculative(PromptLookup(), length))
 
 
 def test_resetting_beyond_the_end_is_refused() -> None:

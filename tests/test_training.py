@@ -84,6 +84,7 @@ def test_a_loss_and_its_gradient_are_those_of_autograd(kind: Any) -> None:
     accepted = torch.minimum(known, q).sum(-1)
     expected = {"kl": -(known * q.log()).sum(-1), "tv": 1 - accepted, "nla": -(accepted + 1e-6).log()}[kind].mean()
     (gradient,) = torch.autograd.grad(expected, hidden)
+    accepted = accepted.detach()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-6 * float(gradient.abs().max()))
     assert totals.means()["acceptance"] == pytest.approx(float(accepted.mean()), rel=1e-5)

@@ -109,8 +109,8 @@ def sizes(ordinary: Sequence[int], full: Sequence[int]) -> Any:
 @sizes([1, 300, 4500], [2, 64, 4097, 9000])
 def test_decisions_are_those_of_the_twin(path: KernelPath, vocabulary: int) -> None:
     refused = 0
-    for seed in range(2):
-        logits, windows = ws.batch(40 * vocabulary + seed, vocabulary, 6 if vocabulary < TILE else 4)
+    for seed in (0, 1) if vocabulary < TILE else (1,):
+        logits, windows = ws.batch(40 * vocabulary + seed, vocabulary, 6)
         if seed:
             logits = logits.bfloat16()
             logits[1] = -INF

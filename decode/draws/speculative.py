@@ -20,17 +20,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from functools import partial
 from typing import Protocol, Self
 
 from trimtab.decode.answer import Answer
-from trimtab.decode.draws.foreign import ForeignDrafter
 from trimtab.decode.draws.lengths import longest
-from trimtab.decode.draws.lookup import LookupDrafter
 from trimtab.decode.ops import Context, Draft, Drafted, Extend, Mixed, Pick, Read, Seq, Verify
-from trimtab.decode.types import Confidence, Fixed, Length, PromptLookup, Speculative
+from trimtab.decode.types import Fixed, Length
 
-__all__ = ["Drafter", "ModelDrafter", "SpeculativeDraw", "speculate"]
+__all__ = ["Drafter", "ModelDrafter", "SpeculativeDraw"]
 
 
 class Drafter(Protocol):
@@ -253,41 +250,3 @@ class ModelDrafter:
 
     def close(self) -> None:
         self.seq.close()
-
-
-def speculate(
-    context: Context,
-    answer: Answer,
-    seq: Seq | Mixed,
-    draw: Speculative,
-    prompt: Sequence[int] = (),
-    *,
-    same_ids: bool = True,
-) -> SpeculativeDraw:
-    """The draw that a request asks for; a draft's sequence is opened.
-
-    Args:
-        context, answer, seq: see ``SpeculativeDraw``; ``seq`` holds the target's prompt.
-        draw: as requested. No length means ``Confidence`` for a model, and for prompt lookup that it adapts.
-        prompt: of the draft, if it is a model.
-        same_ids: whether the draft has the target's token ids.
-
-    Raises:
-        ValueError: a length that prompt lookup doesn't have.
-    """
-    text, length = seq.tokens, draw.length
-    drafter: Drafter
-    if isinstance(draw.draft, PromptLookup):
-        if not (length is None or isinstance(length, Fixed)):
-            raise ValueError(f"draw.length = {length!r}: accepted with prompt lookup: Fixed, or None to adapt")
-        pays = partial(context.copies, seq.model)
-        drafter = LookupDrafter(text, draw.draft.max_ngram, None if length is None else length.tokens, pays)
-    else:
-        length, limit = length or Confidence(), context.limit(draw.draft)
-        own = context.open(draw.draft, prompt)
-        if same_ids:
-            drafter = ModelDrafter(own, seq.model, len(text), length, limit)
-        else:
-            spoken, heard = context.vocabulary(draw.draft), context.vocabulary(seq.model)
-            drafter = ForeignDrafter(own, spoken, seq.model, heard, len(text), length, limit)
-    return SpeculativeDraw(context, answer, seq, drafter, coupled=draw.coupled)

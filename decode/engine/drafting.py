@@ -108,6 +108,7 @@ class Block:
     tokens: list[int] = field(default_factory=list)
     _rows: list[Tensor] = field(default_factory=list)
     _picks: list[RowPick] = field(default_factory=list)
+    _tops: list[float] = field(default_factory=list)
 
     @property
     def op(self) -> Draft:
@@ -150,6 +151,7 @@ class Block:
         self.tokens.append(token)
         self._rows.append(logits)
         self._picks.append(pick)
+        self._tops.append(top_prob)
         if token in self.ends or len(self.tokens) >= min(len(self.op.picks), self.rule.max_tokens):
             return False
         if not self.rule.goes_on(top_prob, accepts):
@@ -162,7 +164,7 @@ class Block:
         draft = None
         if self.tokens and not self.op.coupled:
             ids = None if self.columns is None else self.columns.ids
-            draft = dispatch.Draft(torch.stack(self._rows), self._picks, ids)
+            draft = dispatch.Draft(torch.stack(self._rows), self._picks, ids, self._tops)
         return Drafted(tuple(self.tokens), Source(self.item.sequence.model, draft))
 
 

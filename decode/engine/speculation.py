@@ -147,6 +147,29 @@ class _Counts:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Prices:
+    """What things cost at a load, in seconds.
+
+    Attributes:
+        plain: a token by plain decoding.
+        token: a token as things are: by speculation if it pays for the rows together, else plain.
+        common: the best length of blocks of all rows; 0 where they don't pay together.
+        worse: whether blocks as they have been cost more than that.
+        drafts, verifies: by how much a round grows with a row's first, second, ... drafted token. A pass of the draft
+            that the others need anyway costs the row little, one of its own all.
+        adds: what a row must bring with a block of 0, 1, 2, ... tokens: these costs, or its share of common ones.
+    """
+
+    plain: float
+    token: float
+    common: int
+    worse: bool
+    drafts: list[float]
+    verifies: list[float]
+    adds: list[float]
+
+
 @dataclass(slots=True)
 class _Pair:
     """What is known of a draft and a target.
@@ -157,7 +180,7 @@ class _Pair:
         calls: blocks asked for.
         plain: of the next ones so many are refused, to see what a plain step costs.
         measured: calls when that was done last.
-        rounds: seconds of a round with blocks of 0, 1, 2, ... tokens, for (load, passes seen, longest).
+        prices: the latest, and what they were found from.
     """
 
     counts: _Counts = field(default_factory=lambda: _Counts(_STOOD, _FELL))
@@ -165,7 +188,7 @@ class _Pair:
     calls: int = 0
     plain: int = 0
     measured: int | None = None
-    rounds: tuple[tuple[int, int, int, int], list[float]] | None = None
+    prices: tuple[tuple[float, ...], _Prices] | None = None
 
 
 class Speculation:
@@ -221,44 +244,28 @@ class Speculation:
         pair.calls += 1
         if self._wants_plain(pair, target, load):
             return None
-        drafting = self._costs(draft, True)
-        if not drafting.passes or not self._costs(target, False).passes:
+        if not self._costs(draft, True).passes or not self._costs(target, False).passes:
             return rule(length, cap=_UNSURE)
         most = longest(length)
-        rounds = self._rounds(pair, draft, target, load, most)
         own = self._requests.get((draft, target, request), _Counts()).leaning(pair.counts)
         everyone = own if load == 1 else pair.counts
-        chance, plain = own.chance, rounds[0] / load
-        best, common = _best(rounds, load, everyone.chance)
-        usual = best
-        if pair.counts.blocks > _UNSURE:  # a rule that picks its moments does better than any one length, or worse
-            usual = _between(rounds, everyone.drafted / everyone.blocks) * everyone.blocks / (load * everyone.written)
-        price = min(best, usual)
-        if price >= plain * (1 - _MARGIN):
-            common, price = 0, plain
-        # What the row's k-th token costs. A pass that the others need anyway costs it little, one of its own all.
-        alone = _seconds(drafting, 1)
-        joined = (_seconds(drafting, load) - alone) / (load - 1) if load > 1 else alone
-        shared = _seconds(drafting, load) / load if common else alone
-        verify = self._verify(target, load, most, common > 0)
-        steps = [(joined if k < common else shared) + verify[k] for k in range(most)]
-        block, gain, brings, spent, sure = 0, _MARGIN * plain, 0.0, 0.0, price * (1 - _MARGIN)
-        adds = [0.0]
+        prices = self._prices(pair, draft, target, load, most, everyone)
+        chance, sure = own.chance, prices.token * (1 - _MARGIN)
+        block, gain, brings = 0, _MARGIN * prices.plain, 0.0
         for k in range(1, most + 1):
-            brings, spent = brings + chance**k, spent + steps[k - 1]
-            adds.append(spent)
-            if brings * sure - spent > gain:
-                block, gain = k, brings * sure - spent
+            brings += chance**k
+            if brings * sure - prices.adds[k] > gain:
+                block, gain = k, brings * sure - prices.adds[k]
         if own.blocks:
-            gain = max(gain, (own.written / own.blocks - 1) * sure - _between(adds, own.drafted / own.blocks))
+            usual = (own.written / own.blocks - 1) * sure - _between(prices.adds, own.drafted / own.blocks)
+            gain = max(gain, usual)
         # Rows that are like the others go together or not at all: they would all take themselves for the only one.
-        follows = load > 1 and not common and chance <= everyone.chance * (1 + _NEAR)
-        if gain <= _MARGIN * plain or follows:
-            return self._probe(pair, length, drafting, plain, adds, missing)
-        cap = min(most, max(block, common, 1) if usual > best * (1 + _NEAR) else 2 * max(block, common) + 2)
-        costs = []
-        for k in range(1, cap):
-            costs.append(TokenCosts(joined if k < common else alone, verify[k], chance * price))
+        follows = load > 1 and not prices.common and chance <= everyone.chance * (1 + _NEAR)
+        if gain <= _MARGIN * prices.plain or follows:
+            return self._probe(pair, length, draft, prices, missing)
+        block = max(block, prices.common, 1)
+        cap = min(most, block if prices.worse else 2 * block + 2)
+        costs = [TokenCosts(prices.drafts[k], prices.verifies[k], chance * prices.token) for k in range(1, cap)]
         return rule(length, costs, cap)
 
     def copies(self, target: str, chance: float, most: int, load: int) -> int:
@@ -298,30 +305,44 @@ class Speculation:
         pair.measured, pair.plain = pair.calls, passes * load - 1
         return True
 
-    def _rounds(self, pair: _Pair, draft: str, target: str, load: int, most: int) -> list[float]:
-        """Seconds of a round in which all rows draft 0, 1, ..., ``most`` tokens; made once per round."""
+    def _prices(self, pair: _Pair, draft: str, target: str, load: int, most: int, counts: _Counts) -> _Prices:
+        """Prices at a load, by what became of the blocks of all its rows; found once per round where there are many."""
         drafting, verifying = self._costs(draft, True), self._costs(target, False)
-        key = (load, drafting.passes, verifying.passes, most)
-        if pair.rounds is None or pair.rounds[0] != key:
-            step = _seconds(drafting, load)
-            pair.rounds = key, [k * step + _seconds(verifying, load * (k + 1)) for k in range(most + 1)]
-        return pair.rounds[1]
+        key = (load, most, drafting.passes, verifying.passes, counts.stood, counts.fell, counts.drafted)
+        if pair.prices is not None and pair.prices[0] == key:
+            return pair.prices[1]
+        pass_of_all, alone = _seconds(drafting, load), _seconds(drafting, 1)
+        joined = (pass_of_all - alone) / (load - 1) if load > 1 else alone
+        target_pass = [_seconds(verifying, load * (k + 1)) for k in range(most + 1)]
+        plain = target_pass[0] / load
+        rounds = [k * pass_of_all + seconds for k, seconds in enumerate(target_pass)]
+        best, common = _best(rounds, load, counts.chance)
+        usual = best
+        if pair.counts.blocks > _UNSURE:  # a rule that picks its moments does better than any one length, or worse
+            usual = _between(rounds, counts.drafted / counts.blocks) * counts.blocks / (load * counts.written)
+        token = min(best, usual)
+        if token < plain * (1 - _MARGIN):
+            verifies = [(after - before) / load for before, after in pairwise(target_pass)]
+            own = pass_of_all / load
+        else:
+            token, common, own = plain, 0, alone
+            verifies = [
+                after - before for before, after in pairwise(_seconds(verifying, load + k) for k in range(most + 1))
+            ]
+        drafts = [joined if k < common else alone for k in range(most)]
+        adds = [0.0]
+        for k in range(most):
+            adds.append(adds[-1] + verifies[k] + (joined if k < common else own))
+        found = _Prices(plain, token, common, usual > best * (1 + _NEAR), drafts, verifies, adds)
+        pair.prices = key, found
+        return found
 
-    def _verify(self, target: str, load: int, most: int, together: bool) -> list[float]:
-        """Seconds by which a row's first, second, ... drafted token lengthens the target's pass."""
-        costs, rows = self._costs(target, False), load if together else 1
-        found = [_seconds(costs, load + rows * k) / rows for k in range(most + 1)]
-        return [after - before for before, after in pairwise(found)]
-
-    @staticmethod
-    def _probe(
-        pair: _Pair, length: Length, drafting: PassCosts, plain: float, adds: list[float], missing: int
-    ) -> Rule | None:
+    def _probe(self, pair: _Pair, length: Length, draft: str, prices: _Prices, missing: int) -> Rule | None:
         """A short block, if the account covers it."""
-        pair.account += _PROBING * plain
-        price = adds[min(_PROBE, len(adds) - 1)]
+        pair.account += _PROBING * prices.plain
+        price = prices.adds[min(_PROBE, len(prices.adds) - 1)]
         if missing > 0:
-            price += _seconds(drafting, missing)
+            price += _seconds(self._costs(draft, True), missing)
         if pair.account < price:
             return None
         pair.account = min(pair.account - price, price)  # nothing is saved up for a burst

@@ -29,7 +29,7 @@ class BaseWriter(Writer):
         self._reads: deque[Read] = deque()  # proposed, not yet written
 
     @property
-    def reproducible(self) -> bool:  # type: ignore[override]
+    def reproducible(self) -> bool:
         return self._draw.reproducible
 
     async def prime(self) -> None:

@@ -124,7 +124,7 @@ class HandoverWriter(Writer):
         self._looping = False
 
     @property
-    def reproducible(self) -> bool:  # type: ignore[override]
+    def reproducible(self) -> bool:
         return self._base.reproducible
 
     async def prime(self) -> None:

@@ -56,7 +56,7 @@ class NudgedWriter(Writer):
         self._span = 0
 
     @property
-    def reproducible(self) -> bool:  # type: ignore[override]
+    def reproducible(self) -> bool:
         return self._base.reproducible
 
     async def prime(self) -> None:

@@ -61,6 +61,10 @@ class TokenRewardWriter(Writer):
         self._unread: list[int] = []  # tokens of the answer that the base has not read
         self._chosen: Token | None = None  # not yet written
 
+    @property
+    def reproducible(self) -> bool:
+        return True
+
     async def prime(self) -> None:
         unread, self._unread = self._unread, []
         await Extend(self._seq, unread)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from trimtab.decode.chance import Choice, chance, drawn
+from trimtab.decode.ops import Call
 from trimtab.decode.rewards.rating import Rating
 from trimtab.decode.searches.setting import Outcome, Setting, ranked, rewards_of, together
 from trimtab.decode.searches.votes import agreement, copeland, majority
@@ -22,7 +23,11 @@ __all__ = ["best_of_n"]
 
 
 async def best_of_n(setting: Setting, search: BestOfN) -> Outcome:
-    """Write ``search.n`` candidates and take one by ``search.choose``."""
+    """Write ``search.n`` candidates and take one by ``search.choose``.
+
+    Candidates report what they were rated, pruned ones their beginning. In a tournament the objective is the share of
+    the others that a candidate beats, and "margin" by how much it does on average.
+    """
     return await _BestOfN(setting, search).run()
 
 
@@ -119,7 +124,8 @@ class _BestOfN:
                 agreed = [standing[k] for k in majority(texts)]
                 return max(agreed, key=lambda i: (values.get(i, 0.0), -i)), False
             case Choose.CONSENSUS:
-                return standing[ranked(agreement(texts))[0]], False
+                # Quadratic in the candidates: away from the thread that decodes.
+                return standing[ranked(await Call(agreement, (texts,)))[0]], False
             case Choose.WORST:
                 return min(standing, key=lambda i: (values[i], i)), False
             case Choose.SOFT:

@@ -29,11 +29,14 @@ class Boundary:
     async def advance(self, writer: Writer) -> None:
         """Write one segment, or what is left of the answer."""
         answer = writer.answer
-        start, characters = len(answer.tokens), len(answer.text)
+        start = len(answer.tokens)
+        seen = max(0, len(answer.text) - len(self.delimiter) + 1) if self.delimiter else 0
 
         def until() -> bool:
             length = len(answer.tokens) - start
-            return length >= self.max_tokens or (length > 0 and self._delimited(answer.text, characters))
+            if length >= self.max_tokens or self.delimiter is None:
+                return length >= self.max_tokens
+            return length > 0 and self.delimiter in answer.text[seen:]
 
         def before(token: Token) -> bool:
             length = len(answer.tokens) - start
@@ -41,8 +44,3 @@ class Boundary:
             return bound is not None and length >= max(1, self.min_tokens) and (token.entropy or 0.0) > bound
 
         await writer.advance(until, before)
-
-    def _delimited(self, text: str, start: int) -> bool:
-        if self.delimiter is None:
-            return False
-        return self.delimiter in text[max(0, start - len(self.delimiter) + 1) :]

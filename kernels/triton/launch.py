@@ -1,5 +1,8 @@
 """Launching the kernels: shapes, scratch and grids. No copy to the host, no synchronisation.
 
+A row's bits depend on its logits, its plan, their type and whether its stride is a multiple of 16 numbers (the width
+of loads decides which numbers a thread adds first), never on the rest of the batch.
+
 As ``torch.library`` operators (``torch.ops.trimtab.stats``, ``pick``, ``mix``, ``blend``, ``nucleus``) over plain
 tensors the same functions go through ``torch.compile`` and CUDA graphs.
 
@@ -43,7 +46,19 @@ from trimtab.kernels.triton.rows import (
 )
 from trimtab.kernels.triton.scan import scan, scan_deferred
 
-__all__ = ["blend", "block_of", "mix", "nucleus", "pick", "run", "span_of", "stats", "warps_of", "write"]
+__all__ = [
+    "blend",
+    "block_of",
+    "mix",
+    "nucleus",
+    "pick",
+    "run",
+    "span_of",
+    "stats",
+    "top_logprobs",
+    "warps_of",
+    "write",
+]
 
 Tensor = torch.Tensor
 
@@ -419,6 +434,25 @@ def nucleus(logits: Tensor, top_p: float) -> Nucleus:
     Filters(1.0, top_p=top_p)  # refuses what is no probability
     entropy, size, mass = _nucleus(logits, top_p)
     return Nucleus(entropy, size.long(), mass)
+
+
+def top_logprobs(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """``reference.entropy.top_logprobs``, without the host: a selection among numbers that hold logit and id."""
+    check_logits(logits)
+    rows, vocabulary = logits.shape
+    if not 1 <= n <= vocabulary:
+        raise ValueError(f"n = {n}: accepted: 1 to the size of the vocabulary, {vocabulary}")
+    z = logits.detach().float()
+    z = torch.where(z < torch.inf, z, -torch.inf) + 0.0  # both zeros are one
+    bits = z.view(torch.int32)
+    order = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()  # compares as the logits do
+    last = vocabulary - 1
+    found = ((order << 32) | (last - torch.arange(vocabulary, device=z.device))).topk(n).values
+    ids = last - (found & 0xFFFFFFFF)
+    lse = run([logits], None).numbers[0] if rows else z[:, 0]
+    value = z.gather(1, ids)
+    finite = value > -torch.inf
+    return torch.where(finite, ids, -1), torch.where(finite, value - lse[:, None], -torch.inf)
 
 
 def _stats_of(found: _Outcome, which: int) -> Stats:

@@ -61,8 +61,8 @@ def pack(rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends:
         ValueError: a token id outside the vocabulary.
     """
     models = len(blends[0].weights) if blends else 1
-    ints = np.zeros((len(rows), INTS), np.int64)
-    reals = np.zeros((len(rows), REALS + models), np.float32)
+    ints: list[tuple[int, ...]] = []
+    reals: list[tuple[float, ...]] = []
     ids: list[NDArray[np.int64]] = []
     values: list[NDArray[np.float32]] = []
     filled = edited = 0
@@ -97,9 +97,10 @@ def pack(rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends:
         limited |= top_k > 0
         min_p = filters.temperature * math.log(filters.min_p) if sampled and filters.min_p > 0 else -math.inf
         gate, limit, plausible = 0, 0.0, -math.inf
+        weights: tuple[float, ...] = (1.0,)
         if blends:
             blend = blends[i]
-            reals[i, REALS:] = blend.weights
+            weights = blend.weights
             if not blend.plain:
                 kind |= _MIXED
             if blend.gate is not None:
@@ -109,15 +110,26 @@ def pack(rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends:
             if kind & _MIXED and (gate or blend.plausibility):
                 kind, deferred = kind | _DEFERRED, True
         bits = row.key.bits
-        ints[i, :5] = bits - (bits >> 63 << 64), row.position, kind, top_k, slot
-        ints[i, 5:] = *seen, *bias, *banned, gate
-        reals[i, :REALS] = (
-            inverse_temperature(filters), filters.top_p, min_p, filters.repetition_penalty, limit, plausible
-        )  # fmt: skip
+        bits -= bits >> 63 << 64
+        ints.append((bits, row.position, kind, top_k, slot, *seen, *bias, *banned, gate))
+        scale = float(inverse_temperature(filters)) if sampled else 1.0
+        reals.append((scale, filters.top_p, min_p, filters.repetition_penalty, limit, plausible, *weights))
     flat = np.concatenate(ids).astype(np.int32) if ids else np.zeros(1, np.int32)
     bonus = np.concatenate(values) if values else np.zeros(1, np.float32)
 
     def moved(part: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(part).to(device)
+        tensor = torch.from_numpy(part)
+        # From pinned memory, so that the host doesn't wait for the device to get there.
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-    return Plan(moved(ints), moved(reals), moved(flat), moved(bonus), edited, filtered, limited, deferred)
+    numbers = np.array(reals, np.float32).reshape(-1, REALS + models)
+    return Plan(
+        moved(np.array(ints, np.int64).reshape(-1, INTS)),
+        moved(numbers),
+        moved(flat),
+        moved(bonus),
+        edited,
+        filtered,
+        limited,
+        deferred,
+    )

@@ -1,0 +1,297 @@
+"""The kernels that are timed: each as the engine calls it, beside the eager formula for the same, on the same logits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.bench import eager
+from trimtab.decode.errors import InvalidRequest
+from trimtab.kernels import dispatch
+from trimtab.kernels.dispatch import Blend, Draft, Filters, RowPick, Window
+from trimtab.kernels.rng import Key
+
+__all__ = ["KERNELS", "Case", "Kernel", "Work", "logits"]
+
+# Steps whose random numbers are prepared: a sampler's work depends on what it draws.
+_STEPS = 16
+_DRAFTED = 4
+_WIDTH = 4096  # of the hidden states before the head
+# Entropies of 2 to 3 nats at the sizes measured, as language models have them.
+_SLOPE = 0.62
+
+
+class Case(NamedTuple):
+    """What was timed on what; ``str`` and ``parse`` are inverses.
+
+    Attributes:
+        kernel: a key of ``KERNELS``, or ``copy``.
+        rows, vocabulary: shape of the logits; for verification rows are windows.
+        dtype: of the logits.
+        threads: of torch's CPU kernels; 0 on a GPU.
+    """
+
+    kernel: str
+    rows: int
+    vocabulary: int
+    dtype: str
+    threads: int
+
+    def __str__(self) -> str:
+        where = f", {self.threads} threads" if self.threads else ""
+        return f"{self.kernel}, {self.rows} x {self.vocabulary}, {self.dtype}{where}"
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """Raises InvalidRequest."""
+        found = re.fullmatch(r"([\w-]+), (\d+) x (\d+), (\w+)(?:, (\d+) threads)?", text)
+        if found is None:
+            raise InvalidRequest.of("result.case", text, "KERNEL, ROWS x VOCABULARY, DTYPE[, N threads]")
+        kernel, rows, vocabulary, dtype, threads = found.groups()
+        return cls(kernel, int(rows), int(vocabulary), dtype, int(threads or 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One kernel on one set of logits.
+
+    Attributes:
+        ours: a call as the engine makes it; the argument numbers the calls, which draw differently.
+        eager: the formula.
+        captured: the launches alone, over tensors that are on the device: what a CUDA graph holds.
+        read: bytes of logits (or of the head) that have to be read once.
+    """
+
+    ours: Callable[[int], object]
+    eager: Callable[[], object]
+    captured: Callable[[], object]
+    read: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Attributes:
+    title: in tables.
+    make: rows, vocabulary, dtype, device, seed -> what is timed.
+    """
+
+    title: str
+    make: Callable[[int, int, torch.dtype, torch.device, int], Work]
+
+
+def logits(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
+    """Random logits [R, V] like a language model's: the k-th largest is about -ln k / 0.62 below the first (Zipf's
+    law), in random places."""
+    generator = torch.Generator(device).manual_seed(seed)
+    made = torch.empty((rows, vocabulary), dtype=dtype, device=device)
+    for i in range(0, rows, 64):  # float32 of all rows may not fit beside them
+        part = torch.empty((min(64, rows - i), vocabulary), device=device).exponential_(generator=generator)
+        made[i : i + 64] = (part / _SLOPE).to(dtype)
+    return made
+
+
+def _near(base: Tensor, seed: int) -> Tensor:
+    """Logits of a model that mostly agrees with another one."""
+    generator = torch.Generator(base.device).manual_seed(seed)
+    made = torch.empty_like(base)
+    for i in range(0, len(base), 64):
+        part = base[i : i + 64].float()
+        made[i : i + 64] = (part + 0.7 * torch.randn(part.shape, generator=generator, device=base.device)).to(base.dtype)
+    return made
+
+
+def _picks(rows: int, filters: Filters) -> list[list[RowPick]]:
+    return [[RowPick(filters, Key(i), step) for i in range(rows)] for step in range(_STEPS)]
+
+
+def _stats(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
+    x = logits(rows, vocabulary, dtype, device, seed)
+    tokens = torch.arange(rows, device=device)
+
+    def captured() -> object:
+        _operators()
+        return torch.ops.trimtab.stats(x, tokens)
+
+    return Work(lambda _: dispatch.stats(x, tokens), lambda: eager.statistics(x, tokens), captured, _size(x))
+
+
+def _pick(
+    filters: Filters, rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int
+) -> Work:
+    x = logits(rows, vocabulary, dtype, device, seed)
+    steps = _picks(rows, filters)
+    temperature, top_p = filters.temperature, filters.top_p
+    formula = partial(eager.sampled, x, temperature, top_p) if temperature else partial(eager.greedy, x)
+    captured = _Prepared(lambda: _planned(steps[0], vocabulary, device), lambda plan: _launch_pick(x, plan))
+    return Work(lambda i: dispatch.pick(x, steps[i % _STEPS]), formula, captured, _size(x))
+
+
+def _mix(
+    weights: tuple[float, ...],
+    filters: Filters,
+    plausibility: float,
+    rows: int,
+    vocabulary: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+) -> Work:
+    base = logits(rows, vocabulary, dtype, device, seed)
+    models = [base, *(_near(base, seed + i) for i in range(1, len(weights)))]
+    steps = _picks(rows, filters)
+    blends = [Blend(weights, plausibility=plausibility)] * rows
+    if plausibility:
+        formula: Callable[[], object] = partial(eager.plausible, models, weights, plausibility)
+    else:
+        formula = partial(eager.mixed, models, weights, filters.temperature, filters.top_p)
+    captured = _Prepared(
+        lambda: _planned(steps[0], vocabulary, device, blends), lambda plan: torch.ops.trimtab.mix(models, *plan)
+    )
+    return Work(lambda i: dispatch.mix(models, blends, steps[i % _STEPS]), formula, captured, sum(map(_size, models)))
+
+
+def _nucleus(top_p: float, rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
+    x = logits(rows, vocabulary, dtype, device, seed)
+
+    def captured() -> object:
+        _operators()
+        return torch.ops.trimtab.nucleus(x, top_p)
+
+    return Work(
+        lambda _: dispatch.nucleus_entropy(x, top_p), lambda: eager.nucleus_entropy(x, top_p), captured, _size(x)
+    )
+
+
+def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
+    target = logits(rows * (_DRAFTED + 1), vocabulary, dtype, device, seed).view(rows, _DRAFTED + 1, vocabulary)
+    draft = _near(target[:, :_DRAFTED].flatten(0, 1), seed + 1)
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens = torch.cat(
+        [torch.multinomial(torch.softmax(x.float(), -1), 1, generator=generator) for x in draft.split(64)]
+    ).view(rows, _DRAFTED)
+    drafted: list[list[int]] = tokens.tolist()
+    filters = Filters(1.0)
+
+    def windows(step: int) -> list[Window]:
+        made = []
+        for i in range(rows):
+            picks = [RowPick(filters, Key(i), (_DRAFTED + 1) * step + j) for j in range(_DRAFTED + 1)]
+            source = Draft(draft[i * _DRAFTED : (i + 1) * _DRAFTED], picks[:-1])
+            made.append(Window(drafted[i], picks, source))
+        return made
+
+    steps = [windows(step) for step in range(_STEPS)]
+    flat, drafts = target.flatten(0, 1), draft.view(rows, _DRAFTED, vocabulary)
+
+    def plans() -> tuple[Any, Any]:
+        from trimtab.kernels.reference.verify import picks_of
+        from trimtab.kernels.triton import verify
+
+        return _planned(picks_of(steps[0]), vocabulary, device), verify.pack(steps[0], vocabulary, device)
+
+    def launch(both: tuple[Any, Any]) -> object:
+        from trimtab.kernels.reference.entropy import Stats
+        from trimtab.kernels.reference.pick import Picked
+        from trimtab.kernels.triton import verify
+
+        picking, plan = both
+        (lse, entropy, top_prob, logprob), ids, flags = _launch_pick(flat, picking)
+        stats = Stats(lse, entropy, top_prob, ids[1], logprob, flags[0])
+        return verify.complete(flat, stats, *verify.run(flat, plan, Picked(ids[0], stats)))
+
+    # The target once; where a token falls, the target's row and the draft's again (kernels.md, c).
+    read = _size(target) * (_DRAFTED + 3) // (_DRAFTED + 1)
+    return Work(
+        lambda i: dispatch.verify(flat, steps[i % _STEPS]),
+        lambda: eager.verified(target, drafts, tokens),
+        _Prepared(plans, launch),
+        read,
+    )
+
+
+def _head(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
+    generator = torch.Generator(device).manual_seed(seed)
+    hidden = torch.randn((rows, _WIDTH), generator=generator, device=device).to(dtype)
+    head = (torch.randn((vocabulary, _WIDTH), generator=generator, device=device) * 2 / _WIDTH**0.5).to(dtype)
+    steps = _picks(rows, Filters(1.0))
+
+    def prepared() -> Any:
+        from trimtab.kernels.reference.lm_head import fusable
+        from trimtab.kernels.triton import lm_head
+
+        fused = fusable(steps[0], vocabulary)
+        return fused, lm_head.pack(steps[0], device) if fused else _planned(steps[0], vocabulary, device)
+
+    def launch(found: Any) -> object:
+        fused, plan = found
+        if fused:
+            return torch.ops.trimtab.lm_head(hidden, head, None, *plan, 1.0, 0.0)
+        return _launch_pick(hidden @ head.T, plan)
+
+    return Work(
+        lambda i: dispatch.lm_head(hidden, head, steps[i % _STEPS]),
+        lambda: eager.sampled(hidden @ head.T, 1.0),
+        _Prepared(prepared, launch),
+        _size(head) + _size(hidden),
+    )
+
+
+class _Prepared:
+    """A launch whose plan is made at the first call, which has to come before a graph is captured."""
+
+    def __init__(self, make: Callable[[], Any], launch: Callable[[Any], object]) -> None:
+        self._make, self._launch = make, launch
+        self._plan: Any = None
+
+    def __call__(self) -> object:
+        if self._plan is None:
+            _operators()
+            self._plan = self._make()
+        return self._launch(self._plan)
+
+
+def _operators() -> None:
+    """Registers ``torch.ops.trimtab``."""
+    from trimtab.kernels.triton import launch, lm_head  # noqa: F401
+
+
+def _planned(
+    rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends: Sequence[Blend] | None = None
+) -> Any:
+    from trimtab.kernels.triton.pack import pack
+
+    return pack(rows, vocabulary, device, blends)
+
+
+def _launch_pick(x: Tensor, plan: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.trimtab.pick(x, *plan[:7])  # all but whether it is deferred
+    return found
+
+
+def _size(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _all() -> Iterator[tuple[str, Kernel]]:
+    drawn, nucleus, plain = Filters(0.8), Filters(0.8, top_p=0.9), Filters(1.0)
+    three = (1.0, 0.6, -0.4)
+    yield "stats", Kernel("statistics", _stats)
+    yield "greedy", Kernel("greedy", partial(_pick, Filters()))
+    yield "sample", Kernel("sampled, T 0.8", partial(_pick, drawn))
+    yield "top-p", Kernel("sampled, T 0.8, top-p 0.9", partial(_pick, nucleus))
+    yield "mixture", Kernel("mixture of 2, T 0.8, top-p 0.9", partial(_mix, (1.0, 0.5), nucleus, 0.0))
+    yield "verify", Kernel("verification, K = 4", _verify)
+    yield "nucleus", Kernel("entropy of the nucleus 0.9", partial(_nucleus, 0.9))
+    yield "mix3", Kernel("mixture of 3, sampled", partial(_mix, three, plain, 0.0))
+    yield "mix3-top-p", Kernel("mixture of 3, top-p 0.9", partial(_mix, three, Filters(1.0, top_p=0.9), 0.0))
+    yield "mix3-plausible", Kernel("mixture of 3, plausibility 0.1", partial(_mix, three, plain, 0.1))
+    yield "lm-head", Kernel("head of 4096, sampled", _head)
+
+
+KERNELS: Mapping[str, Kernel] = dict(_all())
