@@ -31,6 +31,8 @@ def register(subparsers: Any) -> None:
     _decode_options(decode)
     decode.set_defaults(run=_decode)
 
+    _kernels_options(actions)
+
     nudging = actions.add_parser(
         "nudging",
         help="answer the prompts of a data set: base alone, nudger alone, nudged",
@@ -65,6 +67,29 @@ def register(subparsers: Any) -> None:
     )
     _results_option(report)
     report.set_defaults(run=_report)
+
+
+def _kernels_options(actions: Any) -> None:
+    kernels = actions.add_parser(
+        "kernels",
+        help="speed of the kernels over logits, beside eager formulas",
+        description="Time the kernels over logits beside the eager formulas for the same: on a CPU the torch path on "
+        "one and on all threads, on a GPU the Triton kernels as plain calls and in CUDA graphs.",
+    )
+    kernels.add_argument("--quick", action="store_const", const=True, help="a smoke run, whose figures mean nothing")
+    kernels.add_argument("--device", metavar="DEVICE", help="auto, cpu or cuda (default: auto)")
+    kernels.add_argument("--kernels", nargs="+", metavar="NAME", help="which (default: those that suit the device)")
+    kernels.add_argument("--rows", type=int, nargs="+", metavar="N", help="numbers of rows (windows for verify)")
+    kernels.add_argument("--vocabularies", type=int, nargs="+", metavar="N", help="sizes of the vocabulary")
+    kernels.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="of the logits (default: bfloat16)")
+    kernels.add_argument("--threads", type=int, nargs="+", metavar="N", help="on a CPU (default: 1 and all)")
+    kernels.add_argument("--compiled", action="store_const", const=True, help="torch.compile as well; a GPU's default")
+    kernels.add_argument("--repeats", type=int, metavar="N", help="measured rounds (default: 9)")
+    kernels.add_argument("--limit", type=float, metavar="S", help="seconds for the rounds of a case (default: 8)")
+    kernels.add_argument("--seed", type=int, metavar="N", help="of the logits (default: 0)")
+    kernels.add_argument("--plot", type=Path, metavar="FILE", help="also draw the share of a copy's rate against rows")
+    _results_option(kernels)
+    kernels.set_defaults(run=_kernels)
 
 
 def _training(actions: Any) -> None:
@@ -113,7 +138,7 @@ def _training(actions: Any) -> None:
     head.add_argument("--width", type=int, metavar="N", help="of the blocks (default: 192)")
     head.add_argument("--labels", metavar="KIND", help="analytic or drawn (default: analytic)")
     head.add_argument("--reject-weight", type=float, metavar="W", help="of what is rejected, in the loss (default: 1)")
-    head.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: 600)")
+    head.add_argument("--steps", type=int, metavar="N", help="optimiser steps (default: 300)")
     head.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.001)")
     head.add_argument("--compare", action="store_true", default=None, help="also train the other kinds, and record all")
     _training_options(head)
@@ -137,9 +162,7 @@ def _train_reward_options(actions: Any) -> None:
     reward.add_argument("--instructions", type=int, metavar="N", help="to learn from (default: all)")
     reward.add_argument("--report-instructions", type=int, metavar="N", help="to evaluate on (default: all)")
     reward.add_argument("--unseen", type=int, metavar="N", help="generators of which nothing is learned (default: 6)")
-    reward.add_argument(
-        "--epochs", type=float, metavar="N", help="of the layers after the head (default: 1)"
-    )
+    reward.add_argument("--epochs", type=float, metavar="N", help="of the layers after the head (default: 1)")
     reward.add_argument("--group", type=int, metavar="N", help="answers to an instruction in a step (default: 8)")
     reward.add_argument("--learning-rate", type=float, metavar="R", help="at its highest (default: 0.00002)")
     reward.add_argument("--stop-after", type=float, metavar="S", help="leave after so many seconds, to go on later")
@@ -194,6 +217,22 @@ def _decode(args: argparse.Namespace) -> int:
     print(table("decode", recorder.rows))
     if args.results or not args.quick:
         _say(f"recorded in {recorder.save(args.results or _RESULTS)}")
+    return 0
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    from trimtab.bench.kernels import Options, bench_kernels
+    from trimtab.bench.tables import table
+
+    recorder = bench_kernels(Options(**_given(args, Options)))
+    print(table("kernels", recorder.rows))
+    if args.results or not args.quick:
+        _say(f"recorded in {recorder.save(args.results or _RESULTS)}")
+    if args.plot:
+        from trimtab.bench.plot import plot_kernels
+
+        plot_kernels(recorder.rows, args.plot)
+        print(args.plot)
     return 0
 
 

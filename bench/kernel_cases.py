@@ -1,60 +1,31 @@
-"""The kernels that are timed: each as the engine calls it, beside the eager formula for the same, on the same logits."""
+"""The kernels that are timed: each as the engine calls it, beside the eager formula for the same on the same logits."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.bench import eager
-from trimtab.decode.errors import InvalidRequest
 from trimtab.kernels import dispatch
 from trimtab.kernels.dispatch import Blend, Draft, Filters, RowPick, Window
 from trimtab.kernels.rng import Key
 
-__all__ = ["KERNELS", "Case", "Kernel", "Work", "logits"]
+__all__ = ["KERNELS", "Work", "logits"]
+
+# rows, vocabulary, dtype, device, seed -> what is timed
+Make = Callable[[int, int, torch.dtype, torch.device, int], "Work"]
 
 # Steps whose random numbers are prepared: a sampler's work depends on what it draws.
 _STEPS = 16
 _DRAFTED = 4
 _WIDTH = 4096  # of the hidden states before the head
-# Entropies of 2 to 3 nats at the sizes measured, as language models have them.
+# Entropies of about 1 to 4 nats at the sizes measured, as language models have them.
 _SLOPE = 0.62
-
-
-class Case(NamedTuple):
-    """What was timed on what; ``str`` and ``parse`` are inverses.
-
-    Attributes:
-        kernel: a key of ``KERNELS``, or ``copy``.
-        rows, vocabulary: shape of the logits; for verification rows are windows.
-        dtype: of the logits.
-        threads: of torch's CPU kernels; 0 on a GPU.
-    """
-
-    kernel: str
-    rows: int
-    vocabulary: int
-    dtype: str
-    threads: int
-
-    def __str__(self) -> str:
-        where = f", {self.threads} threads" if self.threads else ""
-        return f"{self.kernel}, {self.rows} x {self.vocabulary}, {self.dtype}{where}"
-
-    @classmethod
-    def parse(cls, text: str) -> Case:
-        """Raises InvalidRequest."""
-        found = re.fullmatch(r"([\w-]+), (\d+) x (\d+), (\w+)(?:, (\d+) threads)?", text)
-        if found is None:
-            raise InvalidRequest.of("result.case", text, "KERNEL, ROWS x VOCABULARY, DTYPE[, N threads]")
-        kernel, rows, vocabulary, dtype, threads = found.groups()
-        return cls(kernel, int(rows), int(vocabulary), dtype, int(threads or 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +45,6 @@ class Work:
     read: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """Attributes:
-    title: in tables.
-    make: rows, vocabulary, dtype, device, seed -> what is timed.
-    """
-
-    title: str
-    make: Callable[[int, int, torch.dtype, torch.device, int], Work]
-
-
 def logits(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
     """Random logits [R, V] like a language model's: the k-th largest is about -ln k / 0.62 below the first (Zipf's
     law), in random places."""
@@ -96,13 +56,21 @@ def logits(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device,
     return made
 
 
+def _flat(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
+    """Normal logits: nuclei of half the vocabulary, the worst for a filter."""
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn((rows, vocabulary), generator=generator, device=device).to(dtype)
+
+
 def _near(base: Tensor, seed: int) -> Tensor:
     """Logits of a model that mostly agrees with another one."""
     generator = torch.Generator(base.device).manual_seed(seed)
     made = torch.empty_like(base)
     for i in range(0, len(base), 64):
         part = base[i : i + 64].float()
-        made[i : i + 64] = (part + 0.7 * torch.randn(part.shape, generator=generator, device=base.device)).to(base.dtype)
+        made[i : i + 64] = (part + 0.7 * torch.randn(part.shape, generator=generator, device=base.device)).to(
+            base.dtype
+        )
     return made
 
 
@@ -121,9 +89,7 @@ def _stats(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device,
     return Work(lambda _: dispatch.stats(x, tokens), lambda: eager.statistics(x, tokens), captured, _size(x))
 
 
-def _pick(
-    filters: Filters, rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int
-) -> Work:
+def _pick(filters: Filters, rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
     x = logits(rows, vocabulary, dtype, device, seed)
     steps = _picks(rows, filters)
     temperature, top_p = filters.temperature, filters.top_p
@@ -136,6 +102,7 @@ def _mix(
     weights: tuple[float, ...],
     filters: Filters,
     plausibility: float,
+    logits: Callable[[int, int, torch.dtype, torch.device, int], Tensor],
     rows: int,
     vocabulary: int,
     dtype: torch.dtype,
@@ -172,9 +139,11 @@ def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device
     target = logits(rows * (_DRAFTED + 1), vocabulary, dtype, device, seed).view(rows, _DRAFTED + 1, vocabulary)
     draft = _near(target[:, :_DRAFTED].flatten(0, 1), seed + 1)
     generator = torch.Generator(device).manual_seed(seed)
-    tokens = torch.cat(
-        [torch.multinomial(torch.softmax(x.float(), -1), 1, generator=generator) for x in draft.split(64)]
-    ).view(rows, _DRAFTED)
+    tokens = torch.empty((len(draft), 1), dtype=torch.int64, device=device)
+    for i in range(0, len(draft), 64):
+        law = torch.softmax(draft[i : i + 64].float(), -1)
+        tokens[i : i + 64] = torch.multinomial(law, 1, generator=generator)
+    tokens = tokens.view(rows, _DRAFTED)
     drafted: list[list[int]] = tokens.tolist()
     filters = Filters(1.0)
 
@@ -278,20 +247,20 @@ def _size(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-def _all() -> Iterator[tuple[str, Kernel]]:
-    drawn, nucleus, plain = Filters(0.8), Filters(0.8, top_p=0.9), Filters(1.0)
-    three = (1.0, 0.6, -0.4)
-    yield "stats", Kernel("statistics", _stats)
-    yield "greedy", Kernel("greedy", partial(_pick, Filters()))
-    yield "sample", Kernel("sampled, T 0.8", partial(_pick, drawn))
-    yield "top-p", Kernel("sampled, T 0.8, top-p 0.9", partial(_pick, nucleus))
-    yield "mixture", Kernel("mixture of 2, T 0.8, top-p 0.9", partial(_mix, (1.0, 0.5), nucleus, 0.0))
-    yield "verify", Kernel("verification, K = 4", _verify)
-    yield "nucleus", Kernel("entropy of the nucleus 0.9", partial(_nucleus, 0.9))
-    yield "mix3", Kernel("mixture of 3, sampled", partial(_mix, three, plain, 0.0))
-    yield "mix3-top-p", Kernel("mixture of 3, top-p 0.9", partial(_mix, three, Filters(1.0, top_p=0.9), 0.0))
-    yield "mix3-plausible", Kernel("mixture of 3, plausibility 0.1", partial(_mix, three, plain, 0.1))
-    yield "lm-head", Kernel("head of 4096, sampled", _head)
+_DRAWN, _NUCLEUS, _PLAIN = Filters(0.8), Filters(0.8, top_p=0.9), Filters(1.0)
+_THREE = (1.0, 0.6, -0.4)
 
-
-KERNELS: Mapping[str, Kernel] = dict(_all())
+KERNELS: Mapping[str, Make] = {
+    "stats": _stats,
+    "greedy": partial(_pick, Filters()),
+    "sample": partial(_pick, _DRAWN),
+    "top-p": partial(_pick, _NUCLEUS),
+    "mixture": partial(_mix, (1.0, 0.5), _NUCLEUS, 0.0, logits),
+    "mixture-flat": partial(_mix, (1.0, 0.5), _NUCLEUS, 0.0, _flat),
+    "verify": _verify,
+    "nucleus": partial(_nucleus, 0.9),
+    "mix3": partial(_mix, _THREE, _PLAIN, 0.0, logits),
+    "mix3-top-p": partial(_mix, _THREE, Filters(1.0, top_p=0.9), 0.0, logits),
+    "mix3-plausible": partial(_mix, _THREE, _PLAIN, 0.1, logits),
+    "lm-head": _head,
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -44,7 +45,7 @@ def seconds(
         flush.zero_()
         return _timed(calls[name], repeat * count[name], count[name], device)
 
-    return interleaved({name: (lambda repeat, name=name: measured(name, repeat)) for name in calls}, rounds)
+    return interleaved({name: partial(measured, name) for name in calls}, rounds)
 
 
 def _timed(call: Call, first: int, count: int, device: torch.device) -> float:
@@ -69,7 +70,7 @@ class Graph:
     """
 
     def __init__(self, calls: Sequence[Callable[[], object]]) -> None:
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for call in calls:  # compiles, and makes what must not be made during capture
@@ -80,7 +81,8 @@ class Graph:
             self._kept = [call() for call in calls]
         self._count = len(calls)
         self._flush = torch.empty(_FLUSHED, dtype=torch.int8, device="cuda")
-        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
     def seconds(self) -> float:
         """Of one call in a replay that begins with cold caches, by the GPU's clock."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from trimtab.bench.kernel_tables import kernels_table
 from trimtab.bench.record import Row
 from trimtab.bench.training.reward_table import reward_table
 from trimtab.bench.training.tables import draft_table, head_table
@@ -80,8 +81,13 @@ def _nudging(rows: Sequence[Row]) -> list[str]:
     return [*lines, "", caption]
 
 
+def _kernels(rows: Sequence[Row]) -> list[str]:
+    return [*kernels_table(rows), _run(rows[0])]
+
+
 TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "decode": _decode,
+    "kernels": _kernels,
     "nudging": _nudging,
     "draft_training": draft_table,
     "head_training": head_table,

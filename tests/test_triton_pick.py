@@ -499,15 +499,15 @@ def counts(where: Where, logits: torch.Tensor, filters: Filters, draws: int) -> 
 @pytest.mark.full
 @pytest.mark.parametrize("filters", [Filters(1.0), Filters(0.7, top_p=0.8), Filters(1.0, top_k=9)])
 def test_tokens_follow_their_law(where: Where, filters: Filters) -> None:
-    """On CUDA a million draws, which tell two percent of temperature; through the interpreter a few thousand."""
+    """On CUDA a million draws, which tell two percent of temperature; interpreted a few hundred: gross errors."""
     cuda = where.device.type == "cuda"
-    draws, error = (1_000_000, 1.02) if cuda else (1500, 1.5)
+    draws, error = (1_000_000, 1.02) if cuda else (400, 2.5)
     logits = SAMPLING.families(1, 60, 5)["normal"] * 1.5
     found = counts(where, logits, filters, draws)
     assert SAMPLING.chi_square(found, SAMPLING.law(logits, filters)) > 1e-4
     hotter = SAMPLING.law(logits / error, filters) + 1e-12
     assert SAMPLING.chi_square(found, hotter) < 1e-4
-    if filters.restricts(60):
+    if filters.top_k or filters.top_p < 1:
         assert SAMPLING.chi_square(found, SAMPLING.law(logits, Filters(filters.temperature))) < 1e-4
 
 

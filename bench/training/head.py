@@ -9,7 +9,8 @@ target        label                                                  what it cos
 ``drawn``     min(1, p(Y) / q(Y)) of one Y drawn from q (SpecDec++)  noise; its mean is the analytic label
 ============  =====================================================  ==============================================
 
-A head may also be given ln q(Y) of the drawn token. Beside acceptance under sampling at temperature 1, every head
+A head may also be given ln q(Y) of the drawn token, or read the draft's highest probability alone: what a rule that
+stops below a threshold of confidence knows. Beside acceptance under sampling at temperature 1, every head
 learns the probability that both models have the same most likely token: acceptance under greedy decoding.
 
 The draft must not have been trained on these texts: where it was, it agrees more than it will.
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 Labels = Literal["analytic", "drawn"]
+Reads = Literal["hidden", "hidden and ln q(Y)", "top probability"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
 _BLOCK = 512
 _BINS = 10
@@ -61,6 +63,7 @@ class Features:
         agreed: float32 [n], 1 where p and q have the same most likely id.
         drawn: float32 [n], min(1, p(Y) / q(Y)) of a Y drawn from q.
         log_q: float32 [n], ln q(Y).
+        top: float32 [n], max q.
         text: int64 [n], number of the text that a position is in; positions of a text follow one another.
         greedy: bool [n], whether the text was written greedily.
     """
@@ -70,6 +73,7 @@ class Features:
     agreed: Tensor
     drawn: Tensor
     log_q: Tensor
+    top: Tensor
     text: Tensor
     greedy: Tensor
 
@@ -107,7 +111,7 @@ def features(draft: Any, corpus: Corpus, dtype: torch.dtype, seed: int) -> Featu
 
 
 def _labelled(states: Tensor, head: Tensor, sparse: Any, begin: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """hidden, accepted, agreed, drawn, log_q of one block of positions from ``begin``."""
+    """hidden, accepted, agreed, drawn, log_q, top of one block of positions from ``begin``."""
     end = begin + len(states)
     first, last = int(sparse.starts[begin]), int(sparse.starts[end])
     logits = functional.linear(states.to(head.dtype), head).float()
@@ -120,7 +124,7 @@ def _labelled(states: Tensor, head: Tensor, sparse: Any, begin: int, generator: 
     token = torch.multinomial(q, 1, generator=generator)
     q_drawn = q.gather(1, token).squeeze(1)
     drawn = (p.gather(1, token).squeeze(1) / q_drawn).clamp_max(1)
-    return states.to(torch.bfloat16), accepted, agreed, drawn, q_drawn.log()
+    return states.to(torch.bfloat16), accepted, agreed, drawn, q_drawn.log(), q.amax(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +134,7 @@ class HeadRun:
     Attributes:
         blocks, width: of ``AcceptanceHead``.
         labels: what it is taught.
-        given_log_q: whether it also reads ln q(Y); such a head must be asked after the draw, not before.
+        reads: what it is given. A head that reads ln q(Y) must be asked after the draw, not before.
         reject_weight: weight of what is rejected in the loss (``weight_mismatch`` of SpecDec++); above 1 the head
             errs on the side of stopping, and is no longer calibrated.
         batch: positions in a step.
@@ -141,13 +145,15 @@ class HeadRun:
     width: int
     settings: Settings
     labels: Labels = "analytic"
-    given_log_q: bool = False
+    reads: Reads = "hidden"
     reject_weight: float = 1.0
     batch: int = 1024
 
     def __post_init__(self) -> None:
         if self.labels not in LABELS:
             raise InvalidRequest.of("labels", self.labels, f"one of {', '.join(LABELS)}")
+        if self.reads not in get_args(Reads):
+            raise InvalidRequest.of("reads", self.reads, f"one of {', '.join(get_args(Reads))}")
         if not 0 < self.reject_weight < float("inf"):
             raise InvalidRequest.of("reject_weight", self.reject_weight, "a finite number above 0")
         for name in ("width", "batch"):
@@ -175,7 +181,7 @@ def train_head(
     if not len(found.hidden):
         raise InvalidRequest.of("answers", 0, "at least one answer that the draft was not trained on")
     torch.manual_seed(run.settings.seed)
-    head = AcceptanceHead(found.hidden.shape[1] + run.given_log_q, run.blocks, run.width)
+    head = AcceptanceHead(inputs(found, run.reads, slice(0, 1)).shape[1], run.blocks, run.width)
     with torch.no_grad():  # starts at the mean, so that the first steps aren't spent on it
         mean = found.labels(run.labels).mean(0).clamp(0.01, 0.99)
         head.out.bias.copy_(torch.logit(mean))
@@ -185,18 +191,18 @@ def train_head(
     def step(number: int) -> tuple[Tensor, dict[str, float]]:
         draw = np.random.default_rng((run.settings.seed, number))
         chosen = torch.from_numpy(draw.integers(len(labels), size=run.batch))
-        logits = head.logits(inputs(found, run.given_log_q, chosen))
+        logits = head.logits(inputs(found, run.reads, chosen))
         return soft_bce(logits, labels[chosen], run.reject_weight), {}
 
     def figures() -> Mapping[str, float]:
         assert held_out is not None
-        return score(head, held_out, run.given_log_q)
+        return score(head, held_out, run.reads)
 
     made = {
         "blocks": run.blocks,
         "width": run.width,
         "labels": run.labels,
-        "given_log_q": run.given_log_q,
+        "reads": run.reads,
         "reject_weight": run.reject_weight,
         "batch": run.batch,
         "positions": len(labels),
@@ -206,22 +212,24 @@ def train_head(
     return head.eval()
 
 
-def inputs(found: Features, given_log_q: bool, chosen: Tensor | slice = slice(None)) -> Tensor:
-    """What a head reads, float32 [n, D] or [n, D + 1]."""
+def inputs(found: Features, reads: Reads, chosen: Tensor | slice = slice(None)) -> Tensor:
+    """What a head reads, float32 [n, D], [n, D + 1] or [n, 1]."""
+    if reads == "top probability":
+        return torch.logit(found.top[chosen, None], 1e-6)
     hidden = found.hidden[chosen].float()
-    return torch.cat((hidden, found.log_q[chosen, None]), -1) if given_log_q else hidden
+    return hidden if reads == "hidden" else torch.cat((hidden, found.log_q[chosen, None]), -1)
 
 
-def predict(head: nn.Module, found: Features, given_log_q: bool) -> Tensor:
+def predict(head: nn.Module, found: Features, reads: Reads) -> Tensor:
     """Probabilities of both outputs, float32 [n, 2]."""
-    blocks = [inputs(found, given_log_q, slice(i, i + 8192)) for i in range(0, len(found.hidden), 8192)]
+    blocks = [inputs(found, reads, slice(i, i + 8192)) for i in range(0, len(found.hidden), 8192)]
     with torch.no_grad():
         return torch.cat([torch.sigmoid(head.logits(block)) for block in blocks])  # type: ignore[operator]
 
 
-def score(head: nn.Module, found: Features, given_log_q: bool = False) -> dict[str, float]:
+def score(head: nn.Module, found: Features, reads: Reads = "hidden") -> dict[str, float]:
     """Cross-entropy and expected calibration error, against the analytic, drawn and greedy labels."""
-    predicted = predict(head, found, given_log_q)
+    predicted = predict(head, found, reads)
     result: dict[str, float] = {}
     for name, column, labels in (("", 0, found.accepted), ("drawn_", 0, found.drawn), ("greedy_", 1, found.agreed)):
         p = predicted[:, column].clamp(1e-6, 1 - 1e-6)

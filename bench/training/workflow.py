@@ -28,6 +28,7 @@ from trimtab.bench.training.head import (
     LABELS,
     Features,
     HeadRun,
+    Reads,
     cumulated,
     features,
     predict,
@@ -123,7 +124,7 @@ class HeadOptions:
     width: int = 192
     labels: Any = "analytic"
     reject_weight: float = 1.0
-    steps: int = 600
+    steps: int = 300
     learning_rate: float = 1e-3
     seed: int = 0
     compare: bool = False
@@ -240,7 +241,7 @@ def make_head(options: HeadOptions) -> Recorder:
     recorder = Recorder("head_training", seed=options.seed, dtype="float32", settings=made, quick=options.quick)
     head = train_head(kept, found, seen, out / "head-run")
     if seen is not None:
-        _record_head(recorder, "kept: " + _name(kept), head, seen, False)
+        _record_head(recorder, f"kept: {_name(kept)}", head, seen, kept.reads)
         _record_tables(recorder, head, seen)
     spec = replace(files.spec, head_blocks=options.blocks, head_width=options.width)
     write_draft(out / "draft", spec, files.ids, files.weights, head.state_dict())
@@ -248,7 +249,7 @@ def make_head(options: HeadOptions) -> Recorder:
     if options.compare and seen is not None:
         for index, run in enumerate(_others(kept)):
             other = train_head(run, found, None, out / f"head-run-{index}")
-            _record_head(recorder, _name(run), other, seen, run.given_log_q)
+            _record_head(recorder, _name(run), other, seen, run.reads)
     if options.results is not None:
         recorder.save(options.results)
     return recorder
@@ -326,7 +327,8 @@ def _others(kept: HeadRun) -> list[HeadRun]:
     """The heads that the kept one is compared with."""
     return [
         replace(kept, labels=next(label for label in LABELS if label != kept.labels)),
-        replace(kept, labels="drawn", given_log_q=True),
+        replace(kept, labels="drawn", reads="hidden and ln q(Y)"),
+        replace(kept, reads="top probability", width=1, blocks=0),
         replace(kept, blocks=0),
         replace(kept, blocks=3, width=576),
         replace(kept, reject_weight=6.0),
@@ -335,18 +337,18 @@ def _others(kept: HeadRun) -> list[HeadRun]:
 
 def _name(run: HeadRun) -> str:
     weight = f", rejections x {run.reject_weight:g}" if run.reject_weight != 1 else ""
-    given = ", given ln q(Y)" if run.given_log_q else ""
-    return f"{run.blocks} blocks of {run.width}, {run.labels} labels{given}{weight}"
+    shape = f"{run.blocks} blocks of {run.width}" if run.blocks else "linear"
+    return f"{shape} on {run.reads}, {run.labels} labels{weight}"
 
 
-def _record_head(recorder: Recorder, name: str, head: Any, seen: Features, given_log_q: bool) -> None:
-    for metric, value in score(head, seen, given_log_q).items():
+def _record_head(recorder: Recorder, name: str, head: Any, seen: Features, reads: Reads) -> None:
+    for metric, value in score(head, seen, reads).items():
         recorder.value("held out", name, metric, "nats" if metric.endswith("bce") else "", value, len(seen.hidden))
 
 
 def _record_tables(recorder: Recorder, head: Any, seen: Features) -> None:
     """Reliability of one prediction, and of the product over 4 greedy tokens in a row."""
-    predicted = predict(head, seen, False)
+    predicted = predict(head, seen, "hidden")
     tables = {
         "acceptance": reliability(predicted[:, 0], seen.accepted),
         "greedy": reliability(predicted[:, 1], seen.agreed),

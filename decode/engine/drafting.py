@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.decode.draws.foreign import shared_tokens
 from trimtab.decode.draws.lengths import Rule
 from trimtab.decode.engine.sampler import row_pick
 from trimtab.decode.engine.view import View
@@ -59,17 +60,9 @@ def columns(draft: View, target: View, shared: bool) -> Columns | None:
         ids = draft.model.draft_ids.to(device)
         select, own = None, ids.tolist()
     else:
-        of_piece = {}
-        for token in range(size - 1, -1, -1):  # the lowest id of a piece wins
-            piece = target.vocabulary.piece(token)
-            if piece and token not in target.vocabulary.special_ids:
-                of_piece[piece] = token
-        pairs = [(of_piece.get(draft.vocabulary.piece(t)), t) for t in range(draft.model.vocab_size)]
-        kept = [(t, own) for t, own in pairs if t is not None and own not in draft.vocabulary.special_ids]
-        ends = zip(target.vocabulary.eos_token_ids[:1], draft.vocabulary.eos_token_ids[:1], strict=False)
-        kept += list(ends)  # both end an answer
-        ids = torch.tensor([t for t, _ in kept], device=device)
-        own = [o for _, o in kept]
+        pairs = shared_tokens(draft.vocabulary, target.vocabulary)
+        ids = torch.tensor([theirs for _, theirs in pairs], device=device)
+        own = [mine for mine, _ in pairs]
         select = torch.tensor(own, device=device)
     of = np.full(size, -1, np.int64)
     of[ids.cpu().numpy()] = np.arange(len(ids))

@@ -1,0 +1,192 @@
+"""Speed of the kernels over logits beside the eager formulas: the same logits, in turn, medians.
+
+On a CPU that is the torch path, which the engine runs there, as a plain call on one and on all threads. On a GPU it is
+the Triton kernels as a plain call by the wall clock, and their launches alone in a CUDA graph, in both cases with cold
+caches; and beside eager also what ``torch.compile`` makes of the formula. What a call has to read, over the time it
+takes, is compared with the rate at which the same device copies memory in the same run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from trimtab.bench.kernel_cases import KERNELS, Work
+from trimtab.bench.kernel_clock import Graph, copy_rate, seconds
+from trimtab.bench.kernel_names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, Case, share_of
+from trimtab.bench.record import Recorder
+from trimtab.bench.timing import interleaved, paired_ratio
+from trimtab.decode.errors import InvalidRequest
+
+__all__ = ["Options", "bench_kernels"]
+
+_CPU_KERNELS = ("stats", "greedy", "sample", "top-p", "mixture", "mixture-flat", "verify")
+_CPU_VOCABULARIES = (49_152, 262_144)
+_CPU_ROWS = (1, 16, 64)
+_GPU_KERNELS = ("stats", "nucleus", "mix3", "mix3-top-p", "mix3-plausible", "verify", "lm-head")
+_GPU_VOCABULARIES = (128_256, 151_936, 262_144)
+_GPU_ROWS = (1, 8, 64, 256)
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# In a graph each call reads logits of its own, as many as fit into this.
+_GRAPH_BYTES = 8 << 30
+_GRAPH_CALLS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What ``trimtab bench kernels`` is asked for; None takes what suits the device.
+
+    Attributes:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        kernels: keys of ``KERNELS``.
+        rows, vocabularies: sizes of the logits; windows for ``verify``.
+        dtypes: of the logits.
+        threads: numbers of threads to measure a CPU with.
+        compiled: whether to measure ``torch.compile`` as well.
+        repeats: measured rounds.
+        limit: seconds for the rounds of one case, of which at least three are measured.
+        seed: of the logits.
+        quick: whether this is a smoke run: two kernels, one size, three rounds.
+    """
+
+    device: str = "auto"
+    kernels: tuple[str, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    vocabularies: tuple[int, ...] | None = None
+    dtypes: tuple[str, ...] = ("bfloat16",)
+    threads: tuple[int, ...] | None = None
+    compiled: bool | None = None
+    repeats: int = 9
+    limit: float = 8.0
+    seed: int = 0
+    quick: bool = False
+
+    def checked(self) -> Options:
+        """With nothing left open, and with the values of a smoke run if it is one.
+
+        Raises:
+            InvalidRequest: a value out of range.
+        """
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise InvalidRequest.of("device", self.device, "'auto', 'cpu' or 'cuda'")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InvalidRequest.of("device", self.device, "'cpu': there is no CUDA device")
+        gpu = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        for name, accepted in (("kernels", KERNELS), ("dtypes", _DTYPES)):
+            for value in getattr(self, name) or ():
+                if value not in accepted:
+                    raise InvalidRequest.of(name, value, ", ".join(accepted))
+        for name in ("rows", "vocabularies", "threads"):
+            values = getattr(self, name)
+            if values is not None and (not values or min(values) < 1):
+                raise InvalidRequest.of(name, values, "numbers, each 1 or more")
+        if self.repeats < 1:
+            raise InvalidRequest.of("repeats", self.repeats, "1 or more")
+        if not self.limit > 0:
+            raise InvalidRequest.of("limit", self.limit, "seconds, more than 0")
+        most = torch.get_num_threads()
+        found = replace(
+            self,
+            device="cuda" if gpu else "cpu",
+            kernels=self.kernels or (_GPU_KERNELS if gpu else _CPU_KERNELS),
+            rows=self.rows or (_GPU_ROWS if gpu else _CPU_ROWS),
+            vocabularies=self.vocabularies or (_GPU_VOCABULARIES if gpu else _CPU_VOCABULARIES),
+            threads=(0,) if gpu else self.threads or tuple(dict.fromkeys((1, most))),
+            compiled=gpu if self.compiled is None else self.compiled,
+        )
+        if not self.quick:
+            return found
+        return replace(
+            found,
+            kernels=self.kernels or ("stats", "mixture"),
+            rows=self.rows or (4,),
+            vocabularies=self.vocabularies or (4096,),
+            repeats=min(self.repeats, 3),
+        )
+
+
+def bench_kernels(options: Options) -> Recorder:
+    """Run the benchmark; the caller saves what it returns.
+
+    Raises:
+        InvalidRequest: an option can't be used.
+    """
+    options = options.checked()
+    device = torch.device(options.device)
+    recorder = Recorder(
+        "kernels",
+        seed=options.seed,
+        dtype=" ".join(options.dtypes),
+        settings={"device": options.device, "logits": "Zipf, exponent 1.6"},
+        quick=options.quick,
+    )
+    before = torch.get_num_threads()
+    try:
+        for threads in options.threads or ():
+            if threads:
+                torch.set_num_threads(threads)
+            _measure(recorder, options, device, threads)
+    finally:
+        torch.set_num_threads(before)
+    return recorder
+
+
+def _measure(recorder: Recorder, options: Options, device: torch.device, threads: int) -> None:
+    """All kernels and sizes on one number of threads."""
+    with torch.inference_mode():
+        rates = copy_rate(device, options.repeats)
+        recorder.spread(str(Case(COPY, 1, 1, "int8", threads)), COPY, "bandwidth", "B/s", rates)
+        rate = sorted(rates)[len(rates) // 2]
+        for dtype in options.dtypes:
+            for vocabulary in options.vocabularies or ():
+                for rows in options.rows or ():
+                    for name in options.kernels or ():
+                        _one(recorder, options, Case(name, rows, vocabulary, dtype, threads), device, rate)
+
+
+def _one(recorder: Recorder, options: Options, case: Case, device: torch.device, rate: float) -> None:
+    def make(seed: int) -> Work:
+        return KERNELS[case.kernel](case.rows, case.vocabulary, _DTYPES[case.dtype], device, seed)
+
+    work = make(options.seed)
+    calls: dict[str, Callable[[int], object]] = {OURS: work.ours, EAGER: lambda _: work.eager()}
+    if options.compiled:
+        compiled = torch.compile(work.eager, dynamic=False)
+        calls[COMPILED] = lambda _: compiled()
+    gpu = device.type == "cuda"
+    _record(recorder, case, PLAIN, seconds(calls, options.repeats, options.limit, device, cold=gpu), work.read, rate)
+    if not gpu:
+        return
+    works = [work]
+    while len(works) < min(_GRAPH_CALLS, _GRAPH_BYTES // work.read):
+        works.append(make(options.seed + 100 * len(works)))
+    graphs: dict[str, Graph] = {}
+    captures: dict[str, list[Callable[[], object]]] = {
+        OURS: [work.captured for work in works],
+        EAGER: [work.eager for work in works],
+    }
+    if options.compiled:
+        captures[COMPILED] = [torch.compile(work.eager, dynamic=False) for work in works]
+    for name, captured in captures.items():
+        try:
+            graphs[name] = Graph(captured)
+        except RuntimeError as error:
+            if name == OURS:
+                raise
+            # A formula that waits for the host can't be captured, which is no fault of the benchmark.
+            sys.stderr.write(f"trimtab: {case}: {name} is not captured: {str(error).splitlines()[0]}\n")
+    runs = {name: (lambda _, graph=graph: graph.seconds()) for name, graph in graphs.items()}
+    _record(recorder, case, GRAPH, interleaved(runs, options.repeats), work.read, rate)
+
+
+def _record(recorder: Recorder, case: Case, how: str, found: Mapping[str, list[float]], read: int, rate: float) -> None:
+    """Times, ratios to what else was measured, bytes read, and the share of the rate of a copy."""
+    for name, taken in found.items():
+        recorder.spread(str(case), name, how, "s", taken)
+        if name != OURS:
+            recorder.ratio(str(case), f"{name} / {OURS}", how, paired_ratio(taken, found[OURS]))
+    recorder.value(str(case), OURS, f"bytes, {how}", "B", read, 1)
+    recorder.spread(str(case), OURS, share_of(how), "share", [read / t / rate for t in found[OURS]])
