@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trimtab.bench.search_commands import register as register_searches
+
 __all__ = ["register"]
 
 _RESULTS = Path("bench/results")
@@ -54,6 +56,7 @@ def register(subparsers: Any) -> None:
 
     _training(actions)
     _train_reward_options(actions)
+    register_searches(actions)
 
     report = actions.add_parser(
         "report",

@@ -82,7 +82,8 @@ def plausible(models: Sequence[Tensor], weights: Sequence[float], plausibility: 
 def nucleus_entropy(logits: Tensor, top_p: float) -> Tensor:
     """Entropy [R] of the distribution renormalised over its nucleus."""
     law, _ = temperature_law(logits, 1.0, top_p)
-    return torch.special.entr(law).sum(-1)
+    entropy: Tensor = torch.special.entr(law).sum(-1)
+    return entropy
 
 
 def verified(target: Tensor, draft: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -34,13 +34,14 @@ class Work:
 
     Attributes:
         ours: a call as the engine makes it; the argument numbers the calls, which draw differently.
-        eager: the formula.
+        formula, inputs: the eager formula, and the tensors that it is called with.
         captured: the launches alone, over tensors that are on the device: what a CUDA graph holds.
         read: bytes of logits (or of the head) that have to be read once.
     """
 
     ours: Callable[[int], object]
-    eager: Callable[[], object]
+    formula: Callable[..., object]
+    inputs: tuple[Tensor, ...]
     captured: Callable[[], object]
     read: int
 
@@ -86,16 +87,19 @@ def _stats(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device,
         _operators()
         return torch.ops.trimtab.stats(x, tokens)
 
-    return Work(lambda _: dispatch.stats(x, tokens), lambda: eager.statistics(x, tokens), captured, _size(x))
+    return Work(lambda _: dispatch.stats(x, tokens), eager.statistics, (x, tokens), captured, _size(x))
 
 
 def _pick(filters: Filters, rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
     x = logits(rows, vocabulary, dtype, device, seed)
     steps = _picks(rows, filters)
     temperature, top_p = filters.temperature, filters.top_p
-    formula = partial(eager.sampled, x, temperature, top_p) if temperature else partial(eager.greedy, x)
+
+    def formula(x: Tensor) -> object:
+        return eager.sampled(x, temperature, top_p) if temperature else eager.greedy(x)
+
     captured = _Prepared(lambda: _planned(steps[0], vocabulary, device), lambda plan: _launch_pick(x, plan))
-    return Work(lambda i: dispatch.pick(x, steps[i % _STEPS]), formula, captured, _size(x))
+    return Work(lambda i: dispatch.pick(x, steps[i % _STEPS]), formula, (x,), captured, _size(x))
 
 
 def _mix(
@@ -113,14 +117,17 @@ def _mix(
     models = [base, *(_near(base, seed + i) for i in range(1, len(weights)))]
     steps = _picks(rows, filters)
     blends = [Blend(weights, plausibility=plausibility)] * rows
-    if plausibility:
-        formula: Callable[[], object] = partial(eager.plausible, models, weights, plausibility)
-    else:
-        formula = partial(eager.mixed, models, weights, filters.temperature, filters.top_p)
+
+    def formula(*models: Tensor) -> object:
+        if plausibility:
+            return eager.plausible(models, weights, plausibility)
+        return eager.mixed(models, weights, filters.temperature, filters.top_p)
+
     captured = _Prepared(
         lambda: _planned(steps[0], vocabulary, device, blends), lambda plan: torch.ops.trimtab.mix(models, *plan)
     )
-    return Work(lambda i: dispatch.mix(models, blends, steps[i % _STEPS]), formula, captured, sum(map(_size, models)))
+    read = sum(map(_size, models))
+    return Work(lambda i: dispatch.mix(models, blends, steps[i % _STEPS]), formula, tuple(models), captured, read)
 
 
 def _nucleus(top_p: float, rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
@@ -130,9 +137,10 @@ def _nucleus(top_p: float, rows: int, vocabulary: int, dtype: torch.dtype, devic
         _operators()
         return torch.ops.trimtab.nucleus(x, top_p)
 
-    return Work(
-        lambda _: dispatch.nucleus_entropy(x, top_p), lambda: eager.nucleus_entropy(x, top_p), captured, _size(x)
-    )
+    def formula(x: Tensor) -> object:
+        return eager.nucleus_entropy(x, top_p)
+
+    return Work(lambda _: dispatch.nucleus_entropy(x, top_p), formula, (x,), captured, _size(x))
 
 
 def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
@@ -178,7 +186,8 @@ def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device
     read = _size(target) * (_DRAFTED + 3) // (_DRAFTED + 1)
     return Work(
         lambda i: dispatch.verify(flat, steps[i % _STEPS]),
-        lambda: eager.verified(target, drafts, tokens),
+        eager.verified,
+        (target, drafts, tokens),
         _Prepared(plans, launch),
         read,
     )
@@ -205,7 +214,8 @@ def _head(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, 
 
     return Work(
         lambda i: dispatch.lm_head(hidden, head, steps[i % _STEPS]),
-        lambda: eager.sampled(hidden @ head.T, 1.0),
+        lambda hidden, head: eager.sampled(hidden @ head.T, 1.0),
+        (hidden, head),
         _Prepared(prepared, launch),
         _size(head) + _size(hidden),
     )

@@ -9,8 +9,9 @@ takes, is compared with the rate at which the same device copies memory in the s
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -152,24 +153,31 @@ def _one(recorder: Recorder, options: Options, case: Case, device: torch.device,
         return KERNELS[case.kernel](case.rows, case.vocabulary, _DTYPES[case.dtype], device, seed)
 
     work = make(options.seed)
-    calls: dict[str, Callable[[int], object]] = {OURS: work.ours, EAGER: lambda _: work.eager()}
+    calls: dict[str, Callable[[int], object]] = {OURS: work.ours, EAGER: partial(_formula, work.formula, work)}
+    compiled: Callable[..., object] | None = None
     if options.compiled:
-        compiled = torch.compile(work.eager, dynamic=False)
-        calls[COMPILED] = lambda _: compiled()
+        torch.compiler.reset()  # what other sizes left behind counts against the limit of one function
+        compiled = torch.compile(work.formula, dynamic=False)
+        calls[COMPILED] = partial(_formula, compiled, work)
     gpu = device.type == "cuda"
     _record(recorder, case, PLAIN, seconds(calls, options.repeats, options.limit, device, cold=gpu), work.read, rate)
-    if not gpu:
-        return
-    works = [work]
-    while len(works) < min(_GRAPH_CALLS, _GRAPH_BYTES // work.read):
-        works.append(make(options.seed + 100 * len(works)))
-    graphs: dict[str, Graph] = {}
+    if gpu:
+        count = max(1, min(_GRAPH_CALLS, _GRAPH_BYTES // work.read))
+        works = [work, *(make(options.seed + 100 * i) for i in range(1, count))]
+        _record(recorder, case, GRAPH, _replays(case, works, compiled, options.repeats), work.read, rate)
+
+
+def _replays(
+    case: Case, works: Sequence[Work], compiled: Callable[..., object] | None, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of a call in a graph of one call for each of ``works``."""
     captures: dict[str, list[Callable[[], object]]] = {
         OURS: [work.captured for work in works],
-        EAGER: [work.eager for work in works],
+        EAGER: [partial(_formula, work.formula, work, 0) for work in works],
     }
-    if options.compiled:
-        captures[COMPILED] = [torch.compile(work.eager, dynamic=False) for work in works]
+    if compiled is not None:
+        captures[COMPILED] = [partial(_formula, compiled, work, 0) for work in works]
+    graphs: dict[str, Graph] = {}
     for name, captured in captures.items():
         try:
             graphs[name] = Graph(captured)
@@ -178,8 +186,12 @@ def _one(recorder: Recorder, options: Options, case: Case, device: torch.device,
                 raise
             # A formula that waits for the host can't be captured, which is no fault of the benchmark.
             sys.stderr.write(f"trimtab: {case}: {name} is not captured: {str(error).splitlines()[0]}\n")
-    runs = {name: (lambda _, graph=graph: graph.seconds()) for name, graph in graphs.items()}
-    _record(recorder, case, GRAPH, interleaved(runs, options.repeats), work.read, rate)
+    return interleaved({name: graph.seconds for name, graph in graphs.items()}, repeats)
+
+
+def _formula(formula: Callable[..., object], work: Work, _: int) -> object:
+    """Call a formula, or what it was compiled into."""
+    return formula(*work.inputs)
 
 
 def _record(recorder: Recorder, case: Case, how: str, found: Mapping[str, list[float]], read: int, rate: float) -> None:

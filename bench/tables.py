@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from trimtab.bench.kernel_tables import kernels_table
 from trimtab.bench.record import Row
+from trimtab.bench.search_tables import best_of_n_table, ifeval_search_table, rejection_table
 from trimtab.bench.training.reward_table import reward_table
 from trimtab.bench.training.tables import draft_table, head_table
 
@@ -85,6 +86,10 @@ def _kernels(rows: Sequence[Row]) -> list[str]:
     return [*kernels_table(rows), _run(rows[0])]
 
 
+def _searches(lines: Callable[[Sequence[Row]], list[str]]) -> Callable[[Sequence[Row]], list[str]]:
+    return lambda rows: [*(made := lines(rows))[:-1], f"{made[-1]} {_run(rows[0])}"]
+
+
 TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "decode": _decode,
     "kernels": _kernels,
@@ -92,6 +97,9 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "draft_training": draft_table,
     "head_training": head_table,
     "reward_training": reward_table,
+    "ifeval_search": _searches(ifeval_search_table),
+    "rejection": _searches(rejection_table),
+    "best_of_n": _searches(best_of_n_table),
 }
 
 

@@ -147,7 +147,7 @@ def test_every_kernel_runs_and_is_recorded(name: str) -> None:
     with dispatch.record() as calls:
         found = [work.ours(i) for i in range(8)]
     assert {call.path for call in calls} == {"torch"}
-    work.eager()
+    work.formula(*work.inputs)
     tokens = {tuple(answer.token.tolist()) for answer in found if hasattr(answer, "token")}
     assert len(tokens) > 1 or name in ("stats", "nucleus", "greedy")
 
@@ -276,7 +276,7 @@ def test_threads_are_set_for_what_is_measured_and_put_back(monkeypatch: pytest.M
         def ours(_: int) -> None:
             seen.append(torch.get_num_threads())
 
-        return Work(ours, lambda: None, lambda: None, 1)
+        return Work(ours, lambda: None, (), lambda: None, 1)
 
     monkeypatch.setattr(kernels, "KERNELS", {"stats": make})
     monkeypatch.setattr(kernels, "copy_rate", lambda *_: [1.0, 2.0, 3.0])
@@ -285,6 +285,53 @@ def test_threads_are_set_for_what_is_measured_and_put_back(monkeypatch: pytest.M
     assert list(dict.fromkeys(seen)) == [1, 2]
     assert torch.get_num_threads() == before
     assert {Case.parse(row.case).threads for row in recorder.rows} == {1, 2}
+
+
+class Replay:
+    """Stands for a CUDA graph: refuses what waits for the host, else takes a second for each call it holds."""
+
+    def __init__(self, calls: list[Callable[[], object]]) -> None:
+        self.answers = [call() for call in calls]
+        if None in self.answers:
+            raise RuntimeError("operation not permitted\nwhile capturing")
+
+    def seconds(self, _: int) -> float:
+        return float(len(self.answers))
+
+
+def test_graphs_hold_every_subjects_calls(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(kernels, "Graph", Replay)
+    x = torch.ones(2)
+    case = Case("stats", 2, 8, "float32", 0)
+
+    def works(captured: Callable[[], object], formula: Callable[..., object]) -> list[Work]:
+        return [Work(lambda _: 0, formula, (x,), captured, 8)] * 3
+
+    found = kernels._replays(case, works(lambda: 1, lambda x: x.sum().item()), lambda x: x.sum().item(), 2)
+    assert found == {OURS: [3.0, 3.0], EAGER: [3.0, 3.0], COMPILED: [3.0, 3.0]}
+    found = kernels._replays(case, works(lambda: 1, lambda x: None), None, 2)
+    assert found == {OURS: [3.0, 3.0]}
+    assert "stats, 2 x 8, float32: eager is not captured: operation not permitted\n" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="not permitted"):
+        kernels._replays(case, works(lambda: None, lambda x: 1), None, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_is_measured_on_a_gpu(name: str) -> None:
+    options = Options(device="cuda", kernels=(name,), rows=(3,), vocabularies=(5008,), repeats=3, limit=1.0)
+    found = {(row.subject, row.metric): row.value for row in bench_kernels(options).rows}
+    for subject in (OURS, EAGER, COMPILED):
+        assert 1e-6 < found[subject, GRAPH] < 1e-2
+        assert found[subject, PLAIN] < 1
+    assert 0 < found[OURS, share_of(GRAPH)] < 1
+
+
+@pytest.mark.full
+def test_compiled_formulas_are_measured_too() -> None:
+    options = Options(device="cpu", kernels=("stats",), rows=(2,), vocabularies=(64, 128), compiled=True, repeats=1)
+    cases = {row.case for row in bench_kernels(options).rows if row.subject == f"{COMPILED} / {OURS}"}
+    assert len(cases) == 2 * len(options.checked().threads or ())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,249 @@
+"""Speed of best-of-n: n candidates of one prompt in this engine, beside ``generate`` with ``num_return_sequences=n``.
+
+Both sample from the whole distribution at one temperature and write exactly the same number of tokens; one prompt is
+answered at a time, and what a repeat asks is new to both. Every contestant has a process of its own, all take turns.
+This engine also chooses among its candidates (by majority, which needs no reward); ``generate`` only returns them.
+
+Candidates share the pages of the cache that their prompt fills: a page is held once however many go on from it. How
+large pages should be is measured, too: small ones share more, large ones are read faster.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trimtab.bench.contestants import Apart, Batch, Contestant
+from trimtab.bench.data import prompt_of, read_rows
+from trimtab.bench.prompts import PROMPTS, spaced
+from trimtab.bench.record import Recorder
+from trimtab.bench.timing import interleaved, paired_ratio
+from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.types import BestOfN, Choose, Sampling, Stopping
+
+if TYPE_CHECKING:
+    from trimtab.decode.engine.engine import Engine
+
+__all__ = ["Candidates", "Held", "Options", "Returned", "bench_best_of_n", "held_pages"]
+
+_MODEL = "model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What ``trimtab bench best-of-n`` is asked for.
+
+    Attributes:
+        model: a bundled name, a folder or a hub id.
+        n: candidates.
+        page_tokens: sizes of pages, each a contestant; 0 is the engine's own choice.
+        prompts: how many are asked.
+        data: JSONL file of prompts; None takes the project's own.
+        temperature: of both sides.
+        max_new_tokens: written per candidate.
+        repeats: measured rounds.
+        threads: of torch; None leaves torch's setting alone.
+        memory_mb: for the engine's pages.
+        seed: of the first round; every round has its own.
+        quick: whether this is a smoke run: one prompt, 8 tokens, one repeat.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    n: int = 16
+    page_tokens: tuple[int, ...] = (0, 64)
+    prompts: int = 4
+    data: Path | None = None
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+    repeats: int = 5
+    threads: int | None = None
+    memory_mb: int = 1600
+    seed: int = 0
+    quick: bool = False
+
+    def checked(self) -> Options:
+        """With the values of a smoke run if it is one.
+
+        Raises:
+            InvalidRequest: a value out of range.
+        """
+        for name in ("n", "prompts", "max_new_tokens", "repeats", "memory_mb"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest.of(name, getattr(self, name), "1 or more")
+        if not self.page_tokens or min(self.page_tokens) < 0 or len(set(self.page_tokens)) < len(self.page_tokens):
+            raise InvalidRequest.of("page_tokens", self.page_tokens, "sizes of pages, all different; 0 is the default")
+        if not 0 < self.temperature <= 10:
+            raise InvalidRequest.of("temperature", self.temperature, "above 0 and at most 10")
+        if self.threads is not None and self.threads < 1:
+            raise InvalidRequest.of("threads", self.threads, "1 or more")
+        if not self.quick:
+            return self
+        return replace(self, prompts=1, max_new_tokens=min(self.max_new_tokens, 8), repeats=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Pages at a moment when all candidates of one prompt are nearly whole.
+
+    Attributes:
+        most: pages held at most.
+        apart: what as many requests hold that share nothing.
+        page_tokens: size of a page.
+        prompt_tokens: of the prompt.
+    """
+
+    most: int
+    apart: int
+    page_tokens: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted(Batch):
+    """A batch, and the pages that its longest prompt was found to hold where that was asked for."""
+
+    held: Held | None = None
+
+
+class Candidates:
+    """This project's engine: best-of-n of one prompt after another.
+
+    Args:
+        source: of the model.
+        n: candidates.
+        temperature: of sampling.
+        page_tokens: size of pages; None is the engine's choice.
+        memory_bytes: for its pages.
+        threads: of torch.
+    """
+
+    def __init__(
+        self, source: str, n: int, temperature: float, page_tokens: int | None, memory_bytes: int, threads: int | None
+    ) -> None:
+        from trimtab.decode.config import EngineOptions
+        from trimtab.decode.engine.engine import Engine
+
+        options = EngineOptions(page_tokens=page_tokens, memory_bytes=memory_bytes, threads=threads)
+        self.engine = Engine({_MODEL: source}, options=options)
+        self._n, self._temperature = n, temperature
+        self._runs = 0
+
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Batch:
+        """``new_tokens`` 0 counts pages for the longest prompt in place of timing."""
+        if new_tokens < 1:
+            longest = max(prompts, key=len)
+            return _Counted([], [], 0.0, 0, held_pages(self.engine, longest, self._n, -new_tokens))
+        self._runs += 1
+        began = time.perf_counter()
+        tokens = []
+        for prompt in prompts:
+            found = candidates_of(self.engine, prompt, self._n, self._temperature, new_tokens, self._runs)
+            tokens += found
+        end = time.perf_counter() - began
+        return Batch(tokens, [], end, 0)
+
+
+def candidates_of(
+    engine: Engine, prompt: Sequence[int], n: int, temperature: float, new_tokens: int, seed: int
+) -> list[list[int]]:
+    """Token ids of n candidates of exactly ``new_tokens`` tokens."""
+    result = engine.generate(
+        list(prompt),
+        search=BestOfN(n, choose=Choose.MAJORITY),
+        sampling=Sampling(temperature=temperature, top_p=1.0, top_k=None, seed=seed),
+        stopping=Stopping(max_new_tokens=new_tokens, min_new_tokens=new_tokens),
+    )
+    return [[token.id for token in candidate.tokens] for candidate in result.candidates]
+
+
+def held_pages(engine: Engine, prompt: Sequence[int], n: int, new_tokens: int) -> Held:
+    """Count the pages that n candidates of a prompt hold at most, by watching the pool while they are written.
+
+    Args:
+        engine: idle, with one model.
+        prompt: token ids.
+        n: candidates.
+        new_tokens: of each.
+    """
+    (pages,) = (view.pages for view in engine._views.values())
+    most, over = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not over.is_set():
+            most = max(most, *engine.stats().pages_used.values())
+            time.sleep(0.0005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        candidates_of(engine, prompt, n, 1.0, new_tokens, 0)
+    finally:
+        over.set()
+        watcher.join()
+    # The last token of an answer is never read, so its place isn't filled.
+    apart = n * pages.pages_for(len(prompt) + new_tokens - 1)
+    return Held(most, apart, pages.page_tokens, len(prompt))
+
+
+class Returned:
+    """``generate`` of transformers with ``num_return_sequences``, one prompt after another.
+
+    Args:
+        source: folder or hub id of the model.
+        dtype: of its weights.
+        device: where it runs.
+        n: sequences.
+        temperature: of sampling, from the whole distribution.
+    """
+
+    def __init__(self, source: str | Path, dtype: torch.dtype, device: str, n: int, temperature: float) -> None:
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        self._model = model.eval().to(device)
+        eos = self._model.generation_config.eos_token_id
+        self._pad = eos[0] if isinstance(eos, list) else eos
+        self._n, self._temperature = n, temperature
+
+    def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Batch:
+        began = time.perf_counter()
+        tokens: list[list[int]] = []
+        for prompt in prompts:
+            ids = torch.tensor([list(prompt)], device=self._model.device)
+            with torch.inference_mode():
+                out = self._model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    num_return_sequences=self._n,
+                    do_sample=True,
+                    temperature=self._temperature,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=new_tokens,
+                    min_new_tokens=new_tokens,
+                    pad_token_id=self._pad,
+                )
+            tokens += out[:, len(prompt) :].tolist()
+        return Batch(tokens, [], time.perf_counter() - began, 0)
+
+
+def bench_best_of_n(options: Options) -> Recorder:
+    """Run the benchmark; the caller saves what it returns.
+
+    Raises:
+        InvalidRequest: an option or the data can't be used. UnsupportedModel, ModelCacheError: the model can't.
+    """
+    from trimtab.decode.models.bundled import bundled, ensure
+    from trimtab.decode.models.load import load_vocabulary, pick_dtype
+
+    options = options.checked()
+    raise NotImplementedError

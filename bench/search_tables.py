@@ -1,0 +1,102 @@
+"""Results of the benchmarks of searches as markdown tables; the line that says what they ran on is added outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trimtab.bench.record import Row
+
+__all__ = ["best_of_n_table", "ifeval_search_table", "rejection_table"]
+
+
+def ifeval_search_table(rows: Sequence[Row]) -> list[str]:
+    """One line per system and method, with what the best of as many candidates could have had at most."""
+    found = {(row.case, row.subject, row.metric): row for row in rows}
+    lines = [
+        "| system | method | prompts kept whole | × greedy | constraints kept | tokens generated | ceiling (pass@N) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    whole = "prompts kept whole"
+    for case, subject in dict.fromkeys((row.case, row.subject) for row in rows):
+        if subject.startswith("pass@") or " / " in subject:
+            continue
+        kept, single, tokens = (found[case, subject, m] for m in (whole, "constraints kept", "tokens generated"))
+        multiple = found.get((case, f"{subject} / greedy", whole))
+        n = subject.removeprefix("best of ")
+        ceiling = found.get((case, f"pass@{n}", whole)) if n != subject else None
+        name = f"**{subject}**" if ceiling else subject
+        lines.append(
+            f"| {case} | {name} | {_share(kept)} | {'' if multiple is None else f'{multiple.value:.2f}'} "
+            f"| {_share(single)} | {tokens.value:.0f} | {'' if ceiling is None else f'{100 * ceiling.value:.1f} %'} |"
+        )
+    settings = rows[0].settings
+    caption = (
+        f"IFEval, strict, with 95 % intervals; samples at temperature {settings['temperature']:g}, at most "
+        f"{settings['max_new_tokens']} tokens. Searches go by the project's own rules, the public checkers only score. "
+        f"instruct: {settings['aligned']}; nudged: {settings['base']} with {settings['aligned']} as its nudger. "
+        f"Segment search: {settings['segments']}."
+    )
+    return [*lines, "", caption]
+
+
+def rejection_table(rows: Sequence[Row]) -> list[str]:
+    """Plain best-of-n and with rejection, and the two that are compared."""
+    found = {(row.case, row.subject, row.metric): row for row in rows}
+    lines = ["| candidates | plain: reward | tokens | with rejection: reward | tokens |", "|---|---|---|---|---|"]
+    for case in dict.fromkeys(row.case for row in rows if row.subject == "plain"):
+        cells = []
+        for subject in ("plain", "rejecting"):
+            reward, tokens = (found.get((case, subject, metric)) for metric in ("reward", "tokens generated"))
+            cells += [f"{reward.value:.3f}" if reward else "", f"{tokens.value:.0f}" if tokens else ""]
+        lines.append(f"| {case.split()[0]} | {' | '.join(cells)} |")
+    captions = []
+    settings = rows[0].settings
+    gain = next((row for row in rows if row.metric == "reward" and " - " in row.subject), None)
+    if gain is not None:
+        share = next(row for row in rows if row.metric == "tokens generated" and " / " in row.subject)
+        captions.append(
+            f"{gain.subject.replace(' - ', ' against ')}: reward {gain.value:+.3f} {_interval(gain, '{:+.3f}')}, with "
+            f"{100 * share.value:.0f} % {_interval(share, '{:.0f}', 100)} of the tokens."
+        )
+    real = next((row for row in rows if row.metric == "same answer"), None)
+    if real is not None:
+        captions.append(f"Replayed from full pools; {real.repeats} real runs chose the same {100 * real.value:.0f} %.")
+    captions.append(
+        f"{settings['model']} at temperature {settings['temperature']:g}, at most {settings['max_new_tokens']} tokens, "
+        f"reward model {settings['reward']}; means over {gain.repeats if gain else rows[0].repeats} prompts, rejection "
+        f"of {settings['rule']} chosen on other prompts."
+    )
+    return [*lines, "", " ".join(captions)]
+
+
+def best_of_n_table(rows: Sequence[Row]) -> list[str]:
+    """Tokens per second of each contestant, and the pages that n candidates of one prompt hold."""
+    found = {(row.case, row.subject, row.metric): row for row in rows}
+    lines = ["| pages of | tokens/s | × transformers | pages held | without sharing |", "|---|---|---|---|---|"]
+    for case, subject in dict.fromkeys((row.case, row.subject) for row in rows if row.metric == "speed"):
+        if " / " in subject:
+            continue
+        speed = found[case, subject, "speed"]
+        ratio = found.get((case, f"{subject} / transformers", "speed"))
+        held, apart = (found.get((case, subject, m)) for m in ("pages held", "pages of as many requests"))
+        multiple = "" if ratio is None else f"**{ratio.value:.2f}** {_interval(ratio, '{:.2f}')}"
+        pages = f"{held.value:.0f} | {apart.value:.0f}" if held and apart else " | "
+        lines.append(f"| {subject} | {speed.value:.0f} ({speed.p20:.0f} to {speed.p80:.0f}) | {multiple} | {pages} |")
+    settings = rows[0].settings
+    caption = (
+        f"{settings['model']}, {rows[0].dtype}, {settings['n']} candidates of {settings['max_new_tokens']} tokens to "
+        f"each of {settings['prompts']} prompts of {settings['prompt_tokens'][0]} to {settings['prompt_tokens'][1]} "
+        f"tokens, one prompt at a time, at temperature {settings['temperature']:g}: median (20th to 80th percentile) "
+        "of interleaved repeats. Pages: at most held at a time while the longest prompt is answered."
+    )
+    return [*lines, "", caption]
+
+
+def _share(row: Row) -> str:
+    return f"{100 * row.value:.1f} % {_interval(row, '{:.0f}', 100)}".rstrip()
+
+
+def _interval(row: Row, form: str, scale: float = 1) -> str:
+    if row.low is None or row.high is None:
+        return ""
+    return f"[{form.format(scale * row.low)}, {form.format(scale * row.high)}]"
