@@ -11,6 +11,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+# Tests run side by side, a file at a time, each process on one core: models this small gain nothing from two.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
 .PHONY: help demo serve bench test test-full check proto fmt models clean
 
 help:
@@ -55,10 +59,10 @@ bench: models
 	@$(BIN)/trimtab bench $(ARGS)
 
 test: models
-	@$(BIN)/python -m pytest -q -m "not full and not gpu" $(ARGS)
+	@$(PYTEST) -m "not full and not gpu" $(ARGS)
 
 test-full: models
-	@$(BIN)/python -m pytest -q -m "not gpu" $(ARGS)
+	@$(PYTEST) -m "not gpu" $(ARGS)
 
 # mypy wants folders named as the packages are; these links are not under version control.
 build/types/trimtab: Makefile

@@ -88,6 +88,7 @@ setup(
             "mypy>=1.18",
             "packaging",
             "pytest>=8.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.14",
             "setuptools>=77",
             "types-grpcio",

@@ -31,10 +31,12 @@ from trimtab.decode.types import BestOfN, Choose, Sampling, Stopping
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
+    from trimtab.decode.types import Result
 
 __all__ = ["Candidates", "Held", "Options", "Returned", "bench_best_of_n", "held_pages"]
 
 _MODEL = "model"
+_LEAST_MEMORY = 64 << 20  # for an engine that only tokenises
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,24 +93,28 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Pages at a moment when all candidates of one prompt are nearly whole.
+    """Pages that n candidates of one prompt hold.
 
     Attributes:
-        most: pages held at most.
+        most: at most, at any time.
+        shared: what whole pages of the prompt that are held once, and the rest per candidate, add up to.
         apart: what as many requests hold that share nothing.
-        page_tokens: size of a page.
-        prompt_tokens: of the prompt.
     """
 
     most: int
+    shared: int
     apart: int
-    page_tokens: int
-    prompt_tokens: int
+
+    @classmethod
+    def expected(cls, page_tokens: int, prompt_tokens: int, n: int, new_tokens: int, most: int = 0) -> Held:
+        """The sums. The last token of an answer is written and never read, so it has no place on a page."""
+        once, each = prompt_tokens // page_tokens, -(-(prompt_tokens + new_tokens - 1) // page_tokens)
+        return cls(most, once + n * (each - once), n * each)
 
 
 @dataclass(frozen=True, slots=True)
 class _Counted(Batch):
-    """A batch, and the pages that its longest prompt was found to hold where that was asked for."""
+    """A batch, and the pages that were counted in place of timing it."""
 
     held: Held | None = None
 
@@ -120,78 +126,75 @@ class Candidates:
         source: of the model.
         n: candidates.
         temperature: of sampling.
-        page_tokens: size of pages; None is the engine's choice.
+        page_tokens: size of pages; 0 is the engine's choice.
         memory_bytes: for its pages.
         threads: of torch.
     """
 
     def __init__(
-        self, source: str, n: int, temperature: float, page_tokens: int | None, memory_bytes: int, threads: int | None
+        self, source: str, n: int, temperature: float, page_tokens: int, memory_bytes: int, threads: int | None
     ) -> None:
         from trimtab.decode.config import EngineOptions
         from trimtab.decode.engine.engine import Engine
 
-        options = EngineOptions(page_tokens=page_tokens, memory_bytes=memory_bytes, threads=threads)
-        self.engine = Engine({_MODEL: source}, options=options)
-        self._n, self._temperature = n, temperature
+        options = EngineOptions(page_tokens=page_tokens or None, memory_bytes=memory_bytes, threads=threads)
+        self._engine = Engine({_MODEL: source}, options=options)
+        self._n, self._temperature, self._page_tokens = n, temperature, page_tokens
         self._runs = 0
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Batch:
-        """``new_tokens`` 0 counts pages for the longest prompt in place of timing."""
-        if new_tokens < 1:
+        """A negative number of tokens asks for the pages that the longest prompt holds, not for time."""
+        if new_tokens < 0:
             longest = max(prompts, key=len)
-            return _Counted([], [], 0.0, 0, held_pages(self.engine, longest, self._n, -new_tokens))
+            held = held_pages(self._engine, longest, self._n, -new_tokens, self._page_tokens)
+            return _Counted([], [], 0.0, 0, held)
         self._runs += 1
         began = time.perf_counter()
-        tokens = []
+        tokens: list[list[int]] = []
         for prompt in prompts:
-            found = candidates_of(self.engine, prompt, self._n, self._temperature, new_tokens, self._runs)
-            tokens += found
-        end = time.perf_counter() - began
-        return Batch(tokens, [], end, 0)
+            tokens += _written(self._engine, prompt, self._n, self._temperature, new_tokens, self._runs)
+        return Batch(tokens, [], time.perf_counter() - began, 0)
 
 
-def candidates_of(
-    engine: Engine, prompt: Sequence[int], n: int, temperature: float, new_tokens: int, seed: int
-) -> list[list[int]]:
-    """Token ids of n candidates of exactly ``new_tokens`` tokens."""
-    result = engine.generate(
-        list(prompt),
-        search=BestOfN(n, choose=Choose.MAJORITY),
-        sampling=Sampling(temperature=temperature, top_p=1.0, top_k=None, seed=seed),
-        stopping=Stopping(max_new_tokens=new_tokens, min_new_tokens=new_tokens),
-    )
-    return [[token.id for token in candidate.tokens] for candidate in result.candidates]
-
-
-def held_pages(engine: Engine, prompt: Sequence[int], n: int, new_tokens: int) -> Held:
-    """Count the pages that n candidates of a prompt hold at most, by watching the pool while they are written.
+def held_pages(engine: Engine, prompt: Sequence[int], n: int, new_tokens: int, page_tokens: int) -> Held:
+    """Count the pages that n candidates of a prompt hold, by watching the pool while they are written.
 
     Args:
         engine: idle, with one model.
         prompt: token ids.
         n: candidates.
         new_tokens: of each.
+        page_tokens: of the engine's pages.
     """
-    (pages,) = (view.pages for view in engine._views.values())
     most, over = 0, threading.Event()
 
     def watch() -> None:
         nonlocal most
         while not over.is_set():
             most = max(most, *engine.stats().pages_used.values())
-            time.sleep(0.0005)
+            time.sleep(0.0002)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        candidates_of(engine, prompt, n, 1.0, new_tokens, 0)
+        _written(engine, prompt, n, 1.0, new_tokens, 0)
     finally:
         over.set()
         watcher.join()
-    # The last token of an answer is never read, so its place isn't filled.
-    apart = n * pages.pages_for(len(prompt) + new_tokens - 1)
-    return Held(most, apart, pages.page_tokens, len(prompt))
+    return Held.expected(page_tokens, len(prompt), n, new_tokens, most)
+
+
+def _written(
+    engine: Engine, prompt: Sequence[int], n: int, temperature: float, new_tokens: int, seed: int
+) -> list[list[int]]:
+    """Token ids of n candidates of exactly ``new_tokens`` tokens."""
+    result: Result = engine.generate(
+        list(prompt),
+        search=BestOfN(n, choose=Choose.MAJORITY),
+        sampling=Sampling(temperature=temperature, top_p=1.0, seed=seed),
+        stopping=Stopping(max_new_tokens=new_tokens, min_new_tokens=new_tokens),
+    )
+    return [[token.id for token in candidate.tokens] for candidate in result.candidates]
 
 
 class Returned:
@@ -205,7 +208,7 @@ class Returned:
         temperature: of sampling, from the whole distribution.
     """
 
-    def __init__(self, source: str | Path, dtype: torch.dtype, device: str, n: int, temperature: float) -> None:
+    def __init__(self, source: str, dtype: torch.dtype, device: str, n: int, temperature: float) -> None:
         from transformers import AutoModelForCausalLM
 
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
@@ -242,8 +245,94 @@ def bench_best_of_n(options: Options) -> Recorder:
     Raises:
         InvalidRequest: an option or the data can't be used. UnsupportedModel, ModelCacheError: the model can't.
     """
+    from trimtab.decode.config import EngineOptions
+    from trimtab.decode.engine.engine import Engine
     from trimtab.decode.models.bundled import bundled, ensure
-    from trimtab.decode.models.load import load_vocabulary, pick_dtype
 
     options = options.checked()
-    raise NotImplementedError
+    names = [model.name for model in bundled()]
+    source = str(ensure(options.model)) if options.model in names else options.model
+    texts = list(PROMPTS) if options.data is None else list(map(prompt_of, read_rows(options.data)))
+    if not texts:
+        raise InvalidRequest.of("data", options.data, "a file with at least one prompt")
+    # Only to tokenise, and to say what the model is; nothing of it runs beside those that are timed.
+    with Engine({_MODEL: source}, options=EngineOptions(memory_bytes=_LEAST_MEMORY, threads=options.threads)) as engine:
+        info = engine.models[_MODEL]
+        ids = {text: engine.tokenize(_MODEL, text)[0] for text in dict.fromkeys(texts)}
+        chosen = spaced(sorted(ids, key=lambda text: len(ids[text])), options.prompts)
+        asked = {
+            repeat: [engine.tokenize(_MODEL, f"[{repeat}] {text}")[0] for text in chosen]
+            for repeat in range(-1, options.repeats)
+        }
+    sizes = [len(prompt) for prompt in asked[0]]
+    recorder = Recorder(
+        "best_of_n",
+        seed=options.seed,
+        dtype=info.dtype,
+        settings={
+            "model": options.model if options.model in names else Path(options.model).name,
+            "n": options.n,
+            "max_new_tokens": options.max_new_tokens,
+            "temperature": options.temperature,
+            "prompts": options.prompts,
+            "prompt_tokens": [min(sizes), max(sizes)],
+        },
+        quick=options.quick,
+    )
+    share = options.n, options.temperature
+    makers: dict[str, Callable[[], Contestant]] = {
+        _name(size): partial(Candidates, source, *share, size, options.memory_mb << 20, options.threads)
+        for size in options.page_tokens
+    }
+    makers["transformers"] = partial(Returned, source, getattr(torch, info.dtype), info.device, *share)
+    with ExitStack() as stack:
+        contestants = {name: stack.enter_context(closing(Apart(make, options.threads))) for name, make in makers.items()}
+        compare(recorder, contestants, asked, options)
+    return recorder
+
+
+def compare(
+    recorder: Recorder,
+    contestants: Mapping[str, Contestant],
+    asked: Mapping[int, Sequence[Sequence[int]]],
+    options: Options,
+) -> None:
+    """Time the contestants in turn, count pages, and record the rows.
+
+    Args:
+        recorder: takes the rows.
+        contestants: by name; the last is what the others are measured against.
+        asked: prompts by number of the round, -1 the warm-up.
+        options: of the run.
+    """
+
+    def measure(contestant: Contestant, repeat: int) -> Batch:
+        batch = contestant.run(asked[repeat], options.max_new_tokens)
+        lengths = {len(written) for written in batch.tokens}
+        count = options.n * len(asked[repeat])
+        if lengths != {options.max_new_tokens} or len(batch.tokens) != count:
+            raise RuntimeError(f"{len(batch.tokens)} candidates of {lengths} tokens in place of {count}")
+        return batch
+
+    runs = {name: (lambda repeat, c=contestant: measure(c, repeat)) for name, contestant in contestants.items()}
+    rates = {name: [b.rate for b in found] for name, found in interleaved(runs, options.repeats).items()}
+    case = f"best of {options.n}"
+    for name, found in rates.items():
+        recorder.spread(case, name, "speed", "tokens/s", found)
+    *ours, other = rates
+    for name in ours:
+        recorder.ratio(case, f"{name} / {other}", "speed", paired_ratio(rates[name], rates[other]))
+    for size in filter(None, options.page_tokens):
+        counted = contestants[_name(size)].run(asked[0], -options.max_new_tokens)
+        assert isinstance(counted, _Counted)
+        assert counted.held is not None
+        for metric, value in (
+            ("pages held", counted.held.most),
+            ("pages if the prompt's are held once", counted.held.shared),
+            ("pages of as many requests", counted.held.apart),
+        ):
+            recorder.value(case, _name(size), metric, "pages", value, 1)
+
+
+def _name(page_tokens: int) -> str:
+    return f"trimtab, pages of {page_tokens}" if page_tokens else "trimtab"

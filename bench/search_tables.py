@@ -8,6 +8,8 @@ from trimtab.bench.record import Row
 
 __all__ = ["best_of_n_table", "ifeval_search_table", "rejection_table"]
 
+_PAGES = ("pages held", "pages if the prompt's are held once", "pages of as many requests")
+
 
 def ifeval_search_table(rows: Sequence[Row]) -> list[str]:
     """One line per system and method, with what the best of as many candidates could have had at most."""
@@ -72,15 +74,15 @@ def rejection_table(rows: Sequence[Row]) -> list[str]:
 def best_of_n_table(rows: Sequence[Row]) -> list[str]:
     """Tokens per second of each contestant, and the pages that n candidates of one prompt hold."""
     found = {(row.case, row.subject, row.metric): row for row in rows}
-    lines = ["| pages of | tokens/s | × transformers | pages held | without sharing |", "|---|---|---|---|---|"]
+    lines = ["| contestant | tokens/s | × transformers | pages held | prompt held once | nothing shared |", "|---|---|---|---|---|---|"]
     for case, subject in dict.fromkeys((row.case, row.subject) for row in rows if row.metric == "speed"):
         if " / " in subject:
             continue
         speed = found[case, subject, "speed"]
         ratio = found.get((case, f"{subject} / transformers", "speed"))
-        held, apart = (found.get((case, subject, m)) for m in ("pages held", "pages of as many requests"))
         multiple = "" if ratio is None else f"**{ratio.value:.2f}** {_interval(ratio, '{:.2f}')}"
-        pages = f"{held.value:.0f} | {apart.value:.0f}" if held and apart else " | "
+        counted = [found.get((case, subject, metric)) for metric in _PAGES]
+        pages = " | ".join(f"{row.value:.0f}" if row else "" for row in counted)
         lines.append(f"| {subject} | {speed.value:.0f} ({speed.p20:.0f} to {speed.p80:.0f}) | {multiple} | {pages} |")
     settings = rows[0].settings
     caption = (

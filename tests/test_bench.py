@@ -28,7 +28,7 @@ from trimtab.bench.prompts import PROMPTS, spaced
 from trimtab.bench.record import Recorder, Row, _command, latest, load
 from trimtab.bench.report import default_documents, rendered, stale, update
 from trimtab.bench.statistics import bootstrap_interval, mean_ratio, median_ratio, percentile
-from trimtab.bench.tables import TABLES, table
+from trimtab.bench.tables import table
 from trimtab.bench.timing import Spread, interleaved, paired_ratio
 from trimtab.decode.commands import main
 from trimtab.decode.errors import InvalidRequest
