@@ -286,7 +286,9 @@ def bench_best_of_n(options: Options) -> Recorder:
     }
     makers["transformers"] = partial(Returned, source, getattr(torch, info.dtype), info.device, *share)
     with ExitStack() as stack:
-        contestants = {name: stack.enter_context(closing(Apart(make, options.threads))) for name, make in makers.items()}
+        contestants = {
+            name: stack.enter_context(closing(Apart(make, options.threads))) for name, make in makers.items()
+        }
         compare(recorder, contestants, asked, options)
     return recorder
 

@@ -58,7 +58,7 @@ def logits(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device,
 
 
 def _flat(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Tensor:
-    """Normal logits: nuclei of half the vocabulary, the worst for a filter."""
+    """Normal logits, whose nuclei are a large part of the vocabulary: the worst for a filter."""
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn((rows, vocabulary), generator=generator, device=device).to(dtype)
 

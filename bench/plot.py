@@ -1,4 +1,4 @@
-"""The pictures of decoding speed and of the kernels' speed; they need matplotlib (the extra ``bench``)."""
+"""The pictures of decoding speed, of the kernels' speed and of early rejection; for the extra ``bench``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trimtab.bench.kernel_names import GRAPH, PLAIN, TITLES, Case, share_of
 from trimtab.bench.record import Row
 from trimtab.decode.errors import InvalidRequest, TrimtabError
 
-__all__ = ["plot_decode", "plot_kernels"]
+__all__ = ["plot_decode", "plot_kernels", "plot_rejection"]
 
 _COLOURS = ("#1b6ca8", "#b8bec4")
 
@@ -95,6 +95,47 @@ def plot_kernels(rows: Sequence[Row], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     every[0].set_ylabel("share of a copy's rate")
     figure.legend(*every[0].get_legend_handles_labels(), frameon=False, loc="outside right upper", fontsize=8)
+    _save(figure, path)
+
+
+def plot_rejection(rows: Sequence[Row], path: Path) -> None:
+    """Reward of the chosen answer against tokens generated: plain best-of-n and with rejection, a point for each n.
+
+    Args:
+        rows: of one run of the benchmark ``rejection``.
+        path: of the picture; its ending says the format.
+
+    Raises:
+        InvalidRequest: no rows. TrimtabError: matplotlib is not installed.
+    """
+    figures = _figures()
+    found = {(row.case, row.subject, row.metric): row for row in rows}
+    cases = list(dict.fromkeys(row.case for row in rows if row.subject == "plain" and row.metric == "reward"))
+    if not cases:
+        raise InvalidRequest.of("results", [], "a recorded run of 'trimtab bench rejection'")
+    settings = rows[0].settings
+    figure = figures.Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    labels = {"plain": "plain best-of-n", "rejecting": f"with rejection of {settings['rule']} tokens"}
+    for (subject, label), colour in zip(labels.items(), (_COLOURS[1], _COLOURS[0]), strict=True):
+        chosen = [found[case, subject, "reward"] for case in cases]
+        tokens = [found[case, subject, "tokens generated"].value for case in cases]
+        axes.plot(tokens, [row.value for row in chosen], color=colour, marker="o", markersize=5, label=label)
+        above = subject == "rejecting"
+        for case, x, row in zip(cases, tokens, chosen, strict=True):
+            offset = (-4, 7) if above else (4, -13)
+            axes.annotate(case.split()[0], (x, row.value), xytext=offset, textcoords="offset points", fontsize=8)
+    target = found.get((f"{settings['against']} candidates", "plain", "reward"))
+    if target is not None:
+        axes.axhline(target.value, color="#333333", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_xlabel("tokens generated per answer")
+    axes.set_ylabel("reward of the chosen answer, mean")
+    axes.set_title(
+        f"{settings['model']}, {found[cases[0], 'plain', 'reward'].repeats} prompts", fontsize=10, loc="left"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
     _save(figure, path)
 
 

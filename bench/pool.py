@@ -1,8 +1,8 @@
 """Many answers to each prompt, kept in files: what searches are compared on.
 
 The random numbers of a candidate depend on the request's seed and its own number alone, so the first k candidates of a
-pool of n are the candidates of a best-of-k: one pool answers for all smaller ones. Rows are written as prompts are done,
-and a run that was cut short goes on where it was.
+pool of n are the candidates of a best-of-k: one pool answers for all smaller ones. Rows are written as prompts are
+done, and a run that was cut short goes on where it was.
 """
 
 from __future__ import annotations

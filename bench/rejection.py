@@ -30,7 +30,19 @@ if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
     from trimtab.decode.types import Result
 
-__all__ = ["Options", "Point", "Rated", "Replayed", "Rule", "beginning", "choose", "point", "record", "rejection", "replay"]
+__all__ = [
+    "Options",
+    "Point",
+    "Rated",
+    "Replayed",
+    "Rule",
+    "beginning",
+    "choose",
+    "point",
+    "record",
+    "rejection",
+    "replay",
+]
 
 _REWARD = "reward"
 _MODEL = "model"
@@ -238,7 +250,9 @@ def rejection(options: Options) -> Recorder | None:
     everything = [*rows["tune"], *rows["report"]]
     deadline = Deadline(options.stop_after)
     path = options.out / "pool.jsonl"
-    work = [Asked({"prompt": row["prompt"], "split": row["split"]}, _request(options, row["prompt"])) for row in everything]
+    work = [
+        Asked({"prompt": row["prompt"], "split": row["split"]}, _request(options, row["prompt"])) for row in everything
+    ]
     known = kept_rows(path, options.made)
     engine: Engine | None = None
     try:
@@ -283,9 +297,7 @@ def _engine(options: Options) -> Engine:
 def _request(options: Options, prompt: str, rule: Rule | None = None) -> Request:
     search = BestOfN(options.samples, _REWARD)
     if rule is not None:
-        search = BestOfN(
-            options.samples, _REWARD, reject_fraction=rule.fraction, check_every_tokens=rule.every
-        )
+        search = BestOfN(options.samples, _REWARD, reject_fraction=rule.fraction, check_every_tokens=rule.every)
     return Request(
         model=_MODEL,
         prompt=messages(prompt),

@@ -74,7 +74,10 @@ def rejection_table(rows: Sequence[Row]) -> list[str]:
 def best_of_n_table(rows: Sequence[Row]) -> list[str]:
     """Tokens per second of each contestant, and the pages that n candidates of one prompt hold."""
     found = {(row.case, row.subject, row.metric): row for row in rows}
-    lines = ["| contestant | tokens/s | × transformers | pages held | prompt held once | nothing shared |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| contestant | tokens/s | × transformers | pages held | prompt held once | nothing shared |",
+        "|---|---|---|---|---|---|",
+    ]
     for case, subject in dict.fromkeys((row.case, row.subject) for row in rows if row.metric == "speed"):
         if " / " in subject:
             continue

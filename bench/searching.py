@@ -1,4 +1,4 @@
-"""Searches on a gold standard: IFEval's constraints, searched by the project's own rules, scored by the public checkers.
+"""Searches on a gold standard: IFEval's constraints, searched by our own rules, scored by the public checkers.
 
 The reward that a search sees is built from the arguments of each prompt's constraints (``constraints.py``); whether an
 answer counts, the public checkers alone say (``ifeval.py``). So a search can be fooled by a rule that reads a

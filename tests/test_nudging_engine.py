@@ -238,9 +238,9 @@ def test_reads_of_one_pass_equal_reads_one_by_one(tiny_engine: Engine, penalty: 
 
 def _run(engine: Engine, method: Callable[[Run], Any]) -> Any:
     """What a method returns, run on an idle engine's models."""
-    scheduler, events = Scheduler(engine._views, 4, 64), list[Any]()
+    scheduler, events = Scheduler(engine._views, 4, 64, engine.same_ids, lambda: None), list[Any]()
     job = Job("test", lambda: None)
-    run = Run(job, 0, Request(model="base", prompt="x"), engine._views, {}, events.append, 0.0)
+    run = Run(job, 0, Request(model="base", prompt="x"), engine._views, {}, {}, events.append, scheduler.copies, 0.0)
     run.task = Task(method(run), lambda task, op: scheduler.submit(run, task, op))
     scheduler.queue.append(run)
     with torch.inference_mode():

@@ -340,7 +340,7 @@ def test_a_draft_and_its_head_from_end_to_end(tiny_folder: Folder, tmp_path: Pat
     assert {"all", "held", "held, greedy", "held, sampled"} == {row.case for row in recorder.rows}
     heads = make_head(HeadOptions(out=tmp_path / "work", blocks=1, width=16, steps=20, compare=True))
     assert {"bce", "ece", "drawn_bce", "greedy_ece"} <= {row.metric for row in heads.rows}
-    assert len({row.subject for row in heads.rows if row.case == "held out"}) == 7
+    assert len({row.subject for row in heads.rows if row.case == "held out"}) == 8
     draft = load("draft", ModelConfig(source=str(tmp_path / "work/draft"), role="draft", dtype="float32"))
     assert draft.draft_ids is not None
     assert draft.acceptance is not None

@@ -32,7 +32,7 @@ from trimtab.bench.training.corpus import Corpus
 from trimtab.bench.training.draft import hidden_states
 from trimtab.bench.training.loop import Settings, train
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.models.acceptance import AcceptanceHead
+from trimtab.decode.models.acceptance import AcceptanceHead, confidence
 
 __all__ = [
     "LABELS",
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 Labels = Literal["analytic", "drawn"]
-Reads = Literal["hidden", "hidden and ln q(Y)", "top probability"]
+Reads = Literal["hidden", "hidden and top probability", "hidden and ln q(Y)", "top probability"]
 LABELS: tuple[Labels, ...] = get_args(Labels)
 _BLOCK = 512
 _BINS = 10
@@ -145,7 +145,7 @@ class HeadRun:
     width: int
     settings: Settings
     labels: Labels = "analytic"
-    reads: Reads = "hidden"
+    reads: Reads = "hidden and top probability"
     reject_weight: float = 1.0
     batch: int = 1024
 
@@ -214,10 +214,15 @@ def train_head(
 
 def inputs(found: Features, reads: Reads, chosen: Tensor | slice = slice(None)) -> Tensor:
     """What a head reads, float32 [n, D], [n, D + 1] or [n, 1]."""
-    if reads == "top probability":
-        return torch.logit(found.top[chosen, None], 1e-6)
     hidden = found.hidden[chosen].float()
-    return hidden if reads == "hidden" else torch.cat((hidden, found.log_q[chosen, None]), -1)
+    match reads:
+        case "top probability":
+            return confidence(found.top[chosen, None])
+        case "hidden and top probability":
+            return torch.cat((hidden, confidence(found.top[chosen, None])), -1)
+        case "hidden and ln q(Y)":
+            return torch.cat((hidden, found.log_q[chosen, None]), -1)
+    return hidden
 
 
 def predict(head: nn.Module, found: Features, reads: Reads) -> Tensor:

@@ -327,8 +327,9 @@ def _others(kept: HeadRun) -> list[HeadRun]:
     """The heads that the kept one is compared with."""
     return [
         replace(kept, labels=next(label for label in LABELS if label != kept.labels)),
+        replace(kept, reads="hidden"),
         replace(kept, labels="drawn", reads="hidden and ln q(Y)"),
-        replace(kept, reads="top probability", width=1, blocks=0),
+        replace(kept, reads="top probability", width=1, blocks=0, settings=replace(kept.settings, learning_rate=0.03)),
         replace(kept, blocks=0),
         replace(kept, blocks=3, width=576),
         replace(kept, reject_weight=6.0),
@@ -348,7 +349,7 @@ def _record_head(recorder: Recorder, name: str, head: Any, seen: Features, reads
 
 def _record_tables(recorder: Recorder, head: Any, seen: Features) -> None:
     """Reliability of one prediction, and of the product over 4 greedy tokens in a row."""
-    predicted = predict(head, seen, "hidden")
+    predicted = predict(head, seen, "hidden and top probability")
     tables = {
         "acceptance": reliability(predicted[:, 0], seen.accepted),
         "greedy": reliability(predicted[:, 1], seen.agreed),

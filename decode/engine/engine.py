@@ -519,7 +519,8 @@ class Engine:
             prompt_tokens=len(plan.prompts[request.model]),
             cached_prompt_tokens=min(run.counter(request.model).cached_tokens, len(plan.prompts[request.model])),
             returned_tokens=len(chosen.tokens),
-            generated_tokens=run.drawn + run.drafted,
+            # A policy may choose tokens by itself, among the most likely ones.
+            generated_tokens=max(run.drawn + run.drafted, sum(len(c.tokens) for c in outcome.candidates)),
             drafted_tokens=run.drafted,
             accepted_tokens=run.accepted,
             discarded_tokens=run.drafted - run.accepted,

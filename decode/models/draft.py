@@ -97,7 +97,7 @@ class DraftFiles:
         """The trained head, ready to run; None if the draft has none."""
         if self.spec.head_blocks is None or self.spec.head_width is None:
             return None
-        head = AcceptanceHead(self.spec.hidden_size, self.spec.head_blocks, self.spec.head_width)
+        head = AcceptanceHead(self.spec.hidden_size + 1, self.spec.head_blocks, self.spec.head_width)
         try:
             head.load_state_dict({key: value.float() for key, value in self.head.items()})
         except RuntimeError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from trimtab.decode.engine.batch import RaggedBatch, Span
 from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models import bundled
-from trimtab.decode.models.acceptance import AcceptanceHead
+from trimtab.decode.models.acceptance import AcceptanceHead, HiddenForward, with_confidence
 from trimtab.decode.models.draft import bundled_draft, read_draft
 from trimtab.decode.models.linear import packing_available
 from trimtab.decode.models.modules import ModuleForward, UnsupportedAttention
@@ -48,9 +48,9 @@ class LoadedModel:
     Attributes:
         labels: names of the outputs of a reward model's head, which ``forward`` then gives in place of logits.
         draft_ids: int64 [Vd], of a draft with a reduced vocabulary: the id that each of its logits stands for.
-        acceptance: of a draft with a trained head: its hidden states [n, D], and which of them are decoded greedily,
+        acceptance: of a draft with a trained head: its states [n, S], and which of them are decoded greedily,
             -> the probability, float32 [n], that the target accepts a token drawn from them.
-        forward_hidden: as ``forward``, but it gives these hidden states too.
+        forward_hidden: as ``forward``, but it gives these states too; without a head, the hidden states [n, D].
     """
 
     name: str
@@ -70,7 +70,7 @@ class LoadedModel:
     labels: tuple[str, ...] | None = None
     draft_ids: Tensor | None = None
     acceptance: AcceptanceHead | None = None
-    forward_hidden: Callable[[Tensor, Tensor, Step, Tensor], tuple[Tensor, Tensor]] | None = None
+    forward_hidden: HiddenForward | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -133,12 +133,13 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
         layers, kv_heads, head_dim = _shapes(name, model, text_config)
         stacked = device.type == "cpu" and _is_checked_family(model)
         forward: Forward
-        forward_hidden = None
+        forward_hidden = head = None
         if rates:
             forward = reward_forward(model, stacked)
         else:
             forward = Stack(model) if stacked else ModuleForward(model)
-            forward_hidden = forward.with_hidden
+            head = None if draft is None else draft.acceptance(device)
+            forward_hidden = forward.with_hidden if head is None else with_confidence(forward.with_hidden)
         loaded = LoadedModel(
             name=name,
             source=config.source,
@@ -156,7 +157,7 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
             device=device,
             labels=labels_of(hf_config) if rates else None,
             draft_ids=None if draft is None else draft.ids,
-            acceptance=None if draft is None else draft.acceptance(device),
+            acceptance=head,
             forward_hidden=forward_hidden,
         )
         _self_test(loaded, probe, expected)
