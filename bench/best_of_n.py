@@ -107,8 +107,8 @@ class Held:
 
     @classmethod
     def expected(cls, page_tokens: int, prompt_tokens: int, n: int, new_tokens: int, most: int = 0) -> Held:
-        """The sums. The last token of an answer is written and never read, so it has no place on a page."""
-        once, each = prompt_tokens // page_tokens, -(-(prompt_tokens + new_tokens - 1) // page_tokens)
+        """The sums. Each candidate reads the prompt's last token itself, to draw its first, and never its own last."""
+        once, each = (prompt_tokens - 1) // page_tokens, -(-(prompt_tokens + new_tokens - 1) // page_tokens)
         return cls(most, once + n * (each - once), n * each)
 
 

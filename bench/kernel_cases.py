@@ -153,13 +153,14 @@ def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device
         tokens[i : i + 64] = torch.multinomial(law, 1, generator=generator)
     tokens = tokens.view(rows, _DRAFTED)
     drafted: list[list[int]] = tokens.tolist()
+    tops = dispatch.stats(draft).top_prob.view(rows, _DRAFTED).tolist()  # known since drafting
     filters = Filters(1.0)
 
     def windows(step: int) -> list[Window]:
         made = []
         for i in range(rows):
             picks = [RowPick(filters, Key(i), (_DRAFTED + 1) * step + j) for j in range(_DRAFTED + 1)]
-            source = Draft(draft[i * _DRAFTED : (i + 1) * _DRAFTED], picks[:-1])
+            source = Draft(draft[i * _DRAFTED : (i + 1) * _DRAFTED], picks[:-1], None, tops[i])
             made.append(Window(drafted[i], picks, source))
         return made
 

@@ -23,6 +23,7 @@ from trimtab.decode.types import Completed, Event, Request, Result
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
+    from trimtab.decode.engine.run import Job
 
 __all__ = ["Asked", "Deadline", "best", "candidates", "collect", "kept_rows", "messages", "seed_of"]
 
@@ -128,7 +129,7 @@ def collect(
     known = kept_rows(out, made)
     open_work = [asked for asked in work if asked.row["prompt"] not in known]
     ended: queue.SimpleQueue[tuple[Asked, Event | Exception]] = queue.SimpleQueue()
-    jobs = []
+    jobs: list[Job] = []
     began = said = time.monotonic()
     done = tokens = 0
 

@@ -367,9 +367,9 @@ def confirmed(engine: Engine, row: Mapping[str, Any], rule: Rule, options: Optio
     result = runs["same"]
     return {
         "same": result.selected == expected.chosen,
-        "reward": result.chosen.rewards["objective"],
+        "real_reward": result.chosen.rewards["objective"],
         "replayed_reward": row["candidates"][expected.chosen]["reward"],
-        "tokens": sum(len(candidate.tokens) for candidate in result.candidates),
+        "real_tokens": sum(len(candidate.tokens) for candidate in result.candidates),
         "replayed_tokens": expected.tokens,
         "plain_seconds": runs["plain"].usage.total_time,
         "rejecting_seconds": runs["rejecting"].usage.total_time,
@@ -409,7 +409,7 @@ def record(
         case, subject = f"{options.samples} candidates", "real runs"
         recorder.value(case, subject, "same answer", "share", sum(r["same"] for r in runs) / len(runs), len(runs))
         for metric, name in (("reward", "reward"), ("tokens generated", "tokens")):
-            drift = sum(abs(run[name] - run[f"replayed_{name}"]) for run in runs) / len(runs)
+            drift = sum(abs(run[f"real_{name}"] - run[f"replayed_{name}"]) for run in runs) / len(runs)
             recorder.value(case, subject, f"difference of {metric}", "mean", drift, len(runs))
         for name in ("plain", "rejecting"):
             recorder.spread(case, name, "time", "s", [run[f"{name}_seconds"] for run in runs])

@@ -20,7 +20,7 @@ def ifeval_search_table(rows: Sequence[Row]) -> list[str]:
     ]
     whole = "prompts kept whole"
     for case, subject in dict.fromkeys((row.case, row.subject) for row in rows):
-        if subject.startswith("pass@") or " / " in subject:
+        if subject == "rules" or subject.startswith("pass@") or " / " in subject:
             continue
         kept, single, tokens = (found[case, subject, m] for m in (whole, "constraints kept", "tokens generated"))
         multiple = found.get((case, f"{subject} / greedy", whole))
@@ -32,11 +32,13 @@ def ifeval_search_table(rows: Sequence[Row]) -> list[str]:
             f"| {_share(single)} | {tokens.value:.0f} | {'' if ceiling is None else f'{100 * ceiling.value:.1f} %'} |"
         )
     settings = rows[0].settings
+    agreed = [row for row in rows if row.metric == "agree with the checkers"]
     caption = (
         f"IFEval, strict, with 95 % intervals; samples at temperature {settings['temperature']:g}, at most "
         f"{settings['max_new_tokens']} tokens. Searches go by the project's own rules, the public checkers only score. "
         f"instruct: {settings['aligned']}; nudged: {settings['base']} with {settings['aligned']} as its nudger. "
-        f"Segment search: {settings['segments']}."
+        f"Segment search: {settings['segments']}. On whether a sample keeps all constraints, rules and checkers agree "
+        f"in {' and '.join(f'{100 * row.value:.1f} %' for row in agreed)} of the cases (in the order of the table)."
     )
     return [*lines, "", caption]
 

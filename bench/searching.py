@@ -328,6 +328,11 @@ def _record(recorder: Recorder, case: str, found: Sequence[Tried]) -> None:
             pairs = np.stack([whole[:, 0], np.array(greedy, dtype=np.float64)], axis=1)
             value, interval = float(_multiple(pairs)), bootstrap_interval(pairs, _multiple)
             recorder.value(case, f"{name} / greedy", "prompts kept whole", "ratio", value, len(rows), interval)
+    agreed = [
+        [(reward >= 1) == all(kept), 1] for one in found for reward, kept in zip(one.rewards, one.followed, strict=True)
+    ]
+    share = float(mean_ratio(np.array(agreed, dtype=np.float64)))
+    recorder.value(case, "rules", "agree with the checkers", "share", share, len(agreed))
     for n in sizes:
         passed = np.array([[one.passed(n), 1] for one in found], dtype=np.float64)
         recorder.value(case, f"pass@{n}", "prompts kept whole", "share", *_estimate(passed))

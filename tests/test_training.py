@@ -52,9 +52,7 @@ def target(tiny_folder: Folder) -> LoadedModel:
 @pytest.fixture(scope="module")
 def traces(target: LoadedModel) -> list[Trace]:
     template = PromptTemplate(target.vocabulary)
-    asks = [
-        Ask(i, tuple(template.encode((ChatMessage("user", p),))), float(i % 2)) for i, p in enumerate(PROMPTS)
-    ]
+    asks = [Ask(i, tuple(template.encode((ChatMessage("user", p),))), float(i % 2)) for i, p in enumerate(PROMPTS)]
     return list(Rollout(target, slots=3, max_new_tokens=12, max_prompt_tokens=64).run(asks))
 
 

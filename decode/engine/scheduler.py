@@ -297,7 +297,8 @@ class Scheduler:
             blocks, at_rows = [b for b, _ in drafting], [i for _, i in drafting]
             accepts: list[float | None] = [None] * len(blocks)
             if hidden is not None and view.model.acceptance is not None:
-                accepts = list(view.model.acceptance(hidden[at_rows]).tolist())
+                greedy = torch.tensor([block.op.picks[0].filters.temperature == 0 for block in blocks])
+                accepts = view.model.acceptance(hidden[at_rows], greedy.to(hidden.device)).tolist()
             own = output if len(blocks) == len(output) else output[at_rows]
             for block, on in zip(blocks, grow(blocks, own, accepts), strict=True):
                 if on:
