@@ -18,6 +18,7 @@ import torch
 from trimtab.bench.kernel_cases import KERNELS, Work
 from trimtab.bench.kernel_clock import Graph, copy_rate, seconds
 from trimtab.bench.kernel_names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, Case, share_of
+from trimtab.bench.kernel_tables import GOALS
 from trimtab.bench.record import Recorder
 from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest
@@ -28,7 +29,7 @@ _CPU_KERNELS = ("stats", "greedy", "sample", "top-p", "mixture", "mixture-flat",
 _CPU_VOCABULARIES = (49_152, 262_144)
 _CPU_ROWS = (1, 16, 64)
 _GPU_KERNELS = ("stats", "nucleus", "mix3", "mix3-top-p", "mix3-plausible", "verify", "lm-head")
-_GPU_VOCABULARIES = (128_256, 151_936, 262_144)
+_GPU_VOCABULARIES = (128_256,)
 _GPU_ROWS = (1, 8, 64, 256)
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # In a graph each call reads logits of its own, as many as fit into this.
@@ -51,6 +52,8 @@ class Options:
         limit: seconds for the rounds of one case, of which at least three are measured.
         seed: of the logits.
         quick: whether this is a smoke run: two kernels, one size, three rounds.
+        goals: whether to measure also what has a goal at another size (kernel, rows, vocabulary); None: on a GPU, if
+            neither rows nor vocabularies are given.
     """
 
     device: str = "auto"
@@ -64,6 +67,7 @@ class Options:
     limit: float = 8.0
     seed: int = 0
     quick: bool = False
+    goals: bool | None = None
 
     def checked(self) -> Options:
         """With nothing left open, and with the values of a smoke run if it is one.
@@ -97,6 +101,7 @@ class Options:
             vocabularies=self.vocabularies or (_GPU_VOCABULARIES if gpu else _CPU_VOCABULARIES),
             threads=(0,) if gpu else self.threads or tuple(dict.fromkeys((1, most))),
             compiled=gpu if self.compiled is None else self.compiled,
+            goals=gpu and not (self.rows or self.vocabularies or self.quick) if self.goals is None else self.goals,
         )
         if not self.quick:
             return found
@@ -142,10 +147,19 @@ def _measure(recorder: Recorder, options: Options, device: torch.device, threads
         recorder.spread(str(Case(COPY, 1, 1, "int8", threads)), COPY, "bandwidth", "B/s", rates)
         rate = sorted(rates)[len(rates) // 2]
         for dtype in options.dtypes:
-            for vocabulary in options.vocabularies or ():
-                for rows in options.rows or ():
-                    for name in options.kernels or ():
-                        _one(recorder, options, Case(name, rows, vocabulary, dtype, threads), device, rate)
+            for name, rows, vocabulary in _shapes(options):
+                _one(recorder, options, Case(name, rows, vocabulary, dtype, threads), device, rate)
+
+
+def _shapes(options: Options) -> list[tuple[str, int, int]]:
+    """Kernel, rows, vocabulary of what is measured, by kernel."""
+    names = options.kernels or ()
+    shapes = [
+        (name, rows, size) for name in names for size in options.vocabularies or () for rows in options.rows or ()
+    ]
+    if options.goals:
+        shapes += [shape for shape in GOALS if shape[0] in names]
+    return sorted(dict.fromkeys(shapes), key=lambda shape: (names.index(shape[0]), shape[2], shape[1]))
 
 
 def _one(recorder: Recorder, options: Options, case: Case, device: torch.device, rate: float) -> None:

@@ -11,6 +11,7 @@ of those that spend at most the given budget, in tokens of plain best-of-n, the 
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ __all__ = [
 _REWARD = "reward"
 _MODEL = "model"
 _ROWS = 64  # sequences in one forward pass
+_PAGE = 64  # small: the reward model's pages of all candidates must stay until the next check, which copies the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,7 @@ class Options:
         """How answers are made; a file with others is refused."""
         return {
             "model": Path(self.model).name,
-            "reward": Path(self.reward).name,
+            "reward": named(self.reward),
             "samples": self.samples,
             "step": self.step,
             "temperature": self.temperature,
@@ -130,6 +132,15 @@ class Options:
     @property
     def rules(self) -> list[Rule]:
         return [Rule(fraction, every) for fraction, every in itertools.product(self.fractions, self.every)]
+
+
+def named(source: str) -> str:
+    """The name of a model, and of a folder the checksum of its weights too: one that was trained again is another."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return source
+    sums = [zlib.crc32(path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))]
+    return f"{folder.name}@{zlib.crc32(repr(sums).encode()):08x}"
 
 
 # ------------------------------------------------------------------------------------------------------------ replay
@@ -289,7 +300,12 @@ def _engine(options: Options) -> Engine:
     from trimtab.decode.config import EngineOptions
     from trimtab.decode.engine.engine import Engine
 
-    settings = EngineOptions(threads=options.threads, memory_bytes=options.memory_mb << 20, max_batch_rows=_ROWS)
+    settings = EngineOptions(
+        threads=options.threads,
+        memory_bytes=options.memory_mb << 20,
+        max_batch_rows=_ROWS,
+        page_tokens=_PAGE,
+    )
     reward = {"type": "classifier", "source": options.reward, "partial": "closed"}
     return Engine({_MODEL: options.model}, rewards={_REWARD: reward}, options=settings)
 

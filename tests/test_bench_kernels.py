@@ -368,9 +368,17 @@ def test_a_missing_gpu_is_said() -> None:
 def test_every_kernel_has_a_title_and_goals_have_kernels() -> None:
     assert set(TITLES) == set(KERNELS)
     assert {name for name, _, _ in GOALS} <= set(KERNELS)
-    defaults = kernels._GPU_KERNELS, kernels._GPU_ROWS, kernels._GPU_VOCABULARIES
-    for goal in GOALS:
-        assert all(part in accepted for part, accepted in zip(goal, defaults, strict=True)), "measured by default"
+
+
+def test_a_gpu_measures_what_has_a_goal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    shapes = kernels._shapes(Options().checked())
+    assert set(GOALS) < set(shapes)
+    assert len(shapes) == len(set(shapes)) < 45
+    assert {("stats", rows, 128_256) for rows in kernels._GPU_ROWS} < set(shapes)
+    assert {shape[0] for shape in kernels._shapes(Options(kernels=("verify",)).checked())} == {"verify"}
+    only = kernels._shapes(Options(rows=(2,), vocabularies=(64, 32), kernels=("verify", "stats")).checked())
+    assert only == [("verify", 2, 32), ("verify", 2, 64), ("stats", 2, 32), ("stats", 2, 64)]
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Every token, statistic and decision of the engine comes from ``kernels/``: recorded there, and followed when changed."""
+"""Tokens, statistics and decisions of the engine come from ``kernels/``: recorded there, and followed when changed."""
 
 from __future__ import annotations
 
