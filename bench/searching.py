@@ -168,7 +168,7 @@ def _engine(options: Options, system: str, rows: Sequence[Mapping[str, Any]]) ->
     return Engine(models, rewards={_REWARD: reward}, options=settings)
 
 
-def _parts(options: Options, system: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[_Part]:
+def _parts(options: Options, system: str, rows: Sequence[dict[str, Any]]) -> Iterator[_Part]:
     """The deep pools first: they are what most is learned from."""
     nudged = system == "nudged"
     rows = rows[: options.nudged_prompts] if nudged else rows
@@ -183,18 +183,16 @@ def _parts(options: Options, system: str, rows: Sequence[Mapping[str, Any]]) -> 
         if method == "segments":
             made |= {"beams": options.beams, "samples_per_beam": options.samples_per_beam}
             made |= {"segment_tokens": options.segment_tokens, "lookahead": options.lookahead}
-        work = []
-        width = 1
-        for number, row in enumerate(rows):
-            search: Search = Single()
-            if method == "pool":
-                search = BestOfN(options.deep_samples if number < deep else options.samples, _REWARD)
-                width = options.samples
-            elif method == "segments":
-                search, width = segments, options.beams * options.samples_per_beam
-            work.append(Asked(row, _request(options, nudged, row["prompt"], search, method == "greedy")))
-        # Half as many again as fit a forward pass: ends of answers leave room for others.
-        yield _Part(system, method, tuple(work), made, max(2, 3 * _ROWS // (2 * width)))
+        searches: list[tuple[Search, int, Sequence[dict[str, Any]]]] = [(Single(), 1, rows)]
+        if method == "segments":
+            searches = [(segments, options.beams * options.samples_per_beam, rows)]
+        elif method == "pool":
+            sizes = (options.deep_samples, rows[:deep]), (options.samples, rows[deep:])
+            searches = [(BestOfN(n, _REWARD), n, some) for n, some in sizes]
+        for search, width, some in searches:
+            work = [Asked(row, _request(options, nudged, row["prompt"], search, method == "greedy")) for row in some]
+            # Half as many again as fit a forward pass: ends of answers leave room for others.
+            yield _Part(system, method, tuple(work), made, max(2, 3 * _ROWS // (2 * width)))
 
 
 def _request(options: Options, nudged: bool, prompt: str, search: Search, greedy: bool) -> Request:
