@@ -267,7 +267,7 @@ def tried(pool: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], chec
     )
 
 
-def _tried(options: Options, system: str, rows: Sequence[Mapping[str, Any]], checkers: Checkers) -> Sequence[Tried]:
+def _tried(options: Options, system: str, rows: Sequence[dict[str, Any]], checkers: Checkers) -> Sequence[Tried]:
     every = replace(options, methods=METHODS)
     found = {part.method: rows for part, rows in _found(every, list(_parts(every, system, rows)))}
     others = [method for method in METHODS[1:] if found[method]]
