@@ -66,7 +66,8 @@ def check(seen: dict[str, Any], max_new_tokens: int) -> None:
     assert 0 < seen["usage"]["returned_tokens"] <= max_new_tokens
     assert len(seen["pieces"]) == seen["usage"]["returned_tokens"]
     assert seen["cancelled"] == "CANCELLED"
-    assert seen["late"] == "DEADLINE_EXCEEDED"
+    # Both sides know the deadline. Where the server's timer is first, its reset of the stream is read as CANCELLED.
+    assert seen["late"] in {"DEADLINE_EXCEEDED", "CANCELLED"}, seen["late"]
     assert seen["bad"] == "INVALID_ARGUMENT"
     for part in ("google.rpc.BadRequest", "spec.sampling.temperature", "spec.sampling.top_p", "trimtab.v1"):
         assert part in seen["bad_details"]
