@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trimtab.decode.answer import Answer
@@ -102,13 +102,15 @@ def told(case: Any) -> tuple[list[tuple[str, int]], FinishReason, int, int]:
         if found is None:
             return tokens, FinishReason.CONTEXT_FULL, asked["base"], asked["nudger"]
         span = span + 1 if author == "nudger" else 0
+        before = own.decode([token for _, token in tokens], skip_special_tokens=True)
         tokens.append((author, found.token))
         reason = None
         text = own.decode([token for _, token in tokens], skip_special_tokens=True)
         stops = (*stopping.stop, *case.stops) if len(tokens) >= stopping.min_new_tokens else ()
         if found.token == EOS and not stopping.ignore_eos:
             reason = FinishReason.EOS
-        elif found.token in stopping.stop_token_ids or text.endswith(stops):
+        # A stop string ends the answer with the token that completes it, which a token without text doesn't.
+        elif found.token in stopping.stop_token_ids or (text != before and text.endswith(stops)):
             reason = FinishReason.STOP
         elif len(tokens) == stopping.max_new_tokens:
             reason = FinishReason.MAX_NEW_TOKENS
@@ -121,6 +123,7 @@ def authors(candidate: Candidate) -> list[tuple[str, int]]:
 
 
 @given(st.integers(0, 2**31))
+@example(641)  # a special token after a stop string that came before the minimum
 @settings(max_examples=150)
 def test_equals_the_oracle(seed: int) -> None:
     case = random_case(seed)
