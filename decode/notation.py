@@ -60,13 +60,24 @@ from trimtab.decode.types import (
     Weighted,
 )
 
-__all__ = ["parse_draw", "parse_objective", "parse_policy", "parse_reward", "parse_search"]
+__all__ = [
+    "DRAWS",
+    "LENGTHS",
+    "POLICIES",
+    "SEARCHES",
+    "parse_draw",
+    "parse_objective",
+    "parse_policy",
+    "parse_reward",
+    "parse_search",
+]
 
 T = TypeVar("T")
 
-_POLICIES: Mapping[str, type] = {"base": Base, "nudged": Nudged, "mixture": Mixture, "token_reward": TokenReward}
-_DRAWS: Mapping[str, type] = {"autoregressive": Autoregressive, "speculative": Speculative}
-_SEARCHES: Mapping[str, type] = {
+# Names of the variants, which are those of the proto's fields too.
+POLICIES: Mapping[str, type] = {"base": Base, "nudged": Nudged, "mixture": Mixture, "token_reward": TokenReward}
+DRAWS: Mapping[str, type] = {"autoregressive": Autoregressive, "speculative": Speculative}
+SEARCHES: Mapping[str, type] = {
     "single": Single,
     "best_of_n": BestOfN,
     "segments": Segments,
@@ -74,9 +85,10 @@ _SEARCHES: Mapping[str, type] = {
     "evolution": Evolution,
     "refine": Refine,
 }
+LENGTHS: Mapping[str, type] = {"fixed": Fixed, "confidence": Confidence, "acceptance": Acceptance}
 _NESTED: Mapping[Any, Mapping[str, type]] = {
     Trigger: {"entropy": Entropy, "top_prob": TopProb, "branching": Branching},
-    Length: {"fixed": Fixed, "confidence": Confidence, "acceptance": Acceptance},
+    Length: LENGTHS,
 }
 _LOOKUP = "lookup"
 _OBJECTIVE = "objective=NAME in it, or an objective beside it"
@@ -93,17 +105,17 @@ def parse_policy(text: str, option: str = "policy") -> Policy:
     Raises:
         InvalidRequest: naming the part at fault and what would be accepted. Values are checked by ``validate``.
     """
-    return cast("Policy", _choice(text, _POLICIES, option))
+    return cast("Policy", _choice(text, POLICIES, option))
 
 
 def parse_draw(text: str, option: str = "draw") -> Draw:
     """A draw, e.g. ``speculative:draft``; arguments and errors as ``parse_policy``."""
-    return cast("Draw", _choice(text, _DRAWS, option))
+    return cast("Draw", _choice(text, DRAWS, option))
 
 
 def parse_search(text: str, objective: Objective | None = None, option: str = "search") -> Search:
     """A search, e.g. ``best_of_n:16``; ``objective`` is taken where the text names none. Errors as ``parse_policy``."""
-    search = cast("Search", _choice(text, _SEARCHES, option, objective))
+    search = cast("Search", _choice(text, SEARCHES, option, objective))
     if objective is not None:
         own = getattr(search, "objective", None)
         if isinstance(search, Single):

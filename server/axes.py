@@ -14,31 +14,23 @@ from typing import Any, TypeVar
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from trimtab.decode.notation import DRAWS, LENGTHS, POLICIES, SEARCHES
 from trimtab.decode.types import (
-    Acceptance,
     Autoregressive,
     Base,
-    BestOfN,
     Branching,
     Choose,
     Combine,
-    Confidence,
     Draw,
     Entropy,
-    Evolution,
-    Fixed,
     Length,
     Mixture,
     Nudged,
     Objective,
     Policy,
     PromptLookup,
-    Refine,
-    RejectSegments,
     RewardTerm,
     Search,
-    Segments,
-    Single,
     Speculative,
     TokenReward,
     TopProb,
@@ -54,17 +46,6 @@ __all__ = ["read_draw", "read_policy", "read_search", "write_axes"]
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
-_POLICIES: Mapping[str, type] = {"base": Base, "nudged": Nudged, "mixture": Mixture, "token_reward": TokenReward}
-_DRAWS: Mapping[str, type] = {"autoregressive": Autoregressive, "speculative": Speculative}
-_SEARCHES: Mapping[str, type] = {
-    "single": Single,
-    "best_of_n": BestOfN,
-    "segments": Segments,
-    "reject_segments": RejectSegments,
-    "evolution": Evolution,
-    "refine": Refine,
-}
-_LENGTHS: Mapping[str, type] = {"fixed": Fixed, "confidence": Confidence, "acceptance": Acceptance}
 _TRIGGERS: Mapping[str, type] = {"entropy_nats_above": Entropy, "top_prob_below": TopProb, "branching_above": Branching}
 _ENUMS = {"choose": ("CHOOSE", Choose), "combine": ("COMBINE", Combine)}
 
@@ -105,14 +86,14 @@ def read_draw(message: pb.Draw, faults: Faults) -> Draw:
     length: Length | None = None
     kind = spec.WhichOneof("length")
     if kind is not None:
-        length = _read(_LENGTHS[kind], getattr(spec, kind), f"{path}.{kind}", faults)
+        length = _read(LENGTHS[kind], getattr(spec, kind), f"{path}.{kind}", faults)
     return Speculative(draft, length, spec.coupled)
 
 
 def read_search(message: pb.Search, faults: Faults) -> Search:
     """As ``read_policy``."""
     kind = message.WhichOneof("kind") or "single"
-    search: Search = _read(_SEARCHES[kind], getattr(message, kind), f"search.{kind}", faults)
+    search: Search = _read(SEARCHES[kind], getattr(message, kind), f"search.{kind}", faults)
     return search
 
 
@@ -192,17 +173,17 @@ def write_axes(spec: pb.GenerationSpec, policy: object, draw: object, search: ob
         case TokenReward():
             _write(spec.policy.token_reward, policy, "policy.token_reward", writer)
         case _:
-            writer.refuse("policy", policy, f"one of {_names(_POLICIES)}")
+            writer.refuse("policy", policy, f"one of {_names(POLICIES)}")
     match draw:
         case Autoregressive():
             pass
         case Speculative():
             _speculative(spec.draw.speculative, draw, writer)
         case _:
-            writer.refuse("draw", draw, f"one of {_names(_DRAWS)}")
-    kind = _kind(search, _SEARCHES)
+            writer.refuse("draw", draw, f"one of {_names(DRAWS)}")
+    kind = _kind(search, SEARCHES)
     if kind is None:
-        writer.refuse("search", search, f"one of {_names(_SEARCHES)}")
+        writer.refuse("search", search, f"one of {_names(SEARCHES)}")
     elif kind != "single":
         _write(getattr(spec.search, kind), search, f"search.{kind}", writer)
 
@@ -233,11 +214,11 @@ def _speculative(message: pb.Speculative, draw: Speculative, writer: Writer) -> 
         _write(message.lookup, draw.draft, f"{path}.lookup", writer)
     else:
         writer.set(message, "draft_model", draw.draft, f"{path}.draft_model", f"{NAME}, or a PromptLookup")
-    kind = _kind(draw.length, _LENGTHS)
+    kind = _kind(draw.length, LENGTHS)
     if kind is not None:
         _write(getattr(message, kind), draw.length, f"{path}.{kind}", writer)
     elif draw.length is not None:
-        writer.refuse(f"{path}.length", draw.length, f"one of {_names(_LENGTHS)}")
+        writer.refuse(f"{path}.length", draw.length, f"one of {_names(LENGTHS)}")
     writer.set(message, "coupled", draw.coupled, f"{path}.coupled", FLAG)
 
 
