@@ -54,6 +54,7 @@ def register(subparsers: Any) -> None:
     _results_option(score)
     score.set_defaults(run=_nudging_report)
 
+    _speculation_options(actions)
     _training(actions)
     _train_reward_options(actions)
     register_searches(actions)
@@ -93,6 +94,31 @@ def _kernels_options(actions: Any) -> None:
     kernels.add_argument("--plot", type=Path, metavar="FILE", help="also draw the share of a copy's rate against rows")
     _results_option(kernels)
     kernels.set_defaults(run=_kernels)
+
+
+def _speculation_options(actions: Any) -> None:
+    parser = actions.add_parser(
+        "speculation",
+        help="speculation: every length rule beside plain decoding",
+        description="Measure how well and how fast each length rule drafts. A run that was cut short goes on where it "
+        "was.",
+    )
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, metavar="FILE", help="JSONL of prompts, each a case"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="of single measurements")
+    parser.add_argument("--target", metavar="MODEL", help="a bundled name, a folder or a hub id")
+    parser.add_argument("--draft", metavar="MODEL", help="the same")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="e.g. plain 'fixed 4' acceptance (default: all)")
+    parser.add_argument("--split", metavar="NAME", help="only rows with this split")
+    parser.add_argument("--prompts", type=int, metavar="N", help="per case (default: 40)")
+    parser.add_argument("--timed", type=int, metavar="N", help="of these, timed (default: 24)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="per answer (default: 96)")
+    parser.add_argument("--temperatures", type=float, nargs="+", metavar="T", help="each a case (default: 0 1)")
+    parser.add_argument("--batches", type=int, nargs="+", metavar="N", help="answers at a time (default: 1 8)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="timed rounds (default: 2)")
+    _results_option(parser)
+    parser.set_defaults(run=_speculation)
 
 
 def _training(actions: Any) -> None:
@@ -258,6 +284,14 @@ def _nudging_report(args: argparse.Namespace) -> int:
     print(table("nudging", recorder.rows))
     _say(f"recorded in {recorder.save(args.results or _RESULTS)}")
     return 0
+
+
+def _speculation(args: argparse.Namespace) -> int:
+    from trimtab.bench.speculation import Options, speculation
+
+    recorder = speculation(Options(**_given(args, Options)))
+    _say(f"recorded in {recorder.save(args.results or _RESULTS)}")
+    return _trained(recorder)
 
 
 def _train_draft(args: argparse.Namespace) -> int:
