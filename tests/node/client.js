@@ -55,7 +55,9 @@ async function main() {
   const whole = await unary("Generate", { spec: spec() });
   const models = await unary("ListModels", {});
 
-  const long = { spec: spec({ stopping: { max_new_tokens: 1000, ignore_eos: true } }) };
+  // As text: a conversation with a base model ends where the model begins the user's next turn.
+  const endless = { chat: undefined, text: "1, 2, 3,", stopping: { max_new_tokens: 1000, ignore_eos: true } };
+  const long = { spec: spec(endless) };
   const cancelled = await stream(long, {}, (messages) => messages.length === 4);
   const late = await stream(long, deadline(300));
   const bad = await unary("Generate", { spec: spec({ sampling: { temperature: NaN, top_p: 3 } }) });
