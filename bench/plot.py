@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from trimtab.bench.figures import COLOURS, figure_module, save
 from trimtab.bench.kernel_names import GRAPH, PLAIN, TITLES, Case, share_of
 from trimtab.bench.record import Row
-from trimtab.decode.errors import InvalidRequest, TrimtabError
+from trimtab.decode.errors import InvalidRequest
 
 __all__ = ["plot_decode", "plot_kernels", "plot_rejection"]
-
-_COLOURS = ("#1b6ca8", "#b8bec4")
 
 
 def plot_decode(rows: Sequence[Row], path: Path) -> None:
@@ -25,7 +23,7 @@ def plot_decode(rows: Sequence[Row], path: Path) -> None:
     Raises:
         InvalidRequest: no rows. TrimtabError: matplotlib is not installed.
     """
-    figures = _figures()
+    figures = figure_module()
     speeds = [row for row in rows if row.metric == "speed" and " / " not in row.subject]
     if not speeds:
         raise InvalidRequest.of("results", [], "a recorded run of 'trimtab bench decode'")
@@ -41,7 +39,7 @@ def plot_decode(rows: Sequence[Row], path: Path) -> None:
         values = [row.value for row in chosen]
         below = [row.value - (row.value if row.p20 is None else row.p20) for row in chosen]
         above = [(row.value if row.p80 is None else row.p80) - row.value for row in chosen]
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         bars = axes.bar(places, values, 0.94 * width, color=colour, label=subject)
         axes.errorbar(places, values, [below, above], fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
         axes.bar_label(bars, [f"{value:.0f}" for value in values], padding=5, fontsize=9)
@@ -52,7 +50,7 @@ def plot_decode(rows: Sequence[Row], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.15)
     axes.legend(frameon=False, loc="upper left")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_kernels(rows: Sequence[Row], path: Path) -> None:
@@ -66,7 +64,7 @@ def plot_kernels(rows: Sequence[Row], path: Path) -> None:
     Raises:
         InvalidRequest: no rows. TrimtabError: matplotlib is not installed.
     """
-    figures = _figures()
+    figures = figure_module()
     how = GRAPH if any(row.metric == GRAPH for row in rows) else PLAIN
     found = {Case.parse(row.case): row for row in rows if row.metric == share_of(how)}
     if not found:
@@ -95,7 +93,7 @@ def plot_kernels(rows: Sequence[Row], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     every[0].set_ylabel("share of a copy's rate")
     figure.legend(*every[0].get_legend_handles_labels(), frameon=False, loc="outside right upper", fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_rejection(rows: Sequence[Row], path: Path) -> None:
@@ -108,7 +106,7 @@ def plot_rejection(rows: Sequence[Row], path: Path) -> None:
     Raises:
         InvalidRequest: no rows. TrimtabError: matplotlib is not installed.
     """
-    figures = _figures()
+    figures = figure_module()
     found = {(row.case, row.subject, row.metric): row for row in rows}
     cases = list(dict.fromkeys(row.case for row in rows if row.subject == "plain" and row.metric == "reward"))
     if not cases:
@@ -117,7 +115,7 @@ def plot_rejection(rows: Sequence[Row], path: Path) -> None:
     figure = figures.Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     labels = {"plain": "plain best-of-n", "rejecting": f"with rejection of {settings['rule']} tokens"}
-    for (subject, label), colour in zip(labels.items(), (_COLOURS[1], _COLOURS[0]), strict=True):
+    for (subject, label), colour in zip(labels.items(), (COLOURS[1], COLOURS[0]), strict=True):
         chosen = [found[case, subject, "reward"] for case in cases]
         tokens = [found[case, subject, "tokens generated"].value for case in cases]
         axes.plot(tokens, [row.value for row in chosen], color=colour, marker="o", markersize=5, label=label)
@@ -136,19 +134,4 @@ def plot_rejection(rows: Sequence[Row], path: Path) -> None:
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    _save(figure, path)
-
-
-def _figures() -> Any:
-    try:
-        from matplotlib import figure
-    except ImportError as error:
-        raise TrimtabError("a plot needs matplotlib: pip install 'trimtab[bench]'") from error
-    return figure
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without a date in the file, the same results make the same bytes.
-    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None} if path.suffix == ".png" else {}
-    figure.savefig(path, dpi=150, metadata=metadata)
+    save(figure, path)

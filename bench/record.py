@@ -143,6 +143,7 @@ class Recorder:
             "settings": dict(settings),
             "quick": quick,
         }
+        self.bench = bench
         self.rows: list[Row] = []
 
     def spread(self, case: str, subject: str, metric: str, unit: str, values: Sequence[float]) -> None:
@@ -177,7 +178,7 @@ class Recorder:
 
     def save(self, folder: Path) -> Path:
         """Append the rows to ``folder/BENCH.jsonl``; returns that file."""
-        path = folder / f"{self._common['bench']}.jsonl"
+        path = folder / f"{self.bench}.jsonl"
         append_rows(path, [row.to_json() for row in self.rows])
         return path
 

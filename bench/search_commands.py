@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from trimtab.bench.record import Recorder
+from trimtab.bench.arguments import options_of, recorded, results_option
 
 __all__ = ["register"]
-
-_RESULTS = Path("bench/results")
 
 
 def register(actions: Any) -> None:
@@ -106,51 +101,28 @@ def _running(parser: argparse.ArgumentParser, resumes: bool = True) -> None:
     parser.add_argument("--memory-mb", type=int, metavar="N", help="for the engine's pages")
     if resumes:
         parser.add_argument("--stop-after", type=float, metavar="S", help="begin nothing new after so many seconds")
-    _results(parser)
-
-
-def _results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_const", const=True, help="mark the results as a smoke run's")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help=f"where results are kept (default: {_RESULTS})")
+    results_option(parser)
 
 
 def _run_ifeval_search(args: argparse.Namespace) -> int:
     from trimtab.bench.searching import Options, ifeval_search
 
-    return _recorded(args, ifeval_search(_options(args, Options)))
+    return recorded(args, ifeval_search(options_of(args, Options)))
 
 
 def _run_rejection(args: argparse.Namespace) -> int:
     from trimtab.bench.rejection import Options, rejection
 
-    recorder = rejection(_options(args, Options))
+    recorder = rejection(options_of(args, Options))
     if recorder is not None and args.plot:
         from trimtab.bench.plot import plot_rejection
 
         plot_rejection(recorder.rows, args.plot)
-    return _recorded(args, recorder)
+    return recorded(args, recorder)
 
 
 def _run_best_of_n(args: argparse.Namespace) -> int:
     from trimtab.bench.best_of_n import Options, bench_best_of_n
 
-    return _recorded(args, bench_best_of_n(_options(args, Options)))
-
-
-def _options(args: argparse.Namespace, kind: Any) -> Any:
-    """The options that were given; the rest are the defaults of ``kind``."""
-    found = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(kind)}
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in found.items() if v is not None})
-
-
-def _recorded(args: argparse.Namespace, recorder: Recorder | None) -> int:
-    """Show and keep what was measured; a smoke run is kept only where ``--results`` says."""
-    if recorder is None:
-        sys.stderr.write("trimtab: not done yet; the same command goes on\n")
-        return 0
-    from trimtab.bench.tables import table
-
-    print(table(recorder.rows[0].bench, recorder.rows))
-    if args.results or not args.quick:
-        sys.stderr.write(f"trimtab: recorded in {recorder.save(args.results or _RESULTS)}\n")
-    return 0
+    return recorded(args, bench_best_of_n(options_of(args, Options)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.bench.cells import interval, share, spread
 from trimtab.bench.record import Row
 
 __all__ = ["best_of_n_table", "ifeval_search_table", "rejection_table"]
@@ -28,8 +29,8 @@ def ifeval_search_table(rows: Sequence[Row]) -> list[str]:
         ceiling = found.get((case, f"pass@{n}", whole)) if n != subject else None
         name = f"**{subject}**" if ceiling else subject
         lines.append(
-            f"| {case} | {name} | {_share(kept)} | {'' if multiple is None else f'{multiple.value:.2f}'} "
-            f"| {_share(single)} | {tokens.value:.0f} | {'' if ceiling is None else f'{100 * ceiling.value:.1f} %'} |"
+            f"| {case} | {name} | {share(kept)} | {'' if multiple is None else f'{multiple.value:.2f}'} "
+            f"| {share(single)} | {tokens.value:.0f} | {'' if ceiling is None else f'{100 * ceiling.value:.1f} %'} |"
         )
     settings = rows[0].settings
     agreed = [row for row in rows if row.metric == "agree with the checkers"]
@@ -59,8 +60,8 @@ def rejection_table(rows: Sequence[Row]) -> list[str]:
     if gain is not None:
         share = next(row for row in rows if row.metric == "tokens generated" and " / " in row.subject)
         captions.append(
-            f"{gain.subject.replace(' - ', ' against ')}: reward {gain.value:+.3f} {_interval(gain, '{:+.3f}')}, with "
-            f"{100 * share.value:.0f} % {_interval(share, '{:.0f}', 100)} of the tokens."
+            f"{gain.subject.replace(' - ', ' against ')}: reward {gain.value:+.3f} {interval(gain, '{:+.3f}')}, with "
+            f"{100 * share.value:.0f} % {interval(share, '{:.0f}', 100)} of the tokens."
         )
     real = next((row for row in rows if row.metric == "same answer"), None)
     if real is not None:
@@ -85,10 +86,10 @@ def best_of_n_table(rows: Sequence[Row]) -> list[str]:
             continue
         speed = found[case, subject, "speed"]
         ratio = found.get((case, f"{subject} / transformers", "speed"))
-        multiple = "" if ratio is None else f"**{ratio.value:.2f}** {_interval(ratio, '{:.2f}')}"
+        multiple = "" if ratio is None else f"**{ratio.value:.2f}** {interval(ratio, '{:.2f}')}"
         counted = [found.get((case, subject, metric)) for metric in _PAGES]
         pages = " | ".join(f"{row.value:.0f}" if row else "" for row in counted)
-        lines.append(f"| {subject} | {speed.value:.0f} ({speed.p20:.0f} to {speed.p80:.0f}) | {multiple} | {pages} |")
+        lines.append(f"| {subject} | {spread(speed)} | {multiple} | {pages} |")
     settings = rows[0].settings
     caption = (
         f"{settings['model']}, {rows[0].dtype}, {settings['n']} candidates of {settings['max_new_tokens']} tokens to "
@@ -97,13 +98,3 @@ def best_of_n_table(rows: Sequence[Row]) -> list[str]:
         "of interleaved repeats. Pages: at most held at a time while the longest prompt is answered."
     )
     return [*lines, "", caption]
-
-
-def _share(row: Row) -> str:
-    return f"{100 * row.value:.1f} % {_interval(row, '{:.0f}', 100)}".rstrip()
-
-
-def _interval(row: Row, form: str, scale: float = 1) -> str:
-    if row.low is None or row.high is None:
-        return ""
-    return f"[{form.format(scale * row.low)}, {form.format(scale * row.high)}]"

@@ -24,12 +24,12 @@ from trimtab.bench.statistics import percentile
 from trimtab.bench.timing import paired_ratio
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.notation import parse_draw
-from trimtab.decode.types import Completed, Draw, Event, Request, Result, Sampling, Stopping
+from trimtab.decode.types import Completed, Draw, Event, Prompt, Request, Result, Sampling, Stopping
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
 
-__all__ = ["METHODS", "Options", "measure", "record", "speculation"]
+__all__ = ["METHODS", "Options", "answers", "measure", "record", "speculation"]
 
 # Name in the tables -> the draw, in the notation of the command line.
 METHODS: Mapping[str, str] = {
@@ -57,7 +57,8 @@ class Options:
         max_new_tokens: per answer.
         temperatures: each a case of its own.
         batches: answers at a time.
-        repeats: timed rounds.
+        repeats: timed rounds; the prompts that aren't timed are answered in the first, at the smallest batch.
+        stop_after: seconds after which no measurement is begun.
     """
 
     data: tuple[Path, ...]
@@ -72,6 +73,7 @@ class Options:
     temperatures: tuple[float, ...] = (0.0, 1.0)
     batches: tuple[int, ...] = (1, 8)
     repeats: int = 2
+    stop_after: float | None = None
 
     def checked(self) -> Options:
         """Raises InvalidRequest: a value out of range."""
@@ -101,8 +103,8 @@ class _Round:
         return (self.case, self.temperature, self.batch, self.method, self.repeat)
 
 
-def speculation(options: Options) -> Recorder:
-    """Make the measurements that are missing, and put all of them together.
+def speculation(options: Options) -> Recorder | None:
+    """Make the measurements that are missing, and put all of them together; None if ``stop_after`` left some.
 
     Raises:
         InvalidRequest: an option or a file can't be used.
@@ -121,7 +123,8 @@ def speculation(options: Options) -> Recorder:
             "draft": ModelConfig(source=options.draft, role="draft"),
         }
         with Engine(models) as engine:
-            _run(engine, options, texts, todo)
+            if not _run(engine, options, texts, todo):
+                return None
     return record(read_rows(options.out), options)
 
 
@@ -140,10 +143,12 @@ def _texts(path: Path, options: Options) -> list[str]:
     return list(dict.fromkeys(prompt_of(row) for row in rows))[: options.prompts]
 
 
-def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo: Sequence[_Round]) -> None:
+def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo: Sequence[_Round]) -> bool:
     began = said = time.monotonic()
     warm: tuple[str, float, int] | None = None
     for number, step in enumerate(todo):
+        if options.stop_after is not None and time.monotonic() - began > options.stop_after:
+            return False
         prompts = texts[step.case]
         draw = parse_draw(METHODS[step.method])
         if warm != (step.case, step.temperature, step.batch):
@@ -157,7 +162,7 @@ def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo:
         measure(engine, prompts[:4], draw, step.temperature, step.batch, 32)
         figures = measure(engine, prompts[: options.timed], draw, step.temperature, step.batch, options.max_new_tokens)
         rest = prompts[options.timed :]
-        if step.repeat == 0 and rest:
+        if step.repeat == 0 and step.batch == min(options.batches) and rest:
             more = measure(engine, rest, draw, step.temperature, step.batch, options.max_new_tokens)
             figures["all"] = {name: figures["sums"][name] + more["sums"][name] for name in more["sums"]}
         row = {**_fields(step), **figures}
@@ -167,6 +172,7 @@ def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo:
             said = now
             left = (now - began) / (number + 1) * (len(todo) - number - 1)
             sys.stderr.write(f"trimtab: {number + 1} of {len(todo)} measurements, about {left / 60:.0f} min left\n")
+    return True
 
 
 def _fields(step: _Round) -> dict[str, Any]:
@@ -179,20 +185,20 @@ def _fields(step: _Round) -> dict[str, Any]:
     }
 
 
-def measure(
-    engine: Engine, prompts: Sequence[str], draw: Draw, temperature: float, batch: int, max_new_tokens: int
-) -> dict[str, Any]:
-    """Answer prompts, ``batch`` at a time, and add up what it took.
+def answers(
+    engine: Engine, prompts: Sequence[Prompt], draw: Draw, temperature: float, batch: int, max_new_tokens: int
+) -> tuple[float, list[Result]]:
+    """Answer prompts, ``batch`` at a time, with the model called ``target``.
 
     Returns:
-        ``seconds`` for all answers and ``sums`` of tokens, target passes, drafted, accepted and discarded tokens.
+        Seconds for all of them, and the results in the order of the prompts.
     """
     events: queue.SimpleQueue[tuple[int, Event | Exception]] = queue.SimpleQueue()
 
     def submit(index: int) -> None:
         request = Request(
             model="target",
-            prompt=[{"role": "user", "content": prompts[index]}],
+            prompt=prompts[index],
             sampling=Sampling(temperature=temperature, top_p=1.0, seed=index),
             stopping=Stopping(max_new_tokens=max_new_tokens),
             draw=draw,
@@ -203,17 +209,29 @@ def measure(
     upcoming = iter(range(len(prompts)))
     for _ in range(min(batch, len(prompts))):
         submit(next(upcoming))
-    results: list[Result] = []
+    results: dict[int, Result] = {}
     while len(results) < len(prompts):
-        _, event = events.get()
+        index, event = events.get()
         if isinstance(event, Exception):
             raise event
         if isinstance(event, Completed):
-            results.append(event.result)
+            results[index] = event.result
             following = next(upcoming, None)
             if following is not None:
                 submit(following)
-    seconds = time.perf_counter() - began
+    return time.perf_counter() - began, [results[index] for index in range(len(prompts))]
+
+
+def measure(
+    engine: Engine, prompts: Sequence[str], draw: Draw, temperature: float, batch: int, max_new_tokens: int
+) -> dict[str, Any]:
+    """Answer questions, and add up what it took.
+
+    Returns:
+        ``seconds`` for all answers and ``sums`` of tokens, target passes, drafted, accepted and discarded tokens.
+    """
+    asked = [[{"role": "user", "content": text}] for text in prompts]
+    seconds, results = answers(engine, asked, draw, temperature, batch, max_new_tokens)
     sums = dict.fromkeys(("tokens", "passes", "drafted", "accepted", "discarded", "blocks"), 0)
     for result in results:
         usage = result.usage

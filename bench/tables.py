@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from trimtab.bench.cells import interval, spread
 from trimtab.bench.kernel_tables import kernels_table
 from trimtab.bench.record import Row
 from trimtab.bench.search_tables import best_of_n_table, ifeval_search_table, rejection_table
+from trimtab.bench.speculation_tables import assisted_table, speculation_table
 from trimtab.bench.training.reward_table import reward_table
 from trimtab.bench.training.tables import draft_table, head_table
 
@@ -39,7 +41,7 @@ def _decode(rows: Sequence[Row]) -> list[str]:
         first = [found[case, subject, "first token"] for subject in (ours, other)]
         alone = [found[case, subject, "decoding alone"] for subject in (ours, other)]
         lines.append(
-            f"| {case.split()[0]} | **{_spread(a)}** | {_spread(b)} | **{r.value:.2f}×** {_interval(r, '{:.2f}')} "
+            f"| {case.split()[0]} | **{spread(a)}** | {spread(b)} | **{r.value:.2f}×** {interval(r, '{:.2f}')} "
             f"| {1000 * first[0].value:.0f} / {1000 * first[1].value:.0f} ms "
             f"| {alone[0].value:.0f} / {alone[1].value:.0f} |"
         )
@@ -64,13 +66,13 @@ def _nudging(rows: Sequence[Row]) -> list[str]:
     for case, subject in dict.fromkeys((row.case, row.subject) for row in rows):
         kept, whole = (found[case, subject, metric] for metric in ("constraints kept", "prompts kept whole"))
         if " - " in subject:
-            text = f"{100 * kept.value:+.1f} points {_interval(kept, '{:+.1f}', 100)}"
+            text = f"{100 * kept.value:+.1f} points {interval(kept, '{:+.1f}', 100)}"
             differences.append(f"{subject.replace(' - ', ' against ')}: {text}")
             continue
         nudged, length, speed = (found[case, subject, metric] for metric in ("tokens nudged", "length", "speed"))
         name = f"**{subject}**" if subject.startswith("nudged") else subject
         lines.append(
-            f"| {case} | {name} | {100 * kept.value:.1f} % {_interval(kept, '{:.1f}', 100)} "
+            f"| {case} | {name} | {100 * kept.value:.1f} % {interval(kept, '{:.1f}', 100)} "
             f"| {100 * whole.value:.1f} % | {100 * nudged.value:.1f} % | {length.value:.0f} | {speed.value:.0f} |"
         )
     row = rows[0]
@@ -86,7 +88,7 @@ def _kernels(rows: Sequence[Row]) -> list[str]:
     return [*kernels_table(rows), _run(rows[0])]
 
 
-def _searches(lines: Callable[[Sequence[Row]], list[str]]) -> Callable[[Sequence[Row]], list[str]]:
+def _with_run(lines: Callable[[Sequence[Row]], list[str]]) -> Callable[[Sequence[Row]], list[str]]:
     return lambda rows: [*(made := lines(rows))[:-1], f"{made[-1]} {_run(rows[0])}"]
 
 
@@ -97,22 +99,12 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "draft_training": draft_table,
     "head_training": head_table,
     "reward_training": reward_table,
-    "ifeval_search": _searches(ifeval_search_table),
-    "rejection": _searches(rejection_table),
-    "best_of_n": _searches(best_of_n_table),
+    "ifeval_search": _with_run(ifeval_search_table),
+    "rejection": _with_run(rejection_table),
+    "best_of_n": _with_run(best_of_n_table),
+    "speculation": _with_run(speculation_table),
+    "assisted": _with_run(assisted_table),
 }
-
-
-def _spread(row: Row) -> str:
-    if row.p20 is None or row.p80 is None:
-        return f"{row.value:.0f}"
-    return f"{row.value:.0f} ({row.p20:.0f} to {row.p80:.0f})"
-
-
-def _interval(row: Row, form: str, scale: float = 1) -> str:
-    if row.low is None or row.high is None:
-        return ""
-    return f"[{form.format(scale * row.low)}, {form.format(scale * row.high)}]"
 
 
 def _run(row: Row) -> str:

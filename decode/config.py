@@ -153,10 +153,14 @@ class EngineConfig:
 
     @classmethod
     def demo(cls) -> EngineConfig:
-        """The bundled pair: the base Gemma 3 270M and the small aligned SmolLM2 135M, of different vocabularies."""
+        """The bundled pair, the base Gemma 3 270M and the small aligned SmolLM2 135M, and a draft of the latter.
+
+        The two have different vocabularies, the draft has that of its target.
+        """
         models = {
             "base": ModelConfig(source="gemma-3-270m", role="base"),
             "chat": ModelConfig(source="smollm2-135m-instruct", role="aligned"),
+            "draft": ModelConfig(source="smollm2-135m-draft", role="draft"),
         }
         return cls(models=MappingProxyType(models))
 

@@ -106,11 +106,12 @@ def test_configurations_are_frozen() -> None:
         config.limits = Limits()  # type: ignore[misc]
 
 
-def test_the_demo_pair() -> None:
+def test_the_demo_models() -> None:
     models = EngineConfig.demo().models
     assert {name: (m.source, m.role) for name, m in models.items()} == {
         "base": ("gemma-3-270m", "base"),
         "chat": ("smollm2-135m-instruct", "aligned"),
+        "draft": ("smollm2-135m-draft", "draft"),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.bench.cells import share
 from trimtab.bench.record import Row
 
 __all__ = ["reward_table"]
@@ -21,7 +22,7 @@ def reward_table(rows: Sequence[Row]) -> list[str]:
     subjects = list(dict.fromkeys(row.subject for row in rows))
     for subject in subjects:
         cases = [*(f"{scope} generators" for scope in scopes), "all generators, clear pairs"]
-        cells = [_share(found[case, subject, "pair accuracy"]) for case in cases]
+        cells = [share(found[case, subject, "pair accuracy"], "{:.1f}") for case in cases]
         cells.append(f"{found['all generators', subject, _CORRELATION].value:.2f}")
         name = f"**{subject}**" if subject == subjects[0] else subject
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -38,8 +39,3 @@ def reward_table(rows: Sequence[Row]) -> list[str]:
         f"Seed {row.seed}, {row.device.name}, {row.device.threads} threads, {row.time[:10]}: `{row.command}`."
     )
     return [*lines, "", caption]
-
-
-def _share(row: Row) -> str:
-    low, high = row.low or 0.0, row.high or 0.0
-    return f"{100 * row.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

@@ -28,7 +28,7 @@ from trimtab.decode.engine.drafting import Block, Source, columns, grow
 from trimtab.decode.engine.pages import OutOfPages
 from trimtab.decode.engine.run import Run
 from trimtab.decode.engine.sampler import Row, Span, mix, sample, verify
-from trimtab.decode.engine.speculation import Speculation
+from trimtab.decode.engine.speculation import Part, Speculation
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.view import View
 from trimtab.decode.engine.work import SHORT, Item, ModelOp, Pending, sequences_of
@@ -96,8 +96,10 @@ class Scheduler:
             self._draft(view)
         for view in self.views.values():
             self._begin_blocks(view)
-            if self._waiting[view.name]:
-                self._pass(view, self._waiting[view.name])
+            # Blocks that began in this tick grow in the next one, each from its first token on.
+            waiting = [item for item in self._waiting[view.name] if not self._grows(item)]
+            if waiting:
+                self._pass(view, waiting)
 
     def copies(self, target: str, chance: float, most: int) -> int:
         """How many copied tokens pay to verify at the present load; each stands with probability ``chance``."""
@@ -234,6 +236,9 @@ class Scheduler:
             return
         batch = RaggedBatch.pack([piece for _, piece in chosen], view.storage.page_tokens)
         blocks = [(item, self._blocks.get(item.pending)) for item, _ in chosen]
+        part: Part = "target"
+        if drafting:
+            part = "later" if all(block is not None and block.tokens for _, block in blocks) else "first"
         device = view.model.device
         began = time.perf_counter()
         hidden: Tensor | None = None
@@ -268,7 +273,7 @@ class Scheduler:
         if all(len(piece.tokens) <= SHORT for _, piece in chosen):
             if not drafting:
                 self._rows[view.name] = len(chosen)
-            self.speculation.observe(view.name, len(batch.tokens), time.perf_counter() - began, drafting)
+            self.speculation.observe(view.name, len(batch.tokens), time.perf_counter() - began, part)
 
     def _read(self, view: View, chosen: list[tuple[Item, Piece]], output: Tensor, hidden: Tensor | None) -> set[Item]:
         """Give each item its rows of output; sample those that can be. Returns the drafting items that go on."""
@@ -474,13 +479,17 @@ class Scheduler:
         """Grow the blocks that wait for ``view`` until all have stopped, but for those that still read a prompt."""
         while True:
             self._begin_blocks(view)
-            items = [i for i in self._waiting[view.name] if i.pending in self._blocks and i.missing <= SHORT]
+            items = list(filter(self._grows, self._waiting[view.name]))
             if not items:
                 return
             before = view.forward_passes
             self._pass(view, items, drafting=True)
             if view.forward_passes == before:
                 return  # there are no pages for any of them, or they failed
+
+    def _grows(self, item: Item) -> bool:
+        """Whether it is a block of which only tokens are missing that a round has written."""
+        return item.pending in self._blocks and item.missing <= SHORT
 
     def _begin_blocks(self, view: View) -> None:
         for item in list(self._waiting[view.name]):
