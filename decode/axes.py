@@ -233,12 +233,17 @@ class AxesCheck(Check):
         self.number(f"{path}.temperature", search.temperature, "> 0", lambda x: x > 0)
         if search.reject_fraction is not None:
             self.number(f"{path}.reject_fraction", search.reject_fraction, "in (0, 1)", lambda x: 0 < x < 1)
-            if search.check_every_tokens is None:
-                self.refuse(f"{path}.check_every_tokens", None, "a whole number >= 1, with reject_fraction")
-        elif search.check_every_tokens is not None:
-            self.refuse(f"{path}.check_every_tokens", search.check_every_tokens, "None without reject_fraction")
-        if pruned and search.check_every_tokens is not None:
-            self.integer(f"{path}.check_every_tokens", search.check_every_tokens, 1, MAX_UINT32)
+            if search.check_every_tokens is None and search.max_held_tokens is None:
+                accepted = "a whole number >= 1 here or for max_held_tokens, with reject_fraction"
+                self.refuse(f"{path}.check_every_tokens", None, accepted)
+            elif search.check_every_tokens is not None and search.max_held_tokens is not None:
+                self.refuse(f"{path}.max_held_tokens", search.max_held_tokens, "None with check_every_tokens")
+        for name in ("check_every_tokens", "max_held_tokens"):
+            value = getattr(search, name)
+            if value is not None and not pruned:
+                self.refuse(f"{path}.{name}", value, "None without reject_fraction")
+            elif value is not None:
+                self.integer(f"{path}.{name}", value, 1, MAX_UINT32)
         if search.threshold is not None:
             self.number(f"{path}.threshold", search.threshold, "of the objective")
             if tournament:

@@ -354,9 +354,11 @@ class BestOfN:
         choose: how one is taken.
         temperature: of ``SOFT``, > 0.
         reject_fraction: in (0, 1): at each check this share of the unfinished candidates, the worst by their partial
-            answers, is dropped (speculative rejection; Sun et al., 2024). Needs ``check_every_tokens`` and rewards that
+            answers, is dropped (speculative rejection; Sun et al., 2024). Needs one of the next two, and rewards that
             can rate a beginning.
-        check_every_tokens: tokens between two checks.
+        check_every_tokens: tokens of each candidate between two checks.
+        max_held_tokens: a check comes when the answers under way hold so many tokens together, and drops one at least:
+            rejection by memory pressure, at the same places whatever else runs.
         threshold: candidates below this reward are not acceptable; if none is above, the answer is an abstention.
     """
 
@@ -367,6 +369,7 @@ class BestOfN:
     reject_fraction: float | None = None
     check_every_tokens: int | None = None
     threshold: float | None = None
+    max_held_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -357,6 +357,15 @@ BAD_FIELDS: list[tuple[str, Request]] = [
                 for value in (None, 0, True, 1.0)
             ),
             ("check_every_tokens", {"check_every_tokens": 4}),
+            *(
+                ("max_held_tokens", {"objective": "helpful", "reject_fraction": 0.5, "max_held_tokens": value})
+                for value in (0, True, 1.0)
+            ),
+            ("max_held_tokens", {"max_held_tokens": 4}),
+            (
+                "max_held_tokens",
+                {"objective": "helpful", "reject_fraction": 0.5, "check_every_tokens": 4, "max_held_tokens": 64},
+            ),
             *(("threshold", {"threshold": value}) for value in (NAN, INF, True, "x")),
         )
     ),

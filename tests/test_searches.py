@@ -53,6 +53,7 @@ SEARCHES: dict[str, Any] = {
     "single": Single(),
     "best": BestOfN(3, LIKED),
     "rejecting": BestOfN(6, LIKED, reject_fraction=0.5, check_every_tokens=3),
+    "rejecting by memory": BestOfN(6, LIKED, reject_fraction=0.5, max_held_tokens=12),
     "soft": BestOfN(3, LIKED, Choose.SOFT, temperature=0.5),
     "worst": BestOfN(3, LIKED, Choose.WORST),
     "majority": BestOfN(3, choose=Choose.MAJORITY),
@@ -68,6 +69,7 @@ PAIRS = [(p, d) for p in s.POLICIES for d in s.DRAWS if p != "token_reward" or d
 ONE: dict[str, Any] = {
     "best": BestOfN(1, LIKED),
     "rejecting": BestOfN(1, LIKED, reject_fraction=0.5, check_every_tokens=2),
+    "rejecting by memory": BestOfN(1, LIKED, reject_fraction=0.5, max_held_tokens=2),
     "segments": Segments(LIKED, 1, 1, max_tokens=3),
     "looking": Segments(LIKED, 1, 1, max_tokens=2, lookahead=3, entropy_above=0.5),
     "reject": RejectSegments(LIKED, target=5.0, entropy_above=1.0, min_tokens=1, max_tokens=3, max_tries=1),
@@ -435,6 +437,52 @@ def test_pruned_candidates_are_closed_at_once() -> None:
     most = {calls: max(count for found, count in open_now if found == calls) for calls, _ in open_now}
     assert most == {0: 16, 1: 8, 2: 4, 3: 2, 4: 1, 5: 0}
     assert context.rewards["liked"].calls == [16, 8, 4, 2, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rejection_by_memory_equals_the_oracle(seed: int) -> None:
+    models, most, n = s.letters(4, seed), 12, 7
+    fraction, held = (0.5, 0.34, 0.1)[seed % 3], (3, 14, 30, 84)[seed % 4]
+    root = Key(seed)
+    finished = [sampled(models, root.child(0, k) if k else root, (), most, never) for k in range(n)]
+    running, pruned, written = list(range(n)), dict[int, list[int]](), 0
+    while len(running) > 1:
+        written = max(written, held // len(running), 1)
+        running = [k for k in running if len(finished[k]) > written]
+        if len(running) * (written + 1) <= held:
+            continue
+        worst = sorted(running, key=lambda k: (liked(models, finished[k][:written]), -k))
+        for k in worst[: min(len(running) - 1, max(1, int(fraction * len(running))))]:
+            pruned[k] = finished[k][:written]
+            running.remove(k)
+    expected = [tuple(pruned.get(k, finished[k])) for k in range(n)]
+    ran = s.run(
+        models,
+        search=BestOfN(n, LIKED, reject_fraction=fraction, max_held_tokens=held),
+        stopping=Stopping(max_new_tokens=most),
+        seed=seed,
+    )
+    assert [s.ids_of(c) for c in ran.outcome.candidates] == expected
+    assert [c.finish_reason == FinishReason.PRUNED for c in ran.outcome.candidates] == [k in pruned for k in range(n)]
+
+
+@pytest.mark.parametrize("held", [16, 40, 100, 512])
+def test_candidates_hold_no_more_than_they_may(held: int) -> None:
+    """Tokens of the answers under way, counted whenever a method waits; the last one may be as long as it wants."""
+    models = s.letters(4, 3)
+    context = s.context_of(models)
+    most = 0
+
+    def after() -> None:
+        nonlocal most
+        lengths = [len(seq.tokens) - len(s.PROMPT) for seq in context.open_sequences]
+        if len(lengths) > 1:
+            most = max(most, sum(lengths))
+
+    context.after = after
+    search = BestOfN(16, LIKED, reject_fraction=0.3, max_held_tokens=held)
+    s.run(models, context=context, search=search, stopping=Stopping(max_new_tokens=32, ignore_eos=True))
+    assert held // 2 <= most <= held
 
 
 def test_rejection_costs_less_than_all() -> None:

@@ -1,9 +1,9 @@
 """Best of n: n candidates side by side, of which one is taken; weak beginnings may be dropped on the way.
 
-Early rejection: Sun et al., "Fast Best-of-N Decoding via Speculative Rejection", NeurIPS 2024, at checkpoints of so
-many tokens. (Their checkpoints come when memory is full; ours are the same whatever else runs, and the candidates stay
-reproducible.) Every check ranks the unfinished candidates by their partial answers, drops the worst of them and closes
-their sequences before anything else runs; nothing is computed again.
+Early rejection: Sun et al., "Fast Best-of-N Decoding via Speculative Rejection", NeurIPS 2024. Every check ranks the
+unfinished candidates by their partial answers, drops the worst of them and closes their sequences before anything else
+runs; nothing is computed again. Checks come after so many tokens, or when the candidates fill the memory that they may
+hold. (In the paper that is all of the device's; a share of their own keeps the candidates the same whatever else runs.)
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class _BestOfN:
             await root.prime()
             self.writers += [root.fork(setting.key.child(0, k), k) for k in range(1, n)]
         running = list(range(n))
-        if self.search.reject_fraction is not None and self.search.check_every_tokens is not None:
-            running = await self._reject(self.search.reject_fraction, self.search.check_every_tokens)
+        if self.search.reject_fraction is not None:
+            running = await self._reject(self.search.reject_fraction)
         await together(self._finish(i) for i in running)
         selected, abstained = await self._choose()
         candidates = tuple(
@@ -80,16 +80,20 @@ class _BestOfN:
 
     # ----------------------------------------------------------------------------------------------- early rejection
 
-    async def _reject(self, fraction: float, every: int) -> list[int]:
+    async def _reject(self, fraction: float) -> list[int]:
         """Write and drop by turns until too few are left to drop one; returns those that are unfinished."""
+        every, held = self.search.check_every_tokens, self.search.max_held_tokens
+        least = 0 if held is None else 1
         running, pruned, due = list(range(self.search.n)), set[int](), 0
-        while _share(fraction, len(running)) > 0:
-            due += every
+        while _share(fraction, len(running), least) > 0:
+            due = due + every if every is not None else max(due, (held or 0) // len(running), 1)
             await together(self._advance(i, due) for i in running)
             running = [i for i in running if not self.writers[i].answer.done]
             await self._rate([i for i in range(self.search.n) if i not in pruned])
+            if held is not None and len(running) * (due + 1) <= held:
+                continue  # those that ended made room
             worst = sorted(running, key=lambda i: (self.rated[i].value, -i))
-            for i in worst[: _share(fraction, len(running))]:
+            for i in worst[: _share(fraction, len(running), least)]:
                 running.remove(i)
                 pruned.add(i)
                 self.writers[i].answer.finish(FinishReason.PRUNED)
@@ -150,9 +154,9 @@ class _BestOfN:
         return standing[max(range(len(scores)), key=lambda k: (*scores[k], -k))]
 
 
-def _share(fraction: float, count: int) -> int:
+def _share(fraction: float, count: int, least: int = 0) -> int:
     """How many of ``count`` are dropped: never all, rounded down but for rounding errors of the fraction."""
-    return min(count - 1, int(fraction * count + 1e-9))
+    return min(count - 1, max(least, int(fraction * count + 1e-9)))
 
 
 def _first(values: dict[int, float], value: float) -> int:

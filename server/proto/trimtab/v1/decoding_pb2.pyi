@@ -936,6 +936,7 @@ class BestOfN(google.protobuf.message.Message):
     OBJECTIVE_FIELD_NUMBER: builtins.int
     REJECT_FRACTION_FIELD_NUMBER: builtins.int
     CHECK_EVERY_TOKENS_FIELD_NUMBER: builtins.int
+    MAX_HELD_TOKENS_FIELD_NUMBER: builtins.int
     CHOOSE_FIELD_NUMBER: builtins.int
     TEMPERATURE_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
@@ -946,7 +947,10 @@ class BestOfN(google.protobuf.message.Message):
     rewards must be able to rate a beginning.
     """
     check_every_tokens: builtins.int
-    """>= 1; required with reject_fraction, and only with it"""
+    """Checks come after every so many tokens of each candidate, or when the answers under way hold so many tokens together
+    (a check then drops one at least). Both >= 1; one of them is required with reject_fraction, and only with it.
+    """
+    max_held_tokens: builtins.int
     choose: global___Choose.ValueType
     """unset: CHOOSE_BEST"""
     temperature: builtins.float
@@ -964,14 +968,17 @@ class BestOfN(google.protobuf.message.Message):
         objective: global___Objective | None = ...,
         reject_fraction: builtins.float | None = ...,
         check_every_tokens: builtins.int | None = ...,
+        max_held_tokens: builtins.int | None = ...,
         choose: global___Choose.ValueType = ...,
         temperature: builtins.float | None = ...,
         threshold: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "choose", b"choose", "n", b"n", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_max_held_tokens", b"_max_held_tokens", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "max_held_tokens", b"max_held_tokens", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_max_held_tokens", b"_max_held_tokens", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "choose", b"choose", "max_held_tokens", b"max_held_tokens", "n", b"n", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_check_every_tokens", b"_check_every_tokens"]) -> typing.Literal["check_every_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_max_held_tokens", b"_max_held_tokens"]) -> typing.Literal["max_held_tokens"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reject_fraction", b"_reject_fraction"]) -> typing.Literal["reject_fraction"] | None: ...
     @typing.overload
