@@ -302,7 +302,12 @@ def test_data_files_are_given_as_path_split_times_limit(tmp_path: Path) -> None:
     path = prompts_file(tmp_path)
     assert read_source(f"{path}@tune*3#2") == ("asked", PROMPTS[:2], 3)
     assert read_source(str(path)) == ("asked", PROMPTS, 1)
-    for spec, accepted in ((f"{path}@report", "split"), (f"{path}*0", "data.times"), (f"{path}#x", "data.limit")):
+    assert read_source(f"{path}#1-3") == ("asked", PROMPTS[1:3], 1)
+    for spec, accepted in (
+        (f"{path}@report", "split"),
+        (f"{path}*0", "data.times"),
+        *((f"{path}#{limit}", "data.limit") for limit in ("x", "3-1", "2-2", "-3", "1-", "x-3")),
+    ):
         with pytest.raises(InvalidRequest, match=accepted):
             read_source(spec)
     path.write_text("{broken\n", encoding="utf-8")
@@ -366,3 +371,21 @@ def test_what_training_cannot_use_is_named(tiny_folder: Folder, tmp_path: Path) 
         make_head(HeadOptions(out=tmp_path))
     with pytest.raises(UnsupportedModel, match=r"layers \[7\] asked for; accepted: 0 to 2"):
         make_draft(options(tmp_path, tiny_folder("llama"), layers=(7,), own_prompts=0))
+    with pytest.raises(InvalidRequest, match="more = "):
+        make_draft(options(tmp_path, tiny_folder("llama"), more=(tmp_path / "nothing",), own_prompts=0))
+
+
+def test_texts_of_other_runs_are_learned_from_too(
+    tiny_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned = {}
+    for name, more in (("first", ()), ("second", (tmp_path / "first/work",))):
+        (tmp_path / name).mkdir()
+        asked = options(tmp_path / name, tiny_folder("llama"), more=more, seed=len(more), own_prompts=0, steps=1)
+        learned[name] = make_draft(asked).rows[0].settings
+    assert learned["second"]["texts"] > 1.5 * learned["first"]["texts"]
+    counts = []
+    for more in ((), (tmp_path / "first/work",)):
+        make_head(HeadOptions(out=tmp_path / "second/work", more=more, blocks=1, width=16, steps=1))
+        counts.append(int(capsys.readouterr().err.rsplit("training on ")[-1].split()[0]))
+    assert counts[1] > counts[0]

@@ -34,10 +34,11 @@ def _train_draft_options(actions: Any) -> None:
         "--data",
         nargs="+",
         metavar="FILE[@SPLIT][*TIMES][#LIMIT]",
-        help="JSONL of prompts: rows of a split, how often each is asked, how many rows at most",
+        help="JSONL of prompts: rows of a split, how often each is asked, how many rows at most (or #FROM-TO)",
     )
     draft.add_argument("--held-out", nargs="+", metavar="FILE[@SPLIT][#LIMIT]", help="prompts to evaluate on")
     draft.add_argument("--own-prompts", type=int, metavar="N", help="prompts that a chat model writes itself")
+    draft.add_argument("--more", type=Path, nargs="+", metavar="FOLDER", help="of other runs, to learn from as well")
     draft.add_argument("--answer-tokens", type=int, metavar="N", help="length limit of an answer (default: 160)")
     draft.add_argument("--prompt-tokens", type=int, metavar="N", help="longer prompts are left out (default: 768)")
     draft.add_argument("--answer-seconds", type=float, metavar="S", help="time limit for writing answers")
@@ -65,6 +66,7 @@ def _train_head_options(actions: Any) -> None:
         "write it into OUT/draft.",
     )
     head.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="that 'train-draft' worked in")
+    head.add_argument("--more", type=Path, nargs="+", metavar="FOLDER", help="of other runs, to learn from as well")
     head.add_argument("--blocks", type=int, metavar="N", help="residual blocks (default: 2)")
     head.add_argument("--width", type=int, metavar="N", help="of the blocks (default: 192)")
     head.add_argument("--labels", metavar="KIND", help="analytic or drawn (default: analytic)")

@@ -27,11 +27,11 @@ _OWN_TEMPERATURE = 0.9
 
 
 def read_source(spec: str) -> tuple[str, list[str], int]:
-    """Prompts of a data file given as ``PATH[@SPLIT][*TIMES][#LIMIT]``.
+    """Prompts of a data file given as ``PATH[@SPLIT][*TIMES][#LIMIT]`` or ``...[#FROM-TO]``.
 
     Args:
         spec: a JSONL file, the split to take (all rows if absent), how often each prompt is asked (by turns sampled at
-            temperature 1 and greedy; default 1) and how many rows at most.
+            temperature 1 and greedy; default 1) and how many rows at most, or which: those after FROM, up to TO.
 
     Returns:
         The file's name without its ending, its prompts, and how often each is asked.
@@ -40,13 +40,16 @@ def read_source(spec: str) -> tuple[str, list[str], int]:
         InvalidRequest: the file can't be read, has no such split, or a number is not one.
     """
     rest, _, limit = spec.partition("#")
+    skipped, _, last = limit.rpartition("-")
     rest, _, times = rest.partition("*")
     path, _, split = rest.partition("@")
-    for name, value in (("limit", limit), ("times", times)):
+    for name, value in (("limit", last), ("times", times)):
         if value and not (value.isdigit() and int(value)):
             raise InvalidRequest.of(f"data.{name}", value, "a whole number >= 1, as PATH[@SPLIT][*TIMES][#LIMIT]")
-    rows = select(read_rows(Path(path).expanduser()), split or None, int(limit) if limit else None)
-    return Path(path).stem, [prompt_of(row) for row in rows], int(times or 1)
+    if limit != last and not (skipped.isdigit() and last and int(skipped) < int(last)):
+        raise InvalidRequest.of("data.limit", limit, "#LIMIT or #FROM-TO, with FROM below TO")
+    rows = select(read_rows(Path(path).expanduser()), split or None, int(last) if last else None)
+    return Path(path).stem, [prompt_of(row) for row in rows[int(skipped or 0) :]], int(times or 1)
 
 
 def asks_of_files(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class DraftOptions:
         data: prompts, ``PATH[@SPLIT][*TIMES][#LIMIT]`` each.
         held_out: the same, of prompts to evaluate on.
         own_prompts: how many beginnings of prompts the target itself continues; each is asked twice.
+        more: folders of other runs whose texts are learned from, too.
         answer_tokens: length limit of an answer.
         prompt_tokens: longer prompts are left out.
         slots: answers written at a time.
@@ -87,6 +88,7 @@ class DraftOptions:
     data: Sequence[str] = ()
     held_out: Sequence[str] = ()
     own_prompts: int = 0
+    more: tuple[Path, ...] = ()
     answer_tokens: int = 160
     prompt_tokens: int = 768
     slots: int = 64
@@ -113,6 +115,7 @@ class HeadOptions:
 
     Attributes:
         out: the folder that ``train-draft`` worked in.
+        more: folders of other runs whose reserved texts are learned from, too.
         blocks, width, labels, reject_weight: of the head that is kept, see ``HeadRun``.
         steps, learning_rate, seed: see ``Settings``.
         compare: also train the other kinds of head and record how they do.
@@ -120,6 +123,7 @@ class HeadOptions:
     """
 
     out: Path
+    more: tuple[Path, ...] = ()
     blocks: int = 2
     width: int = 192
     labels: Any = "analytic"
@@ -143,8 +147,10 @@ def make_draft(options: DraftOptions) -> Recorder:
         raise InvalidRequest.of("data", list(options.data), "prompts: --data FILE, --own-prompts N or both")
     out = options.out
     _write_answers(options)
-    traces = [trace for trace in read_traces(out / "answers") if not _reserved(trace)]
-    traces += read_traces(out / "prompts")  # those that the target wrote are its texts as well
+    traces: list[Trace] = []
+    for folder in (out, *options.more):
+        traces += (trace for trace in _texts(folder, "answers") if not _reserved(trace))
+        traces += _texts(folder, "prompts")  # those that the target wrote are its texts as well
     source = resolve(options.target)
     vocabulary = Vocabulary.from_pretrained(source)
     target = _eager(source)
@@ -216,7 +222,7 @@ def make_head(options: HeadOptions) -> Recorder:
     draft = files.build(_eager(resolve(files.spec.target)))
     dtype = _dtype("auto")
     size = files.spec.vocab_size
-    texts = [t for t in read_traces(out / "answers") if _reserved(t)]
+    texts = [t for folder in (out, *options.more) for t in _texts(folder, "answers") if _reserved(t)]
     if not texts:
         raise InvalidRequest.of("answers", 0, f"more prompts: one in {_RESERVED} is kept from the draft, for its head")
     found = features(draft, Corpus(texts, files.ids, size, 4096, 0), dtype, options.seed)
@@ -285,6 +291,12 @@ def _write_answers(options: DraftOptions) -> None:
         write("held_out", asked, seed + 1, _HELD_OUT_PROMPT, min(_HELD_OUT_TOKENS, options.answer_tokens), 1e9)
     left = options.answer_seconds - (time.monotonic() - begun)
     write("answers", sources, seed, options.prompt_tokens, options.answer_tokens, left)
+
+
+def _texts(folder: Path, name: str) -> Iterator[Trace]:
+    if name == "answers" and not (folder / name).is_dir():
+        raise InvalidRequest.of("more", str(folder), "a folder that 'trimtab bench train-draft' worked in")
+    return read_traces(folder / name)
 
 
 def _weights(start: Path | None, layers: tuple[int, ...]) -> Mapping[str, Tensor] | None:
