@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -386,6 +387,7 @@ def test_texts_of_other_runs_are_learned_from_too(
     assert learned["second"]["texts"] > 1.5 * learned["first"]["texts"]
     counts = []
     for more in ((), (tmp_path / "first/work",)):
+        shutil.rmtree(tmp_path / "second/work/head-run", ignore_errors=True)  # which another head's training is in
         make_head(HeadOptions(out=tmp_path / "second/work", more=more, blocks=1, width=16, steps=1))
         counts.append(int(capsys.readouterr().err.rsplit("training on ")[-1].split()[0]))
     assert counts[1] > counts[0]
