@@ -156,5 +156,6 @@ def _tops(logits: Tensor, wanted: Sequence[int], piece: Piece) -> list[tuple[Top
         ids, logprobs = dispatch.top_logprobs(logits[rows], max(wanted))
         for i, row_ids, row_logprobs in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
             pairs = zip(row_ids[: wanted[i]], row_logprobs, strict=False)
-            tops[i] = tuple(TopLogprob(token, piece(token), logprob) for token, logprob in pairs)
+            # A plausibility mask may leave fewer tokens than are wanted; -1 stands for those that there are not.
+            tops[i] = tuple(TopLogprob(token, piece(token), logprob) for token, logprob in pairs if token >= 0)
     return tops
