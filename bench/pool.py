@@ -154,7 +154,7 @@ def collect(
             now = time.monotonic()
             if now - said > _LINE_EVERY or done == len(open_work):
                 said, rate = now, tokens / (now - began)
-                line = f"{out.stem}: {len(known) + done} of {len(work)} prompts, {rate:.0f} tokens/s"
+                line = f"{out.stem}: {len(work) - len(open_work) + done} of {len(work)} prompts, {rate:.0f} tokens/s"
                 sys.stderr.write(f"trimtab: {line}\n")
     finally:
         for job in jobs:
