@@ -120,8 +120,8 @@ def test_the_command_records_and_prints(options: Callable[..., Options], capsys:
     found = load_results(tmp_path / "reward_training.jsonl")
     assert {row.subject for row in found} == {"reward model", "longer answer", "bag of words"}
     assert all(row.quick for row in found)
-    assert f"reward model\tpair accuracy\t{found[0].value:.4f}" in capsys.readouterr().out
     table = "\n".join(reward_table(found))
+    assert table in capsys.readouterr().out
     assert "| **reward model** |" in table
     assert f"{100 * found[0].value:.1f} %" in table
     assert main(["bench", "train-reward", "--data", str(tmp_path / "none.jsonl")]) != 0
@@ -263,8 +263,11 @@ def test_bad_data_and_options_are_named(options: Callable[..., Options], tmp_pat
         read_preferences(tmp_path / "cut.jsonl.gz")
     with pytest.raises(InvalidRequest, match="unseen = 6: accepted: less than the 6"):
         train_reward(options(unseen=6))
-    with pytest.raises(InvalidRequest, match="layers = 3: accepted: less than the model's 3"):
+    with pytest.raises(InvalidRequest, match="layers = 3: accepted: less than the 3 that are kept"):
         train_reward(options(layers=3))
+    for depth in (1, 4):
+        with pytest.raises(InvalidRequest, match=f"depth = {depth}: accepted: 2 to 3"):
+            train_reward(options(depth=depth))
     with pytest.raises(InvalidRequest, match="group = 1"):
         options(group=1)
     lonely = write(tmp_path / "lonely.jsonl", [row for row in rows() if row["generator"] == "model-1"])

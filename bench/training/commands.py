@@ -82,14 +82,15 @@ def _train_reward_options(actions: Any) -> None:
     reward = actions.add_parser(
         "train-reward",
         help="train a reward model on preferences",
-        description="Train the upper layers of a model and a head on answers and how well they were liked, write "
+        description="Train a model's lower layers and a head on answers and how well they were liked, write "
         "OUT/model, which the reward type 'classifier' takes, and compare it with two baselines. A run that was cut "
         "short goes on where it was.",
     )
     reward.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL of preferences, perhaps .gz")
     reward.add_argument("--out", type=Path, metavar="FOLDER", help="of the work and its result (default: build/reward)")
     reward.add_argument("--source", metavar="MODEL", help="a bundled name, a folder or a hub id")
-    reward.add_argument("--layers", type=int, metavar="N", help="upper layers that are trained (default: 4)")
+    reward.add_argument("--depth", type=int, metavar="N", help="layers that are kept (default: two fifths of them)")
+    reward.add_argument("--layers", type=int, metavar="N", help="the last of these, which are trained (default: 4)")
     reward.add_argument("--answer-tokens", type=int, metavar="N", help="of an answer that are read (default: 192)")
     reward.add_argument("--answers", type=int, metavar="N", help="per instruction to learn from (default: all)")
     reward.add_argument("--instructions", type=int, metavar="N", help="to learn from (default: all)")

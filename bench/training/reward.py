@@ -1,10 +1,14 @@
-"""Trains a real reward model for the bundled pair: SmolLM2's upper layers and a linear head, on preferences.
+"""Trains a real reward model for the bundled pair: SmolLM2's lower layers and a linear head, on preferences.
+
+A model's last layers are about its next token; what an answer is worth is better read further down, and cheaper: of
+heads alone on the state of the last token, fitted to 2,000 answers, one after layer 10 orders 75 % of the pairs of
+other instructions right, one after layer 30 only 71 %. So the upper layers are left out.
 
 What is below the trained layers is computed once (``states``). First the head alone is fitted, which is convex, with
-the regularisation that does best on held-out instructions; then the upper layers learn with it. The head reads the
-token that ends the answer's turn, not the line break that many templates write after it: a model says little there. The
-result is an ordinary sequence-classification folder of Hugging Face, which the type ``classifier`` loads and the engine
-runs with its pages. Preference data are often for research only, so this script ships and weights don't.
+the regularisation that does best on held-out instructions; then the last of the kept layers learn with it. The head
+reads the token that ends the answer's turn, not the line break that many templates write after it: a model says little
+there. The result is an ordinary sequence-classification folder of Hugging Face, which the type ``classifier`` loads and
+the engine runs with its pages. Preference data are often for research only, so this script ships and weights don't.
 """
 
 from __future__ import annotations
@@ -46,7 +50,8 @@ __all__ = ["Options", "train_reward"]
 _HELD_OUT = 0.1  # of the instructions to learn from: watched while training, never learned from
 _CLEAR = 0.3  # difference of preferences from which a pair is clear
 _PER_STEP = 2  # instructions
-_DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+_DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_DEPTH = 0.4  # of the layers, where no number is asked for
 _PIECE = 40  # steps between looks at the clock
 
 
@@ -58,7 +63,8 @@ class Options:
         data: JSONL of preferences, perhaps compressed.
         out: folder for states, checkpoints, and the trained model under ``model``.
         source: a causal LM of an architecture laid out as Llama is.
-        layers: upper layers that are trained with the last norm and the head.
+        depth: layers of the reward model, the source's first; None: two fifths of them.
+        layers: the last of these are trained, with the norm and the head.
         answer_tokens: of an answer that are read; a longer one is closed there.
         answers: per instruction to learn from; None: all.
         instructions: to learn from; None: all of the split ``tune``.
@@ -75,6 +81,7 @@ class Options:
     data: Path
     out: Path = Path("build/reward")
     source: str = "smollm2-135m-instruct"
+    depth: int | None = None
     layers: int = 4
     answer_tokens: int = 192
     answers: int | None = None
@@ -118,9 +125,10 @@ def train_reward(options: Options) -> Recorder | None:
     if not (folder / "config.json").exists():
         body: Any = AutoModel.from_pretrained(source, dtype=_dtype())
         body.requires_grad_(False).eval()
-        if options.layers >= len(body.layers):
-            raise InvalidRequest.of("layers", options.layers, f"less than the model's {len(body.layers)}")
-        made = {"source": options.source, "layers": options.layers, "seed": options.seed}
+        depth = _depth(options, len(body.layers))
+        body.layers = body.layers[:depth]
+        _shorten(body.config, depth)
+        made = {"source": options.source, "depth": depth, "layers": options.layers, "seed": options.seed}
         made |= {"answer_tokens": options.answer_tokens}
         states = States(options.out / "states", sequences, made)
         if not states.compute(lower(body, options.layers), options.stop_after):
@@ -130,8 +138,28 @@ def train_reward(options: Options) -> Recorder | None:
         until = None if options.stop_after is None else begun + options.stop_after
         if not _learn(top, states, learned, options, until):
             return None
-        save(top, source, folder)
+        save(top, source, folder, depth)
     return evaluate(options, learned, sequences, rows, unseen)
+
+
+def _depth(options: Options, layers: int) -> int:
+    """Layers of the reward model, of a source that has so many.
+
+    Raises:
+        InvalidRequest: the source has fewer, or fewer than are to be trained.
+    """
+    depth = max(round(_DEPTH * layers), min(options.layers + 1, layers)) if options.depth is None else options.depth
+    if not 2 <= depth <= layers:
+        raise InvalidRequest.of("depth", depth, f"2 to {layers}, the model's layers")
+    if options.layers >= depth:
+        raise InvalidRequest.of("layers", options.layers, f"less than the {depth} that are kept")
+    return depth
+
+
+def _shorten(config: Any, depth: int) -> None:
+    config.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
 
 
 class Top(nn.Module):
@@ -218,6 +246,7 @@ def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options,
         evaluate_every=max(1, steps // 6),
     )
     made = {"group": options.group, "layers": options.layers, "source": options.source, "answers": len(rows)}
+    made["depth"] = options.depth
     done = 0
 
     def counted(number: int) -> tuple[Tensor, Mapping[str, float]]:
@@ -296,11 +325,11 @@ def _agreement(values: Tensor, logits: Tensor) -> float:
     return float(((product > 0).float() + 0.5 * (product == 0).float()).mean())
 
 
-def save(top: Top, source: str, folder: Path) -> None:
-    """Write the trained model as a sequence-classification model with one label, ``reward``."""
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=1, id2label={0: "reward"}, label2id={"reward": 0}, dtype=_dtype()
-    )
+def save(top: Top, source: str, folder: Path, depth: int) -> None:
+    """Write the trained model, of so many layers, as a sequence-classification model with one label, ``reward``."""
+    config = AutoConfig.from_pretrained(source, num_labels=1, id2label={0: "reward"}, label2id={"reward": 0})
+    _shorten(config, depth)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(source, config=config, dtype=_dtype())
     tokenizer: Any = AutoTokenizer.from_pretrained(source)
     inner = model.model
     first = len(inner.layers) - len(top.body.layers)
@@ -339,6 +368,7 @@ def evaluate(
     }
     settings = {
         "source": options.source,
+        "depth": AutoConfig.from_pretrained(options.out / "model").num_hidden_layers,
         "layers": options.layers,
         "answer_tokens": options.answer_tokens,
         "answers_learned_from": len(learned),

@@ -30,7 +30,8 @@ def reward_table(rows: Sequence[Row]) -> list[str]:
     instructions = found["all generators", subjects[0], _CORRELATION].repeats
     s = row.settings
     caption = (
-        f"{s['source']}, its upper {s['layers']} layers and a linear head; {s['answers_learned_from']} answers "
+        f"The first {s['depth']} layers of {s['source']}, the last {s['layers']} of them trained, and a linear head; "
+        f"{s['answers_learned_from']} answers "
         f"({s['tokens_learned_from']} tokens, at most {s['answer_tokens']} of an answer) to "
         f"{s['instructions_learned_from']} instructions, {s['epochs']:g} epochs of the layers after the head. Share of "
         f"{pairs.repeats} pairs of answers to {instructions} other instructions that are ordered as the judge's "
