@@ -38,6 +38,7 @@ METHODS: Mapping[str, str] = {
     "confidence": "speculative:draft,length=confidence",
     "acceptance": "speculative:draft,length=acceptance",
     "lookup": "speculative:lookup",
+    "both": "speculative:draft,copying=lookup",  # copies where they stand, and what "acceptance" drafts elsewhere
 }
 _MINUTE = 60.0
 

@@ -13,7 +13,12 @@ from trimtab.decode.errors import InvalidRequest
 
 __all__ = ["plot_rates", "plot_speed"]
 
-_RULES = {"acceptance": ("o", COLOURS[0]), "confidence": ("s", "#c26a1b"), "lookup": ("^", "#5a8f3c")}
+_RULES = {
+    "acceptance": ("o", COLOURS[0]),
+    "confidence": ("s", "#c26a1b"),
+    "lookup": ("^", "#5a8f3c"),
+    "both": ("D", "#8a4fa3"),
+}
 _FIXED = "fixed "
 
 

@@ -20,12 +20,13 @@ _HEADS = (
     "confidence",
     "**acceptance**",
     "lookup",
+    "**both**",
     "acceptance / best fixed",
     "target passes per token",
     "drafts discarded per token",
 )
 _AGAINST = "acceptance / "
-_RULES = ("confidence", "acceptance", "lookup")
+_RULES = ("confidence", "acceptance", "lookup", "both")
 
 
 class Case(NamedTuple):
@@ -72,7 +73,7 @@ def speculation_table(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"| {case.data} | {case.temperature:g} | {case.batch} | {plain.value:.0f} "
             f"| {best.removeprefix('fixed ')}: {times[best]:.2f}× | {times['confidence']:.2f}× "
-            f"| **{times['acceptance']:.2f}×** | {times['lookup']:.2f}× "
+            f"| **{times['acceptance']:.2f}×** | {times['lookup']:.2f}× | **{times['both']:.2f}×** "
             f"| {against.value:.3f} {interval(against, '{:.3f}')} | {passes} | {lost} |"
         )
     settings = rows[0].settings
@@ -81,7 +82,8 @@ def speculation_table(rows: Sequence[Row]) -> list[str]:
         f"{settings['target']} with {settings['draft']}, {settings['timed']} prompts of each kind, at most "
         f"{settings['max_new_tokens']} tokens: tokens per second as multiples of plain decoding's, median over "
         f"{speeds.repeats} interleaved repeats. Passes and discarded drafts: of the best fixed length / of "
-        f"acceptance, over {max(row.repeats for row in rows)} prompts."
+        f"acceptance, over {max(row.repeats for row in rows)} prompts. Both: copies where "
+        "they have mostly stood, drafts by acceptance elsewhere."
     )
     return [*lines, "", caption]
 

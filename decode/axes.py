@@ -188,6 +188,13 @@ class AxesCheck(Check):
             pair = f"{type(length).__name__} with PromptLookup, whose drafts have no probabilities"
             self.unsupport(f"{path}.length", pair, "Fixed, or None, with PromptLookup")
         self.flag(f"{path}.coupled", draw.coupled)
+        copying: object = draw.copying
+        if copying is not None and lookup:
+            self.refuse(f"{path}.copying", copying, "None, where PromptLookup drafts")
+        elif isinstance(copying, PromptLookup):
+            self.integer(f"{path}.copying.max_ngram", copying.max_ngram, 1, _MAX_NGRAM)
+        elif copying is not None:
+            self.refuse(f"{path}.copying", copying, "PromptLookup(max_ngram) or None")
 
     # ------------------------------------------------------------------------------------------------------- searches
 

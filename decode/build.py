@@ -10,7 +10,7 @@ from trimtab.decode.answer import Answer, Drawing
 from trimtab.decode.draws.autoregressive import AutoregressiveDraw
 from trimtab.decode.draws.base import TokenDraws
 from trimtab.decode.draws.foreign import ForeignDrafter
-from trimtab.decode.draws.lookup import LookupDrafter
+from trimtab.decode.draws.lookup import CopyingDrafter, LookupDrafter
 from trimtab.decode.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
 from trimtab.decode.ops import Context, Mixed, Seq
 from trimtab.decode.policies.base import BaseWriter
@@ -222,10 +222,17 @@ class Maker:
             return LookupDrafter(seq.tokens, draw.draft.max_ngram, tokens, partial(context.copies, seq.model))
         own, limit = self._open(draw.draft, prompts), context.limit(draw.draft)
         length = draw.length or self.plan.length
+        drafter: Drafter
         if self.plan.same_draft:
-            return ModelDrafter(own, seq.model, prompt, length, limit)
-        vocabularies = context.vocabulary(draw.draft), context.vocabulary(seq.model)
-        return ForeignDrafter(own, vocabularies[0], seq.model, vocabularies[1], prompt, length, limit)
+            drafter = ModelDrafter(own, seq.model, prompt, length, limit)
+        else:
+            vocabularies = context.vocabulary(draw.draft), context.vocabulary(seq.model)
+            drafter = ForeignDrafter(own, vocabularies[0], seq.model, vocabularies[1], prompt, length, limit)
+        if draw.copying is None:
+            return drafter
+        tokens = length.tokens if isinstance(length, Fixed) else None
+        lookup = LookupDrafter(seq.tokens, draw.copying.max_ngram, tokens, partial(context.copies, seq.model))
+        return CopyingDrafter(lookup, drafter)
 
     def _rating_of(self, reward: str) -> RateAnswers:
         """Ratings of what an answer might become."""

@@ -274,11 +274,14 @@ class Speculative:
         length: when to stop drafting; None takes ``Acceptance`` where the draft has a trained head, else
             ``Confidence``.
         coupled: draw as plain decoding would, token for token, and accept what agrees. Accepts somewhat fewer tokens.
+        copying: beside a draft model: copy in its place where the text's last n-gram occurred before and such copies
+            have mostly stood. ``length = Fixed(k)`` holds for copies, too; otherwise theirs adapt.
     """
 
     draft: str | PromptLookup
     length: Length | None = None
     coupled: bool = False
+    copying: PromptLookup | None = None
 
 
 Draw = Autoregressive | Speculative

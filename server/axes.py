@@ -87,7 +87,8 @@ def read_draw(message: pb.Draw, faults: Faults) -> Draw:
     kind = spec.WhichOneof("length")
     if kind is not None:
         length = _read(LENGTHS[kind], getattr(spec, kind), f"{path}.{kind}", faults)
-    return Speculative(draft, length, spec.coupled)
+    copying = _read(PromptLookup, spec.copying, f"{path}.copying", faults) if spec.HasField("copying") else None
+    return Speculative(draft, length, spec.coupled, copying)
 
 
 def read_search(message: pb.Search, faults: Faults) -> Search:
@@ -220,6 +221,10 @@ def _speculative(message: pb.Speculative, draw: Speculative, writer: Writer) -> 
     elif draw.length is not None:
         writer.refuse(f"{path}.length", draw.length, f"one of {_names(LENGTHS)}")
     writer.set(message, "coupled", draw.coupled, f"{path}.coupled", FLAG)
+    if isinstance(draw.copying, PromptLookup):
+        _write(message.copying, draw.copying, f"{path}.copying", writer)
+    elif draw.copying is not None:
+        writer.refuse(f"{path}.copying", draw.copying, "a PromptLookup or None")
 
 
 _ACCEPTED = {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from trimtab.decode.answer import Answer, Drawing
 from trimtab.decode.draws.foreign import ForeignDrafter
 from trimtab.decode.draws.lengths import rule
-from trimtab.decode.draws.lookup import LookupDrafter
+from trimtab.decode.draws.lookup import CopyingDrafter, LookupDrafter
 from trimtab.decode.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
 from trimtab.decode.ops import Draft, Drafted, Extend, Gather, Given, Mixed, Pick, Read, Verify
 from trimtab.decode.types import (
@@ -365,4 +365,8 @@ def speculate(context: Any, answer: Any, seq: Any, draw: Speculative, prompt: Se
         else:
             spoken, heard = context.vocabulary(draw.draft), context.vocabulary(seq.model)
             drafter = ForeignDrafter(own, spoken, seq.model, heard, text, length, limit)
+        if draw.copying is not None:
+            tokens = length.tokens if isinstance(length, Fixed) else None
+            pays = partial(context.copies, seq.model)
+            drafter = CopyingDrafter(LookupDrafter(seq.tokens, draw.copying.max_ngram, tokens, pays), drafter)
     return SpeculativeDraw(context, answer, seq, drafter, coupled=draw.coupled)

@@ -324,6 +324,12 @@ BAD_FIELDS: list[tuple[str, Request]] = [
         for length in lengths
     ),
     *(("draw.speculative.coupled", axis(Speculative("chat", coupled=value))) for value in (1, None, "yes")),
+    *(("draw.speculative.copying", axis(Speculative("chat", copying=value))) for value in (3, "lookup", True)),
+    ("draw.speculative.copying", axis(Speculative(PromptLookup(), copying=PromptLookup()))),
+    *(
+        ("draw.speculative.copying.max_ngram", axis(Speculative("chat", copying=PromptLookup(value))))
+        for value in (0, 17, 2.0, True)
+    ),
     *(
         (f"search.best_of_n.{field}", axis(BestOfN(**{"n": 4, "objective": "whole", **values})))
         for field, values in (

@@ -19,7 +19,15 @@ from trimtab.bench.tables import table
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.models.draft import bundled_draft
 
-SPEEDS = {"plain": 100.0, "fixed 1": 120.0, "fixed 2": 150.0, "confidence": 130.0, "acceptance": 165.0, "lookup": 90.0}
+SPEEDS = {
+    "plain": 100.0,
+    "fixed 1": 120.0,
+    "fixed 2": 150.0,
+    "confidence": 130.0,
+    "acceptance": 165.0,
+    "lookup": 90.0,
+    "both": 170.0,
+}
 
 
 def run(method: str, repeat: int, batch: int = 1, temperature: float = 0.0) -> dict[str, Any]:
@@ -58,7 +66,9 @@ def test_rates_and_ratios(rows: list[Row]) -> None:
 
 def test_the_table(rows: list[Row]) -> None:
     text = table("speculation", rows)
-    assert "| questions | 0 | 1 | 95 | 2: 1.50× | 1.30× | **1.65×** | 0.90× | 1.100 [1.100, 1.100] |" in text
+    assert (
+        "| questions | 0 | 1 | 95 | 2: 1.50× | 1.30× | **1.65×** | 0.90× | **1.70×** | 1.100 [1.100, 1.100] |" in text
+    )
     assert text.count("| questions |") == 4
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ DRAFTS: tuple[Speculative, ...] = (
     *(Speculative("twin", length) for length in LENGTHS[1:]),
     Speculative(PromptLookup(2), Fixed(4)),
     Speculative(PromptLookup(3)),
+    Speculative("draft", Fixed(3), copying=PromptLookup(2)),
+    Speculative("draft", Confidence(), copying=PromptLookup(3)),
 )
 
 
@@ -71,7 +74,7 @@ def test_speculation_writes_what_plain_decoding_does(
 ) -> None:
     """Greedy, and coupled; alone and in a batch beside plain requests."""
     if sampling["temperature"]:
-        draw = Speculative(draw.draft, draw.length, coupled=True)
+        draw = replace(draw, coupled=True)
     options: dict[str, Any] = {**sampling, "max_new_tokens": 40, "seed": 3}
     plain = engine.generate(prompts(6), **options)
     alone = [engine.generate(prompt, draw=draw, **options) for prompt in prompts(6)]

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.draws.lookup import MAX_COPY, LookupDrafter, NgramIndex
-from trimtab.decode.ops import Pick
+from trimtab.decode.draws.lookup import MAX_COPY, CopyingDrafter, LookupDrafter, NgramIndex
+from trimtab.decode.ops import Drafted, Pick
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 
@@ -27,7 +27,7 @@ def search(text: Sequence[int], max_ngram: int) -> tuple[int, int]:
     return 0, 0
 
 
-def drafts(drafter: LookupDrafter, text: Sequence[int], picks: int = 64) -> tuple[int, ...]:
+def drafts(drafter: LookupDrafter | CopyingDrafter, text: Sequence[int], picks: int = 64) -> tuple[int, ...]:
     """What a drafter proposes; it awaits nothing."""
     coroutine = drafter.draft(text, PICKS[:picks], False)
     with pytest.raises(StopIteration) as stop:
@@ -127,6 +127,52 @@ def test_copies_grow_where_they_stand_and_stop_where_they_fall() -> None:
     for end in range(50, len(text)):
         drafts(drafter, text[:end])
     assert len(drafts(drafter, text)) == MAX_COPY
+
+
+class Scripted:
+    """A drafter that always drafts the same."""
+
+    reproducible = True
+
+    def __init__(self) -> None:
+        self.rewound: list[int] = []
+
+    def room(self, text: int) -> int:
+        return 2
+
+    async def draft(self, text: Sequence[int], picks: Sequence[Pick], coupled: bool) -> Drafted:
+        return Drafted((77,) * len(picks))
+
+    def rewind(self, length: int) -> None:
+        self.rewound.append(length)
+
+    def fork(self) -> Scripted:
+        return Scripted()
+
+    def close(self) -> None:
+        self.rewound.append(-1)
+
+
+def test_a_model_drafts_where_copies_fall() -> None:
+    model = Scripted()
+    drafter = CopyingDrafter(LookupDrafter([], tokens=4), model)
+    assert drafter.reproducible
+    assert drafter.room(9) == 4
+    text = [1, 2, 3, 4, 5, 6, 1, 2, 3]
+    assert drafts(drafter, text) == (4, 5, 6, 1), "three tokens have occurred before"
+    assert drafts(drafter, [*text, 9]) == (77, 77), "nothing to copy, and no more than there is room for"
+    # The copies after n-grams of three fall, again and again, until the model is trusted more.
+    text, found = [*text, 9], []
+    for token in range(20, 32):
+        text += [1, 2, 3]
+        found.append(drafts(drafter, text)[:1])
+        text.append(token)
+    assert found[0] != (77,)
+    assert found[-1] == (77,)
+    drafter.rewind(5)
+    drafter.fork().close()
+    drafter.close()
+    assert model.rewound == [5, -1]
 
 
 def test_the_engine_says_what_pays() -> None:

@@ -73,6 +73,11 @@ BOTH = Objective((RewardTerm("helpful"), RewardTerm("short", 0.2)))
         ("speculative:lookup,length=fixed:4,coupled", Speculative(PromptLookup(), Fixed(4), True)),
         ("speculative:draft=(lookup:max_ngram=2),length=fixed:4", Speculative(PromptLookup(2), Fixed(4))),
         ("speculative:draft=lookups", Speculative("lookups")),
+        ("speculative:draft,copying=lookup", Speculative("draft", copying=PromptLookup())),
+        (
+            "speculative:draft,length=fixed:4,copying=(lookup:2)",
+            Speculative("draft", Fixed(4), copying=PromptLookup(2)),
+        ),
         ("single", Single()),
         ("best_of_n:16,objective=helpful", BestOfN(16, HELPFUL)),
         ("best_of_n:4,choose=majority", BestOfN(4, choose=Choose.MAJORITY)),

@@ -833,6 +833,7 @@ def test_every_axis_arrives_as_it_was_sent(served: Served) -> None:
         {"policy": TokenReward("helpful", 0.3, 7)},
         {"draw": Speculative("chat", Fixed(3), coupled=True), "search": BestOfN(3, "helpful", Choose.SOFT, 0.7)},
         {"draw": Speculative(PromptLookup(5)), "policy": Nudged("chat", Entropy(1.3), 5)},
+        {"draw": Speculative("chat", Fixed(3), copying=PromptLookup(5))},
         {"search": BestOfN(4, objective, reject_fraction=0.3, check_every_tokens=9, threshold=-0.1)},
         {"search": BestOfN(4, "helpful", reject_fraction=0.3, max_held_tokens=99)},
         {"search": Segments(objective, 2, 3, 9, "\n", 1.7, 4, 0.9, 0.1, True)},

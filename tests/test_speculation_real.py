@@ -33,7 +33,11 @@ pytestmark = pytest.mark.real
 NEAR_TIE = 1e-3  # nats between the two most likely tokens
 NEW = 24
 LENGTHS = (Fixed(2), Fixed(6), Confidence(), Acceptance(), Acceptance(stop=0.6))
-DRAWS = (*(Speculative("draft", length) for length in LENGTHS), Speculative(PromptLookup()))
+DRAWS = (
+    *(Speculative("draft", length) for length in LENGTHS),
+    Speculative(PromptLookup()),
+    Speculative("draft", copying=PromptLookup()),
+)
 
 
 @pytest.fixture(scope="module")

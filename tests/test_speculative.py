@@ -21,6 +21,7 @@ from scipy import stats
 
 from trimtab.decode.draws.autoregressive import AutoregressiveDraw
 from trimtab.decode.draws.lengths import reproducible
+from trimtab.decode.draws.lookup import CopyingDrafter
 from trimtab.decode.draws.speculative import SpeculativeDraw
 from trimtab.decode.ops import Mixed, Pick
 from trimtab.decode.types import (
@@ -58,6 +59,8 @@ DRAWS = [
     *(Speculative("draft", length) for length in LENGTHS),
     Speculative(PromptLookup(2)),
     Speculative(PromptLookup(3), Fixed(4)),
+    Speculative("draft", Fixed(3), copying=PromptLookup(2)),
+    Speculative("draft", Confidence(0.5), copying=PromptLookup(3)),
 ]
 
 
@@ -150,7 +153,7 @@ def test_greedy_speculation_writes_what_plain_decoding_writes(draw: Speculative)
 
 @pytest.mark.parametrize("draw", DRAWS, ids=str)
 def test_coupled_speculation_writes_what_plain_decoding_writes(draw: Speculative) -> None:
-    coupled = Speculative(draw.draft, draw.length, coupled=True)
+    coupled = replace(draw, coupled=True)
     kinds = Counter[TokenDraw]()
     for seed in range(40):
         case = random_case(seed)
@@ -276,6 +279,7 @@ SAMPLED = [
     (Speculative("draft", Fixed(3)), Filters(temperature=1.0), True),
     (Speculative(PromptLookup(2), Fixed(3)), Filters(temperature=1.0, top_p=0.95), False),
     (Speculative(PromptLookup(2)), Filters(temperature=1.0), True),
+    (Speculative("draft", Fixed(2), copying=PromptLookup(2)), Filters(temperature=1.0, top_p=0.95), False),
     (Speculative("draft", Fixed(3), coupled=True), Filters(temperature=1.0), False),
 ]
 
@@ -361,12 +365,15 @@ class Tended:
             for part, prompt in zip(draw.seq.parts, (PROMPT, DRAFT_PROMPT), strict=True):
                 assert part.tokens[len(prompt) :] == draw.seq.tokens[len(PROMPT) :]
         ahead = [*self.text, *(read.token for read in draw._offered)]
-        drafter = draw._drafter
-        if hasattr(drafter, "seq"):
-            spelled = drafter.seq.tokens[len(DRAFT_PROMPT) :]
-            assert spelled == ahead[len(PROMPT) :][: len(spelled)], "the draft has read something else"
-        else:
-            assert drafter._index.tokens == self.text[: len(drafter._index.tokens)]
+        drafters = [draw._drafter]
+        if isinstance(draw._drafter, CopyingDrafter):
+            drafters = [draw._drafter._lookup, draw._drafter._drafter]
+        for drafter in drafters:
+            if hasattr(drafter, "seq"):
+                spelled = drafter.seq.tokens[len(DRAFT_PROMPT) :]
+                assert spelled == ahead[len(PROMPT) :][: len(spelled)], "the draft has read something else"
+            else:
+                assert drafter._index.tokens == self.text[: len(drafter._index.tokens)]
 
     def propose(self) -> None:
         if self.draw.full or self.answer.remaining <= 0:

@@ -6,6 +6,7 @@ import importlib.util
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,7 @@ DRAWS = [
     Speculative("draft", Confidence(0.5, 6)),
     Speculative(PromptLookup(2), Fixed(3)),
     Speculative(PromptLookup(2)),
+    Speculative("draft", Fixed(3), copying=PromptLookup(2)),
 ]
 POLICIES = {
     "nudged": Nudged("other", Entropy(1.1)),
@@ -107,7 +109,7 @@ def test_policies_write_the_same_over_any_draw(policy: Policy, draw: Speculative
         }
         filters = Filters(temperature=(0.0, 0.8)[seed % 2])
         stopping = Stopping(max_new_tokens=rng.choice((4, 30)), stop=rng.choice(((), ("ab",))))
-        own = Speculative(draw.draft, draw.length, coupled=seed % 2 == 1)
+        own = replace(draw, coupled=seed % 2 == 1)
         plain, _ = run(models, prompts, policy, Autoregressive(), filters, stopping, seed, True)
         found, _ = run(models, prompts, policy, own, filters, stopping, seed, True)
         assert written(found) == written(plain), seed
@@ -138,7 +140,7 @@ def test_base_spans_of_a_handover_speculate(draw: Speculative) -> None:
         }
         filters = Filters(temperature=(0.0, 0.8)[seed % 2])
         policy, stopping = Nudged("other", TopProb(0.4)), Stopping(max_new_tokens=40)
-        coupled = Speculative(draw.draft, draw.length, coupled=seed % 2 == 1)
+        coupled = replace(draw, coupled=seed % 2 == 1)
         plain, _ = run(models, prompts, policy, Autoregressive(), filters, stopping, seed, False)
         found, _ = run(models, prompts, policy, coupled, filters, stopping, seed, False)
         assert written(found) == written(plain), seed

@@ -6,6 +6,9 @@ repeats itself. Copied tokens are certain (q = 1), so the target accepts each wi
 How many are copied adapts. Every copy is compared with what was written in its place, verified or not: so the
 estimate of how often a copied token stands, one for each length of n-gram, costs nothing and stays fresh while lookup
 backs off. What a token to verify costs is the engine's to say.
+
+A model may draft wherever a copy would probably fall: a copy costs nothing to draft, so it goes first where it stands
+about as often as a drafted token does.
 """
 
 from __future__ import annotations
@@ -13,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 
+from trimtab.decode.draws.speculative import Drafter
 from trimtab.decode.ops import Drafted, Pick
 
-__all__ = ["MAX_COPY", "LookupDrafter", "NgramIndex"]
+__all__ = ["MAX_COPY", "CopyingDrafter", "LookupDrafter", "NgramIndex"]
 
 MAX_COPY = 16  # tokens of the longest copy that adapts
+_SURE = 0.5  # chance from which a copy is preferred to a model's draft
 _MEMORY = 0.9  # weight of what was seen, with each copy compared after it
 # Tokens that stood and fell before anything is seen, by length of the n-gram: one token alone says little.
 _PRIOR = ((1.0, 2.0), (1.5, 1.0), (2.5, 1.0))
@@ -117,6 +122,12 @@ class LookupDrafter:
     def room(self, text: int) -> int:
         return MAX_COPY if self._tokens is None else self._tokens
 
+    @property
+    def sure(self) -> bool:
+        """Whether the last copy is one of those that mostly stand."""
+        n = self._watched[0]
+        return n > 0 and self.stands(n) >= _SURE
+
     def stands(self, n: int) -> float:
         """Probability that a token copied after an n-gram of that length stands if those before it do."""
         stood, fell = self._stood[n - 1], self._fell[n - 1]
@@ -171,3 +182,39 @@ class LookupDrafter:
 
     def close(self) -> None:
         """There is nothing to give back."""
+
+
+class CopyingDrafter:
+    """Copies where that is likely to stand, and lets another drafter draft elsewhere.
+
+    Args:
+        lookup: copies.
+        drafter: drafts where there is no copy, or one of a kind that mostly falls.
+    """
+
+    def __init__(self, lookup: LookupDrafter, drafter: Drafter) -> None:
+        self._lookup, self._drafter = lookup, drafter
+
+    @property
+    def reproducible(self) -> bool:
+        return self._lookup.reproducible and self._drafter.reproducible
+
+    def room(self, text: int) -> int:
+        return max(self._lookup.room(text), self._drafter.room(text))
+
+    async def draft(self, text: Sequence[int], picks: Sequence[Pick], coupled: bool) -> Drafted:
+        copied = await self._lookup.draft(text, picks, coupled)
+        room = self._drafter.room(len(text))
+        if room <= 0 or (copied.tokens and self._lookup.sure):
+            return copied
+        return await self._drafter.draft(text, picks[:room], coupled)
+
+    def rewind(self, length: int) -> None:
+        self._lookup.rewind(length)
+        self._drafter.rewind(length)
+
+    def fork(self) -> CopyingDrafter:
+        return CopyingDrafter(self._lookup.fork(), self._drafter.fork())
+
+    def close(self) -> None:
+        self._drafter.close()

@@ -751,6 +751,7 @@ class Speculative(google.protobuf.message.Message):
     CONFIDENCE_FIELD_NUMBER: builtins.int
     ACCEPTANCE_FIELD_NUMBER: builtins.int
     COUPLED_FIELD_NUMBER: builtins.int
+    COPYING_FIELD_NUMBER: builtins.int
     draft_model: builtins.str
     """another model than the requested one; its vocabulary may differ"""
     coupled: builtins.bool
@@ -767,6 +768,12 @@ class Speculative(google.protobuf.message.Message):
     def acceptance(self) -> global___AcceptanceLength:
         """not with lookup"""
 
+    @property
+    def copying(self) -> global___PromptLookup:
+        """With draft_model only: copy in its place where the text's last n-gram occurred before and such copies have mostly
+        stood. The length of copies adapts, but for FixedLength.
+        """
+
     def __init__(
         self,
         *,
@@ -776,9 +783,10 @@ class Speculative(google.protobuf.message.Message):
         confidence: global___ConfidenceLength | None = ...,
         acceptance: global___AcceptanceLength | None = ...,
         coupled: builtins.bool = ...,
+        copying: global___PromptLookup | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["acceptance", b"acceptance", "confidence", b"confidence", "draft_model", b"draft_model", "drafter", b"drafter", "fixed", b"fixed", "length", b"length", "lookup", b"lookup"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["acceptance", b"acceptance", "confidence", b"confidence", "coupled", b"coupled", "draft_model", b"draft_model", "drafter", b"drafter", "fixed", b"fixed", "length", b"length", "lookup", b"lookup"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["acceptance", b"acceptance", "confidence", b"confidence", "copying", b"copying", "draft_model", b"draft_model", "drafter", b"drafter", "fixed", b"fixed", "length", b"length", "lookup", b"lookup"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["acceptance", b"acceptance", "confidence", b"confidence", "copying", b"copying", "coupled", b"coupled", "draft_model", b"draft_model", "drafter", b"drafter", "fixed", b"fixed", "length", b"length", "lookup", b"lookup"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["drafter", b"drafter"]) -> typing.Literal["draft_model", "lookup"] | None: ...
     @typing.overload
