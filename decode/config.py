@@ -53,7 +53,8 @@ class ModelConfig:
         role: what the model is for; says nothing about what a request may do with it.
         dtype: of the weights; ``auto`` is the fastest that the device does well.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        memory_share: part of the engine's page memory on its device, in (0, 1]; None shares the rest evenly.
+        memory_share: part of the engine's page memory on its device, in (0, 1]; None shares the rest so that each model
+            holds as many tokens.
         context_tokens: cap on the model's own context length.
         template: Jinja template for chat messages in place of the tokenizer's own.
         trust_remote_code: whether code that comes with the model may run.

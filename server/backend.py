@@ -41,8 +41,11 @@ class Backend(Protocol):
 
     def detokenize(self, model: str, ids: list[int], skip_special_tokens: bool = False) -> bytes: ...
 
-    def score(
+    async def ascore(
         self, items: Sequence[tuple[Prompt, str]], *, reward: str | None = None, model: str | None = None
     ) -> Sequence[Scored]:
-        """Scores of (prompt, answer) pairs by a reward, or by a model: the sum of ln p of the answer's tokens."""
+        """Scores of (prompt, answer) pairs by a reward, or by a model: the sum of ln p of the answer's tokens.
+
+        Tokenises off the event loop; cancelling the task cancels the work.
+        """
         ...

@@ -18,8 +18,8 @@ MAX_ITEMS = 256
 Item = tuple[Prompt, str]
 
 
-def score(engine: Backend, request: pb.ScoreRequest) -> pb.ScoreResponse:
-    """Have the items of a request scored; blocks until they are.
+async def score(engine: Backend, request: pb.ScoreRequest) -> pb.ScoreResponse:
+    """Have the items of a request scored; cancelling the task cancels that.
 
     Raises:
         InvalidRequest: naming every field at fault, by its path in the message.
@@ -44,7 +44,7 @@ def score(engine: Backend, request: pb.ScoreRequest) -> pb.ScoreResponse:
     if scorer is not None and name not in known:
         raise NotFound(scorer, name, sorted(known))
     items = [(_prompt(item), item.completion) for item in request.items]
-    scores = engine.score(items, reward=name) if scorer == "reward" else engine.score(items, model=name)
+    scores = await (engine.ascore(items, reward=name) if scorer == "reward" else engine.ascore(items, model=name))
     return pb.ScoreResponse(scores=[_message(one, request.tokens) for one in scores])
 
 

@@ -132,7 +132,7 @@ class DecodingService(DecodingServiceServicer):
 
     async def Score(self, request: pb.ScoreRequest, context: ServicerContext[Any, Any]) -> pb.ScoreResponse:
         async with self._reporting(context):
-            response = await asyncio.to_thread(score, self._ready(), request)
+            response = await score(self._ready(), request)
             return fitting(response, "send fewer items in one call")
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: ServicerContext[Any, Any]) -> pb.TokenizeResponse:

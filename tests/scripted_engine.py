@@ -225,6 +225,9 @@ class ScriptedEngine:
         ]
         return [Scored(-0.5 * len(one), len(one), one) for one in made]
 
+    async def ascore(self, items: list, **how: str | None) -> list[Scored]:
+        return await asyncio.to_thread(self.score, items, **how)
+
     def tokenize(self, model: str, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[int]]:
         if model not in self.models:
             raise NotFound("model", model, sorted(self.models))

@@ -341,7 +341,7 @@ def test_a_pool_that_is_too_small_changes_no_answer(policy: Any, make: Factory) 
     requests = assorted(["llama"], 10, seed=4, longest=70)
     requests += [request("llama", [i, 4], 60, temperature=1.0) for i in range(10)]  # start small, grow together
     requests = [dataclasses.replace(r, policy=policy or Base()) for r in requests]
-    large, small = make("llama", "gemma3"), make("llama", "gemma3", memory_bytes=1 << 17, page_tokens=4)
+    large, small = make("llama", "gemma3"), make("llama", "gemma3", memory_bytes=5 << 15, page_tokens=4)
     assert small.stats().pages_total["llama"] * 4 < 4 * 95, "room for fewer than four of them"
     expected = run_all(large, requests)
     found = run_all(small, requests)

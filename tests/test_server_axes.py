@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
-from trimtab.decode.errors import RewardFailed, UnsupportedRequest
+from trimtab.decode.errors import InvalidRequest, RewardFailed, UnsupportedRequest
 from trimtab.decode.types import (
     BestOfN,
     Choose,
@@ -33,6 +35,7 @@ from trimtab.decode.types import (
 )
 from trimtab.server.background import BackgroundServer
 from trimtab.server.client import Client
+from trimtab.server.status import DeadlineExceeded
 
 
 def _load(name: str) -> ModuleType:
@@ -52,6 +55,11 @@ def vowels(prompt: str, text: str) -> float:
     return sum(text.count(c) for c in "aeiou") / (1 + len(text))
 
 
+def sleepy(prompt: str, text: str) -> float:
+    time.sleep(0.02)
+    return 0.0
+
+
 def broken(prompt: str, text: str) -> float:
     raise OSError("/opt/secret is missing")
 
@@ -67,6 +75,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     }
     rewards = {
         "vowels": vowels,
+        "sleepy": sleepy,
         "broken": broken,
         "short": {"type": "length", "at_most": 8},
     }
@@ -76,8 +85,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def client(engine: Any) -> Iterator[Client]:
-    with BackgroundServer(lambda: engine) as server, Client(server.address, timeout=60.0) as client:
+def address(engine: Any) -> Iterator[str]:
+    with BackgroundServer(lambda: engine) as server:
+        yield server.address
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[Client]:
+    with Client(address, timeout=60.0) as client:
         yield client
 
 
@@ -144,3 +159,29 @@ def test_a_failing_reward_fails_its_own_request_by_name(client: Client, engine: 
         client.generate("abc", model="base", policy=TokenReward("short"), draw=Speculative("draft"))
     assert client.generate("abc", model="base", max_new_tokens=4).tokens
     assert not any(engine.stats().pages_used.values())
+
+
+@pytest.mark.parametrize("how", [{"reward": "sleepy"}, {"model": "base"}], ids=["reward", "model"])
+def test_a_cancelled_score_is_given_up(address: str, engine: Any, how: dict[str, str]) -> None:
+    """The client's time limit passes long before the answers are scored; then the engine has nothing to do."""
+    items = [(f"{i} " + "abc " * 90, "abd " * 20) for i in range(200)]
+    began = time.monotonic()
+    with Client(address, timeout=0.25) as hasty, pytest.raises(DeadlineExceeded):
+        hasty.score(items, **how)
+    while engine.stats().running + engine.stats().queued:
+        assert time.monotonic() - began < 2, "the work goes on"
+        time.sleep(0.01)
+
+
+def test_scores_for_asyncio(engine: Any) -> None:
+    items = [("abc", " abd"), ("abd", "")]
+
+    async def scored() -> Any:
+        found = await asyncio.gather(engine.ascore(items, reward="vowels"), engine.ascore(items, model="base"))
+        with pytest.raises(RewardFailed):
+            await engine.ascore(items, reward="broken")
+        with pytest.raises(InvalidRequest, match="scorer"):
+            await engine.ascore(items)
+        return found
+
+    assert asyncio.run(scored()) == [engine.score(items, reward="vowels"), engine.score(items, model="base")]

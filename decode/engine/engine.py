@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, overload
@@ -560,9 +560,60 @@ class Engine:
             InvalidRequest, NotFound: before anything runs. RewardFailed: the reward did.
             Overloaded, EngineClosed, EngineFailed: as ``generate``.
         """
+        waiter = _Waiter()
+        job = self._submit_score(items, reward, model, waiter.put)
+        try:
+            scored: list[Scored] = waiter.result()
+        except BaseException:
+            job.cancel()
+            raise
+        return scored
+
+    async def ascore(
+        self, items: Sequence[tuple[Prompt, str]], *, reward: str | None = None, model: str | None = None
+    ) -> list[Scored]:
+        """``score`` for asyncio; cancelling the task cancels the work."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[list[Scored]] = loop.create_future()
+        abandoned = False
+        job: Job | None = None
+
+        def settle(outcome: Any) -> None:
+            if ended.done():
+                return
+            if isinstance(outcome, Exception):
+                ended.set_exception(outcome)
+            else:
+                ended.set_result(outcome)
+
+        def on_event(event: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, event)
+
+        def submit() -> None:
+            # The caller may be gone by the time the items are tokenised; then nothing must start unattended.
+            nonlocal job
+            job = self._submit_score(items, reward, model, on_event)
+            if abandoned:
+                job.cancel()
+
+        try:
+            await asyncio.to_thread(submit)
+            return await ended
+        finally:
+            abandoned = True
+            if job is not None:
+                job.cancel()
+
+    def _submit_score(
+        self,
+        items: Sequence[tuple[Prompt, str]],
+        reward: str | None,
+        model: str | None,
+        on_event: Callable[[Any], None],
+    ) -> Job:
         if (reward is None) == (model is None):
             raise InvalidRequest.of("scorer", {"reward": reward, "model": model}, "a reward or a model")
-        waiter = _Waiter()
         by = model if model is not None else next(iter(self.models))
         request = Request(model=by, prompt="-")
         if reward is not None:
@@ -570,30 +621,17 @@ class Engine:
                 raise NotFound("reward", reward, sorted(self.rewards))
             if self.rewards[reward].pairwise:
                 raise InvalidRequest.of("reward", reward, "a reward that rates single answers; this one compares two")
-            name = reward
-            job = self._launch(
-                request,
-                self._views_of(self.rewards[reward].models),
-                {},
-                lambda run: score_by_reward(run, name, items),
-                waiter.put,
-            )
-        else:
-            view = self._view(by)
-            rows = []
-            for i, (prompt, text) in enumerate(items):
-                ids, answer = view.template.encode(prompt), view.vocabulary.encode(text, False, continues=True)
-                if not 1 <= len(ids) <= len(ids) + len(answer) <= view.context:
-                    accepted = f"1 to {view.context} tokens of prompt and completion together"
-                    raise InvalidRequest.of(f"items[{i}]", f"{len(ids) + len(answer)} tokens", accepted)
-                rows.append((prompt, ids, answer))
-            job = self._launch(request, {by: view}, {}, lambda run: score_by_model(run, by, rows), waiter.put)
-        try:
-            scored: list[Scored] = waiter.result()
-        except BaseException:
-            job.cancel()
-            raise
-        return scored
+            views = self._views_of(self.rewards[reward].models)
+            return self._launch(request, views, {}, lambda run: score_by_reward(run, reward, items), on_event)
+        view = self._view(by)
+        rows = []
+        for i, (prompt, text) in enumerate(items):
+            ids, answer = view.template.encode(prompt), view.vocabulary.encode(text, False, continues=True)
+            if not 1 <= len(ids) <= len(ids) + len(answer) <= view.context:
+                accepted = f"1 to {view.context} tokens of prompt and completion together"
+                raise InvalidRequest.of(f"items[{i}]", f"{len(ids) + len(answer)} tokens", accepted)
+            rows.append((prompt, ids, answer))
+        return self._launch(request, {by: view}, {}, lambda run: score_by_model(run, by, rows), on_event)
 
     # ------------------------------------------------------------------------------------------------------- the thread
 
@@ -774,7 +812,7 @@ def _is_many(prompt: Sequence[Any]) -> bool:
 
 
 def _views(configs: Mapping[str, ModelConfig], options: EngineOptions) -> dict[str, View]:
-    """Load all models and share the memory for pages among those of one device."""
+    """Load all models and share the memory for pages among those of one device: each holds as many tokens."""
     loaded = {name: load(name, config) for name, config in configs.items()}
     shares = {}
     for name, model in loaded.items():
@@ -782,7 +820,8 @@ def _views(configs: Mapping[str, ModelConfig], options: EngineOptions) -> dict[s
         peers = [n for n, m in loaded.items() if m.device == model.device]
         fixed = sum(configs[n].memory_share or 0.0 for n in peers)
         open_ = [n for n in peers if configs[n].memory_share is None]
-        shares[name] = given if given is not None else (1.0 - fixed) / len(open_)
+        part = model.bytes_per_token / sum(loaded[n].bytes_per_token for n in open_) if given is None else 0.0
+        shares[name] = given if given is not None else (1.0 - fixed) * part
     views = {}
     for name, model in loaded.items():
         memory = int((options.memory_bytes or memory_for_pages(model.device)) * shares[name])
