@@ -66,6 +66,7 @@ def options(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathF
             "source": str(tiny_folder("llama")),
             "layers": 2,
             "answer_tokens": 40,
+            "beginnings": 0,
             "unseen": 1,
             "epochs": 6.0,
             "group": 5,
@@ -118,7 +119,8 @@ def test_the_command_records_and_prints(options: Callable[..., Options], capsys:
     words += ["--layers", "1", "--instructions", "4", "--report-instructions", "3", "--answers", "3", "--unseen", "1"]
     assert main([*words, "--results", str(tmp_path), "--quick"]) == 0
     found = load_results(tmp_path / "reward_training.jsonl")
-    assert {row.subject for row in found} == {"reward model", "longer answer", "bag of words"}
+    beginning = "the same, of the first 32 tokens"
+    assert {row.subject for row in found} == {"reward model", beginning, "longer answer", "bag of words"}
     assert all(row.quick for row in found)
     table = "\n".join(reward_table(found))
     assert table in capsys.readouterr().out
@@ -163,6 +165,26 @@ def test_another_seed_is_another_run(options: Callable[..., Options], trained: t
     train_reward(other)
     one, two = ((o.out / "model" / "model.safetensors").read_bytes() for o in (other, trained[0]))
     assert one != two
+
+
+def test_beginnings_are_liked_as_the_whole(options: Callable[..., Options]) -> None:
+    made = options(beginnings=2)
+    rows = [r for r in read_preferences(made.data) if r.split == "tune"]
+    cut = trainer._beginnings(made, rows)
+    vocabulary = trainer._vocabulary(made.source)
+    whole = {(row.instruction, row.generator): row for row in rows}
+    lengths = []
+    for row in cut:
+        source = whole[row.instruction, row.generator]
+        assert source.text.startswith(row.text)
+        assert row.preference == source.preference
+        lengths.append(len(vocabulary.encode(row.text, False, continues=True)))
+    long = [r for r in rows if len(vocabulary.encode(r.text, False, continues=True)) > 8]
+    assert len(cut) == 2 * len(long) > 0
+    assert min(lengths) >= 8
+    assert len(set(lengths)) > 3, "of all lengths"
+    assert cut == trainer._beginnings(made, rows) != trainer._beginnings(options(beginnings=2, seed=1), rows)
+    assert trainer._beginnings(options(beginnings=0), rows) == []
 
 
 def test_states_and_trained_layers_are_the_model(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:

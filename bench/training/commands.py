@@ -93,6 +93,7 @@ def _train_reward_options(actions: Any) -> None:
     reward.add_argument("--layers", type=int, metavar="N", help="the last of these, which are trained (default: 4)")
     reward.add_argument("--answer-tokens", type=int, metavar="N", help="of an answer that are read (default: 192)")
     reward.add_argument("--answers", type=int, metavar="N", help="per instruction to learn from (default: all)")
+    reward.add_argument("--beginnings", type=int, metavar="N", help="of each answer, learned from too (default: 1)")
     reward.add_argument("--instructions", type=int, metavar="N", help="to learn from (default: all)")
     reward.add_argument("--report-instructions", type=int, metavar="N", help="to evaluate on (default: all)")
     reward.add_argument("--unseen", type=int, metavar="N", help="generators of which nothing is learned (default: 6)")

@@ -4,6 +4,10 @@ A model's last layers are about its next token; what an answer is worth is bette
 heads alone on the state of the last token, fitted to 2,000 answers, one after layer 10 orders 75 % of the pairs of
 other instructions right, one after layer 30 only 71 %. So the upper layers are left out.
 
+Searches rate beginnings, too. A model that has seen whole answers only takes a beginning for an answer that stops
+short. So of every answer a beginning of random length is learned from, as well, and with the liking of the whole: what
+the model then says of a beginning is what to expect of the answer.
+
 What is below the trained layers is computed once (``states``). First the head alone is fitted, which is convex, with
 the regularisation that does best on held-out instructions; then the last of the kept layers learn with it. The head
 reads the token that ends the answer's turn, not the line break that many templates write after it: a model says little
@@ -17,7 +21,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +55,8 @@ _HELD_OUT = 0.1  # of the instructions to learn from: watched while training, ne
 _CLEAR = 0.3  # difference of preferences from which a pair is clear
 _PER_STEP = 2  # instructions
 _DECAYS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_BEGINNING = 32  # tokens that a beginning has where ratings of beginnings are evaluated
+_LEAST = 8  # and at least where they are learned from
 _DEPTH = 0.4  # of the layers, where no number is asked for
 _PIECE = 40  # steps between looks at the clock
 
@@ -67,6 +73,7 @@ class Options:
         layers: the last of these are trained, with the norm and the head.
         answer_tokens: of an answer that are read; a longer one is closed there.
         answers: per instruction to learn from; None: all.
+        beginnings: of every answer, of random length, that are learned from as well.
         instructions: to learn from; None: all of the split ``tune``.
         report_instructions: to evaluate on; None: all of the split ``report``.
         unseen: generators of which nothing is learned.
@@ -85,6 +92,7 @@ class Options:
     layers: int = 4
     answer_tokens: int = 192
     answers: int | None = None
+    beginnings: int = 1
     instructions: int | None = None
     report_instructions: int | None = None
     unseen: int = 6
@@ -96,7 +104,7 @@ class Options:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("layers", 1), ("answer_tokens", 1), ("group", 2), ("unseen", 0)):
+        for name, least in (("layers", 1), ("answer_tokens", 1), ("group", 2), ("unseen", 0), ("beginnings", 0)):
             if getattr(self, name) < least:
                 raise InvalidRequest.of(name, getattr(self, name), f"a whole number >= {least}")
 
@@ -119,7 +127,8 @@ def train_reward(options: Options) -> Recorder | None:
     learned = [row for row in rows if row.split == "tune" and row.generator not in unseen]
     if len(by_instruction(learned)) < 2 or all(len(group) < 2 for group in by_instruction(learned).values()):
         raise InvalidRequest.of("data", options.data.name, "several answers to at least two instructions, split 'tune'")
-    learned = choose(learned, options.instructions, options.answers, options.seed)
+    whole = choose(learned, options.instructions, options.answers, options.seed)
+    learned = [*whole, *_beginnings(options, whole)]
     folder = options.out / "model"
     sequences, source = _tokens(options, learned), _located(options.source)
     if not (folder / "config.json").exists():
@@ -139,7 +148,7 @@ def train_reward(options: Options) -> Recorder | None:
         if not _learn(top, states, learned, options, until):
             return None
         save(top, source, folder, depth)
-    return evaluate(options, learned, sequences, rows, unseen)
+    return evaluate(options, whole, sum(map(len, sequences)), rows, unseen)
 
 
 def _depth(options: Options, layers: int) -> int:
@@ -349,7 +358,7 @@ def save(top: Top, source: str, folder: Path, depth: int) -> None:
 def evaluate(
     options: Options,
     learned: Sequence[Answered],
-    sequences: Sequence[Sequence[int]],
+    tokens_learned_from: int,
     rows: Sequence[Answered],
     unseen: Sequence[str],
 ) -> Recorder:
@@ -363,6 +372,7 @@ def evaluate(
     bag = BagOfWords(learned, answers, len(vocabulary.tokenizer))
     scores = {
         "reward model": Scores(report, _scored(options, report, vocabulary)),
+        f"the same, of the first {_BEGINNING} tokens": Scores(report, _scored(options, report, vocabulary, _BEGINNING)),
         "longer answer": Scores(report, [float(len(row.text)) for row in report]),
         "bag of words": Scores(report, bag.rate(tokens)),
     }
@@ -372,7 +382,8 @@ def evaluate(
         "layers": options.layers,
         "answer_tokens": options.answer_tokens,
         "answers_learned_from": len(learned),
-        "tokens_learned_from": sum(map(len, sequences)),
+        "beginnings": options.beginnings,
+        "tokens_learned_from": tokens_learned_from,
         "instructions_learned_from": len(by_instruction(learned)),
         "epochs": options.epochs,
         "unseen": list(unseen),
@@ -395,15 +406,15 @@ def evaluate(
     return recorder
 
 
-def _scored(options: Options, rows: Sequence[Answered], vocabulary: Vocabulary) -> list[float]:
-    """By the engine, as a search would: answers are cut where the training cut them."""
+def _scored(options: Options, rows: Sequence[Answered], vocabulary: Vocabulary, most: int | None = None) -> list[float]:
+    """By the engine, as a search would: answers are cut where the training cut them, or after ``most`` tokens."""
     from trimtab.decode.config import EngineOptions, ModelConfig
     from trimtab.decode.engine.engine import Engine
 
-    cut = []
+    cut, most = [], min(most or options.answer_tokens, options.answer_tokens)
     for row in rows:
         ids = vocabulary.encode(row.text, False, continues=True)
-        cut.append(row.text if len(ids) <= options.answer_tokens else vocabulary.decode(ids[: options.answer_tokens]))
+        cut.append(row.text if len(ids) <= most else vocabulary.decode(ids[:most]))
     values: list[float] = []
     models = {"reward": ModelConfig(source=str(options.out / "model"), role="reward")}
     with Engine(
@@ -431,6 +442,19 @@ def _tokens(options: Options, rows: Sequence[Answered]) -> list[list[int]]:
         [*prompts[row.instruction], *vocabulary.encode(row.text, False, continues=True)[: options.answer_tokens], *end]
         for row in rows
     ]
+
+
+def _beginnings(options: Options, rows: Sequence[Answered]) -> list[Answered]:
+    """Beginnings of answers, as liked as the whole; of answers too short to have one, none."""
+    vocabulary = _vocabulary(_located(options.source))
+    draw = random.Random(f"{options.seed} beginnings")
+    found = []
+    for row in rows:
+        ids = vocabulary.encode(row.text, False, continues=True)[: options.answer_tokens]
+        if len(ids) > _LEAST:
+            cuts = (draw.randrange(_LEAST, len(ids)) for _ in range(options.beginnings))
+            found += [replace(row, text=vocabulary.decode(ids[:cut])) for cut in cuts]
+    return found
 
 
 def _end(source: str) -> list[int]:
