@@ -6,11 +6,14 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from trimtab.bench.record import RESULTS, Recorder
+if TYPE_CHECKING:  # it brings numpy, and every command line reads this module
+    from trimtab.bench.record import Recorder
 
-__all__ = ["options_of", "recorded", "results_option"]
+__all__ = ["RESULTS", "options_of", "recorded", "results_option"]
+
+RESULTS = Path("bench/results")  # where results are kept, from the root of the repository
 
 T = TypeVar("T")
 

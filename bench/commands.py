@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from trimtab.bench.arguments import options_of, recorded, results_option
-from trimtab.bench.record import RESULTS
+from trimtab.bench.arguments import RESULTS, options_of, recorded, results_option
 from trimtab.bench.search_commands import register as register_searches
 from trimtab.bench.speculation_commands import register as register_speculation
 from trimtab.bench.training.commands import register as register_training

@@ -20,9 +20,8 @@ from trimtab.bench.data import append_rows, read_rows
 from trimtab.bench.timing import Ratio, Spread
 from trimtab.decode.errors import InvalidRequest
 
-__all__ = ["RESULTS", "Device", "Recorder", "Row", "latest", "load"]
+__all__ = ["Device", "Recorder", "Row", "latest", "load"]
 
-RESULTS = Path("bench/results")  # where results are kept, from the root of the repository
 _PACKAGES = ("torch", "transformers", "trimtab")
 
 

@@ -484,7 +484,7 @@ def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch
     monkeypatch.setattr(scripted.ScriptedEngine, "stream", lambda self, *a, **k: iter(events_of(FOUND)), raising=False)
     assert main(["generate", "x", *options]) == 0
     assert opened[0].rewards == {"short": {"type": "length", "at_most": 50}, "j": {"type": "json"}}
-    assert set(opened[0].models) == {"base", "chat"}
+    assert set(opened[0].models) == {"base", "chat", "draft"}
 
 
 @pytest.mark.parametrize(
