@@ -29,8 +29,8 @@ from trimtab.bench.record import Recorder
 from trimtab.bench.speculation import answers
 from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
-from trimtab.decode.models.bundled import bundled, ensure
-from trimtab.decode.models.draft import bundled_draft, read_draft
+from trimtab.decode.models.draft import read_draft
+from trimtab.decode.models.load import resolve
 from trimtab.decode.notation import parse_draw
 
 __all__ = ["Assisted", "Options", "Ours", "bench_assisted"]
@@ -231,9 +231,7 @@ def bench_assisted(options: Options) -> Recorder:
     from trimtab.decode.engine.engine import Engine
 
     options = options.checked()
-    names = [model.name for model in bundled()]
-    target = str(ensure(options.target)) if options.target in names else options.target
-    draft = str(bundled_draft(options.draft) or options.draft)
+    target, draft = resolve(options.target), resolve(options.draft)
     tokenizer: Any = AutoTokenizer.from_pretrained(target)
 
     def ids_of(text: str) -> list[int]:

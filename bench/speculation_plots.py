@@ -32,7 +32,6 @@ def plot_rates(rows: Sequence[Row], path: Path) -> None:
     Raises:
         InvalidRequest: no rows. TrimtabError: matplotlib is not installed.
     """
-    batch = min((case.batch for case in cases_of(rows)), default=1)
 
     def draw(axes: Any, case: Case) -> None:
         passes, discarded = (_values(rows, case, metric) for metric in ("target passes", "discarded"))
@@ -50,7 +49,7 @@ def plot_rates(rows: Sequence[Row], path: Path) -> None:
                     discarded[name], passes[name], linestyle="", marker=marker, markersize=7, color=colour, label=name
                 )
 
-    _panels(rows, path, batch, draw, "drafts discarded per token", "target passes per token")
+    _panels(rows, path, draw, "drafts discarded per token", "target passes per token")
 
 
 def plot_speed(rows: Sequence[Row], path: Path) -> None:
@@ -63,7 +62,6 @@ def plot_speed(rows: Sequence[Row], path: Path) -> None:
     Raises:
         InvalidRequest: no rows. TrimtabError: matplotlib is not installed.
     """
-    batch = min((case.batch for case in cases_of(rows)), default=1)
 
     def draw(axes: Any, case: Case) -> None:
         speeds = _values(rows, case, "speed")
@@ -76,17 +74,16 @@ def plot_speed(rows: Sequence[Row], path: Path) -> None:
         axes.axhline(1, color="#333333", linewidth=0.8, linestyle=":")
         axes.set_xticks(list(fixed))
 
-    _panels(rows, path, batch, draw, "tokens drafted at a time", "× plain decoding")
+    _panels(rows, path, draw, "tokens drafted at a time", "× plain decoding")
 
 
 def _values(rows: Sequence[Row], case: Case, metric: str) -> dict[str, float]:
     return {row.subject: row.value for row in rows if row.case == case.name and row.metric == metric}
 
 
-def _panels(
-    rows: Sequence[Row], path: Path, batch: int, draw: Callable[[Any, Case], None], across: str, up: str
-) -> None:
-    """A row of panels for each temperature, a column for each kind of text."""
+def _panels(rows: Sequence[Row], path: Path, draw: Callable[[Any, Case], None], across: str, up: str) -> None:
+    """A row of panels for each temperature, a column for each kind of text; of the smallest batch."""
+    batch = min((case.batch for case in cases_of(rows)), default=1)
     chosen = [case for case in cases_of(rows) if case.batch == batch]
     if not chosen:
         raise InvalidRequest.of("results", [], "a recorded run of 'trimtab bench speculation'")

@@ -217,9 +217,13 @@ class Maker:
 
     def _drafter(self, draw: Speculative, seq: Seq, prompts: dict[str, list[int]]) -> Drafter:
         context, prompt = self.context, len(seq.tokens)
+        tokens = draw.length.tokens if isinstance(draw.length, Fixed) else None
+
+        def lookup(found: PromptLookup) -> LookupDrafter:
+            return LookupDrafter(seq.tokens, found.max_ngram, tokens, partial(context.copies, seq.model))
+
         if isinstance(draw.draft, PromptLookup):
-            tokens = draw.length.tokens if isinstance(draw.length, Fixed) else None
-            return LookupDrafter(seq.tokens, draw.draft.max_ngram, tokens, partial(context.copies, seq.model))
+            return lookup(draw.draft)
         own, limit = self._open(draw.draft, prompts), context.limit(draw.draft)
         length = draw.length or self.plan.length
         drafter: Drafter
@@ -228,11 +232,7 @@ class Maker:
         else:
             vocabularies = context.vocabulary(draw.draft), context.vocabulary(seq.model)
             drafter = ForeignDrafter(own, vocabularies[0], seq.model, vocabularies[1], prompt, length, limit)
-        if draw.copying is None:
-            return drafter
-        tokens = length.tokens if isinstance(length, Fixed) else None
-        lookup = LookupDrafter(seq.tokens, draw.copying.max_ngram, tokens, partial(context.copies, seq.model))
-        return CopyingDrafter(lookup, drafter)
+        return drafter if draw.copying is None else CopyingDrafter(lookup(draw.copying), drafter)
 
     def _rating_of(self, reward: str) -> RateAnswers:
         """Ratings of what an answer might become."""

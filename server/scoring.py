@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from trimtab.decode.errors import InvalidRequest, NotFound, Violation
@@ -45,7 +46,11 @@ async def score(engine: Backend, request: pb.ScoreRequest) -> pb.ScoreResponse:
         raise NotFound(scorer, name, sorted(known))
     items = [(_prompt(item), item.completion) for item in request.items]
     scores = await (engine.ascore(items, reward=name) if scorer == "reward" else engine.ascore(items, model=name))
-    return pb.ScoreResponse(scores=[_message(one, request.tokens) for one in scores])
+    return await asyncio.to_thread(_response, scores, request.tokens)  # of many tokens, which take their time
+
+
+def _response(scores: Sequence[Scored], tokens: bool) -> pb.ScoreResponse:
+    return pb.ScoreResponse(scores=[_message(one, tokens) for one in scores])
 
 
 def _prompt(item: pb.ScoreItem) -> Prompt:

@@ -44,7 +44,7 @@ from trimtab.bench.training.preferences import (
 )
 from trimtab.bench.training.states import States, lower, upper
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.models import bundled
+from trimtab.decode.models.load import resolve
 from trimtab.decode.prepare.templates import PromptTemplate
 from trimtab.decode.text import Vocabulary
 from trimtab.decode.types import ChatMessage
@@ -130,7 +130,7 @@ def train_reward(options: Options) -> Recorder | None:
     whole = choose(learned, options.instructions, options.answers, options.seed)
     learned = [*whole, *_beginnings(options, whole)]
     folder = options.out / "model"
-    sequences, source = _tokens(options, learned), _located(options.source)
+    sequences, source = _tokens(options, learned), resolve(options.source)
     if not (folder / "config.json").exists():
         body: Any = AutoModel.from_pretrained(source, dtype=_dtype())
         body.requires_grad_(False).eval()
@@ -366,7 +366,7 @@ def evaluate(
     report = choose([r for r in rows if r.split == "report"], options.report_instructions, None, options.seed + 1)
     if not report:
         raise InvalidRequest.of("data", options.data.name, "rows of the split 'report'")
-    vocabulary = _vocabulary(_located(options.source))
+    vocabulary = _vocabulary(resolve(options.source))
     tokens = [vocabulary.encode(row.text, False, continues=True) for row in report]
     answers = [vocabulary.encode(row.text, False, continues=True) for row in learned]
     bag = BagOfWords(learned, answers, len(vocabulary.tokenizer))
@@ -434,9 +434,9 @@ def _scored(options: Options, rows: Sequence[Answered], vocabulary: Vocabulary, 
 
 def _tokens(options: Options, rows: Sequence[Answered]) -> list[list[int]]:
     """What a reward model reads: the prompt by the template, the answer, the end of the turn."""
-    vocabulary = _vocabulary(_located(options.source))
+    vocabulary = _vocabulary(resolve(options.source))
     template = PromptTemplate(vocabulary)
-    end = _end(_located(options.source))
+    end = _end(resolve(options.source))
     prompts = {row.instruction: template.encode((ChatMessage("user", row.instruction),)) for row in rows}
     return [
         [*prompts[row.instruction], *vocabulary.encode(row.text, False, continues=True)[: options.answer_tokens], *end]
@@ -446,7 +446,7 @@ def _tokens(options: Options, rows: Sequence[Answered]) -> list[list[int]]:
 
 def _beginnings(options: Options, rows: Sequence[Answered]) -> list[Answered]:
     """Beginnings of answers, as liked as the whole; of answers too short to have one, none."""
-    vocabulary = _vocabulary(_located(options.source))
+    vocabulary = _vocabulary(resolve(options.source))
     draw = random.Random(f"{options.seed} beginnings")
     found = []
     for row in rows:
@@ -463,12 +463,6 @@ def _end(source: str) -> list[int]:
     end = PromptTemplate(vocabulary).turn_end()
     last = next((i for i, token in enumerate(end) if token in vocabulary.special_ids), len(end) - 1)
     return end[: last + 1]
-
-
-def _located(source: str) -> str:
-    if any(source == model.name for model in bundled.bundled()):
-        return str(bundled.ensure(source))
-    return source
 
 
 def _vocabulary(source: str) -> Vocabulary:
