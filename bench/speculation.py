@@ -2,9 +2,10 @@
 
 Two things are asked of each method. *How well it drafts*: passes of the target per written token (verification rate),
 drafted tokens that fell per written token (discard rate), tokens accepted per block. And *how fast it is*: tokens per
-second end to end, at several numbers of answers at a time. Methods run in turn within a case, so that a slow minute of
-the machine hits all of them. Every prompt is read once before its case is timed: none is new to one method and known
-to another. Each measurement is appended to a file of its own, so a run that was cut short goes on where it was.
+second end to end, at several numbers of answers at a time. Methods take turns at small shares of the prompts, so that
+a slow minute of the machine hits all of them. Every prompt is read once before its case is timed: none is new to one
+method and known to another. Each measurement is appended to a file of its own, so a run that was cut short goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import queue
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trimtab.bench.data import append_rows, prompt_of, read_rows, select
 from trimtab.bench.record import Recorder
-from trimtab.bench.statistics import percentile
-from trimtab.bench.timing import paired_ratio
+from trimtab.bench.statistics import bootstrap_interval, percentile, rate_ratio
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.notation import parse_draw
 from trimtab.decode.types import Completed, Draw, Event, Prompt, Request, Result, Sampling, Stopping
@@ -40,6 +42,8 @@ METHODS: Mapping[str, str] = {
     "lookup": "speculative:lookup",
     "both": "speculative:draft,copying=lookup",  # copies where they stand, and what "acceptance" drafts elsewhere
 }
+_ADAPTING = ("confidence", "acceptance", "lookup", "both")
+_SHARE = 4  # times as many prompts as are answered at a time
 _MINUTE = 60.0
 
 
@@ -58,7 +62,7 @@ class Options:
         max_new_tokens: per answer.
         temperatures: each a case of its own.
         batches: answers at a time.
-        repeats: timed rounds; the prompts that aren't timed are answered in the first, at the smallest batch.
+        repeats: timed rounds; the prompts that are only counted are answered in the first, at the smallest batch.
         stop_after: seconds after which no measurement is begun.
     """
 
@@ -90,18 +94,24 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
-    """One measurement that is still to be made."""
+class _Step:
+    """One measurement that is still to be made.
+
+    Attributes:
+        share: which share of the prompts; those that are only counted follow those that are timed.
+    """
 
     case: str
     temperature: float
     batch: int
-    method: str
     repeat: int
+    share: int
+    method: str
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return (self.case, self.temperature, self.batch, self.method, self.repeat)
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> _Step:
+        """Of a measurement that was made."""
+        return cls(**{field.name: row[field.name] for field in fields(cls)})
 
 
 def speculation(options: Options) -> Recorder | None:
@@ -116,8 +126,8 @@ def speculation(options: Options) -> Recorder | None:
     options = options.checked()
     texts = {path.stem: _texts(path, options) for path in options.data}
     known = read_rows(options.out) if options.out.exists() else []
-    done = {(r["case"], r["temperature"], r["batch"], r["method"], r["repeat"]) for r in known}
-    todo = [step for step in _rounds(options, list(texts)) if step.key not in done]
+    done = {_Step.of(row) for row in known}
+    todo = [step for step in _steps(options, texts) if step not in done]
     if todo:
         models = {
             "target": ModelConfig(source=options.target),
@@ -129,14 +139,25 @@ def speculation(options: Options) -> Recorder | None:
     return record(read_rows(options.out), options)
 
 
-def _rounds(options: Options, cases: Sequence[str]) -> Iterator[_Round]:
-    for case in cases:
+def _shares(options: Options, batch: int, prompts: int) -> tuple[list[slice], int]:
+    """Shares of the prompts, and how many of them, the first ones, are timed."""
+    timed, size = min(options.timed, prompts), _SHARE * batch
+    shares = [slice(at, min(at + size, timed)) for at in range(0, timed, size)]
+    more = [slice(at, at + size) for at in range(timed, prompts, size)]
+    return shares + more, len(shares)
+
+
+def _steps(options: Options, texts: Mapping[str, Sequence[str]]) -> Iterator[_Step]:
+    for case in texts:
         for temperature in options.temperatures:
             for batch in options.batches:
+                shares, timed = _shares(options, batch, len(texts[case]))
                 for repeat in range(options.repeats):
-                    order = options.methods if repeat % 2 == 0 else options.methods[::-1]
-                    for method in order:
-                        yield _Round(case, temperature, batch, method, repeat)
+                    counted = repeat == 0 and batch == min(options.batches)
+                    for share in range(len(shares) if counted else timed):
+                        order = options.methods if (repeat + share) % 2 == 0 else options.methods[::-1]
+                        for method in order:
+                            yield _Step(case, temperature, batch, repeat, share, method)
 
 
 def _texts(path: Path, options: Options) -> list[str]:
@@ -144,7 +165,7 @@ def _texts(path: Path, options: Options) -> list[str]:
     return list(dict.fromkeys(prompt_of(row) for row in rows))[: options.prompts]
 
 
-def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo: Sequence[_Round]) -> bool:
+def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo: Sequence[_Step]) -> bool:
     began = said = time.monotonic()
     warm: tuple[str, float, int] | None = None
     for number, step in enumerate(todo):
@@ -160,30 +181,18 @@ def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo:
                 measure(
                     engine, prompts, parse_draw("speculative:draft,length=fixed:2"), step.temperature, step.batch, 8
                 )
-        measure(engine, prompts[:4], draw, step.temperature, step.batch, 32)
-        figures = measure(engine, prompts[: options.timed], draw, step.temperature, step.batch, options.max_new_tokens)
-        rest = prompts[options.timed :]
-        if step.repeat == 0 and step.batch == min(options.batches) and rest:
-            more = measure(engine, rest, draw, step.temperature, step.batch, options.max_new_tokens)
-            figures["all"] = {name: figures["sums"][name] + more["sums"][name] for name in more["sums"]}
-        row = {**_fields(step), **figures}
-        append_rows(options.out, [row])
+        shares, timed = _shares(options, step.batch, len(prompts))
+        if step.method in _ADAPTING:  # the others' blocks are no guide to its own
+            measure(engine, prompts[: step.batch], draw, step.temperature, step.batch, 32)
+        asked = prompts[shares[step.share]]
+        figures = measure(engine, asked, draw, step.temperature, step.batch, options.max_new_tokens)
+        append_rows(options.out, [{**asdict(step), "prompts": len(asked), "timed": step.share < timed, **figures}])
         now = time.monotonic()
         if sys.stderr.isatty() or now - said > _MINUTE or number + 1 == len(todo):
             said = now
             left = (now - began) / (number + 1) * (len(todo) - number - 1)
             sys.stderr.write(f"trimtab: {number + 1} of {len(todo)} measurements, about {left / 60:.0f} min left\n")
     return True
-
-
-def _fields(step: _Round) -> dict[str, Any]:
-    return {
-        "case": step.case,
-        "temperature": step.temperature,
-        "batch": step.batch,
-        "method": step.method,
-        "repeat": step.repeat,
-    }
 
 
 def answers(
@@ -261,26 +270,49 @@ def record(runs: Sequence[Mapping[str, Any]], options: Options) -> Recorder:
         "timed": options.timed,
     }
     recorder = Recorder("speculation", seed=0, dtype="", settings=settings)
-    groups: dict[tuple[str, float, int], dict[str, list[Mapping[str, Any]]]] = {}
-    for run in sorted(runs, key=lambda r: r["repeat"]):
-        where = groups.setdefault((run["case"], run["temperature"], run["batch"]), {})
-        where.setdefault(run["method"], []).append(run)
-    for (case, temperature, batch), methods in groups.items():
+    cases: dict[tuple[str, float, int], dict[str, list[Mapping[str, Any]]]] = {}
+    for run in sorted(runs, key=lambda r: (r["repeat"], r["share"])):
+        methods = cases.setdefault((run["case"], run["temperature"], run["batch"]), {})
+        methods.setdefault(run["method"], []).append(run)
+    for (case, temperature, batch), methods in cases.items():
         name = json.dumps({"data": case, "temperature": temperature, "batch": batch})
-        rates = {m: [run["sums"]["tokens"] / run["seconds"] for run in found] for m, found in methods.items()}
+        rates = {method: _rates(found) for method, found in methods.items()}
         for method, found in methods.items():
             recorder.spread(name, method, "speed", "tokens/s", rates[method])
-            sums = found[0].get("all", found[0]["sums"])
-            count = options.prompts if "all" in found[0] else options.timed
+            first = [run for run in found if run["repeat"] == 0]
+            sums = {key: sum(run["sums"][key] for run in first) for key in first[0]["sums"]}
+            count = sum(run["prompts"] for run in first)
             recorder.value(name, method, "target passes", "per token", sums["passes"] / sums["tokens"], count)
             recorder.value(name, method, "discarded", "per token", sums["discarded"] / sums["tokens"], count)
             if sums["blocks"]:
                 recorder.value(name, method, "accepted", "per block", sums["accepted"] / sums["blocks"], count)
-        fixed = [m for m in rates if m.startswith("fixed")]
+        fixed = [method for method in rates if method.startswith("fixed")]
         best = max(fixed, key=lambda m: percentile(rates[m], 50), default=None)
-        for method in rates:
-            if "plain" in rates and method != "plain" and len(rates[method]) == len(rates["plain"]):
-                recorder.ratio(name, f"{method} / plain", "speed", paired_ratio(rates[method], rates["plain"]))
-        if best is not None and "acceptance" in rates and len(rates["acceptance"]) == len(rates[best]):
-            recorder.ratio(name, f"acceptance / {best}", "speed", paired_ratio(rates["acceptance"], rates[best]))
+        pairs = [(method, "plain") for method in rates if method != "plain"]
+        if best is not None:
+            pairs += [(method, best) for method in ("acceptance", "both")]
+        for ours, theirs in pairs:
+            if ours in methods and theirs in methods:
+                ratio, interval = _ratio(methods[ours], methods[theirs])
+                recorder.value(name, f"{ours} / {theirs}", "speed", "ratio", *ratio, interval)
     return recorder
+
+
+def _rates(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Tokens per second of each repeat."""
+    sums: dict[int, tuple[int, float]] = {}
+    for run in runs:
+        if run["timed"]:
+            tokens, seconds = sums.get(run["repeat"], (0, 0.0))
+            sums[run["repeat"]] = tokens + run["sums"]["tokens"], seconds + run["seconds"]
+    return [tokens / seconds for tokens, seconds in sums.values()]
+
+
+def _ratio(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[float, int], tuple[float, float]]:
+    """How many times as fast, over the shares that both have answered; how many these are, and the 95 % interval."""
+    seen = {(run["repeat"], run["share"]): run for run in theirs if run["timed"]}
+    pairs = [(run, seen[at]) for run in ours if run["timed"] and (at := (run["repeat"], run["share"])) in seen]
+    samples = np.array([[a["sums"]["tokens"], a["seconds"], b["sums"]["tokens"], b["seconds"]] for a, b in pairs])
+    return (float(rate_ratio(samples)), len(pairs)), bootstrap_interval(samples, rate_ratio)

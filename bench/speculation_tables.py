@@ -80,10 +80,10 @@ def speculation_table(rows: Sequence[Row]) -> list[str]:
     speeds = next(row for row in rows if row.metric == "speed")
     caption = (
         f"{settings['target']} with {settings['draft']}, {settings['timed']} prompts of each kind, at most "
-        f"{settings['max_new_tokens']} tokens: tokens per second as multiples of plain decoding's, median over "
-        f"{speeds.repeats} interleaved repeats. Passes and discarded drafts: of the best fixed length / of "
-        f"acceptance, over {max(row.repeats for row in rows)} prompts. Both: copies where "
-        "they have mostly stood, drafts by acceptance elsewhere."
+        f"{settings['max_new_tokens']} tokens: tokens per second as multiples of plain decoding's over all prompts, "
+        f"{speeds.repeats} interleaved repeats together, with 95 % intervals. Passes and discarded drafts: of the best "
+        f"fixed length / of acceptance, over {max(row.repeats for row in rows)} prompts. Both: copies where they have "
+        "mostly stood, drafts by acceptance elsewhere."
     )
     return [*lines, "", caption]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["bootstrap_interval", "mean_ratio", "median_ratio", "percentile"]
+__all__ = ["bootstrap_interval", "mean_ratio", "median_ratio", "percentile", "rate_ratio"]
 
 Array = NDArray[np.float64]
 
@@ -57,3 +57,8 @@ def mean_ratio(samples: Array) -> Array:
 def median_ratio(samples: Array) -> Array:
     """Median of the rows' own ratios of column 0 to column 1: [..., n, 2] -> [...]."""
     return np.asarray(np.median(samples[..., 0] / samples[..., 1], axis=-1), dtype=np.float64)
+
+
+def rate_ratio(samples: Array) -> Array:
+    """Column 0 per column 1 over all rows together, as a multiple of column 2 per column 3: [..., n, 4] -> [...]."""
+    return mean_ratio(samples[..., :2]) / mean_ratio(samples[..., 2:])

@@ -30,23 +30,25 @@ SPEEDS = {
 }
 
 
-def run(method: str, repeat: int, batch: int = 1, temperature: float = 0.0) -> dict[str, Any]:
-    """As the benchmark writes it: 1,000 tokens at the method's speed, a tenth slower in odd repeats."""
+def run(method: str, repeat: int, share: int, batch: int = 1, temperature: float = 0.0) -> dict[str, Any]:
+    """As the benchmark writes it: 1,000 tokens at the method's speed, a tenth slower in odd repeats and shares."""
     sums = {"tokens": 1000, "passes": 500, "drafted": 800, "accepted": 500, "discarded": 300, "blocks": 400}
     row = {"case": "questions", "temperature": temperature, "batch": batch, "method": method, "repeat": repeat}
-    row |= {"seconds": 1000 / SPEEDS[method] * (1.1 if repeat % 2 else 1.0), "sums": sums}
-    if repeat == 0 and batch == 1:
-        row["all"] = {name: 2 * value for name, value in sums.items()}
-    return row
+    seconds = 1000 / SPEEDS[method] * (1.1 if repeat % 2 else 1.0) * (1.1 if share % 2 else 1.0)
+    timed = share < 2
+    if not timed:  # only counted: of no weight in speeds, and better drafted
+        seconds, sums = 1e6, sums | {"passes": 200}
+    return {**row, "share": share, "prompts": 12 if timed else 16, "timed": timed, "seconds": seconds, "sums": sums}
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     runs = [
-        run(method, repeat, batch, temperature)
+        run(method, repeat, share, batch, temperature)
         for temperature in (0.0, 1.0)
         for batch in (1, 8)
         for repeat in (0, 1)
+        for share in ((0, 1, 2) if repeat == 0 and batch == 1 else (0, 1))
         for method in SPEEDS
     ]
     return record(runs, Options(data=(Path("questions.jsonl"),))).rows
@@ -55,19 +57,21 @@ def rows() -> list[Row]:
 def test_rates_and_ratios(rows: list[Row]) -> None:
     case = json.dumps({"data": "questions", "temperature": 0.0, "batch": 1})
     found = {(row.subject, row.metric): row for row in rows if row.case == case}
-    assert found["fixed 2", "target passes"].value == 0.5
+    assert found["fixed 2", "target passes"].value == pytest.approx(0.4)
     assert found["fixed 2", "discarded"].value == 0.3
     assert found["fixed 2", "accepted"].value == 1.25
     assert found["fixed 2", "discarded"].repeats == 40, "of all prompts, timed or not"
     assert found["acceptance / plain", "speed"].value == pytest.approx(1.65)
     assert found["acceptance / fixed 2", "speed"].value == pytest.approx(1.1)
+    assert found["acceptance / fixed 2", "speed"].repeats == 4, "shares, of two repeats"
+    assert found["plain", "speed"].value == pytest.approx((2000 / 21 + 2000 / 23.1) / 2)
     assert ("acceptance / fixed 1", "speed") not in found, "only the best fixed length is compared"
 
 
 def test_the_table(rows: list[Row]) -> None:
     text = table("speculation", rows)
     assert (
-        "| questions | 0 | 1 | 95 | 2: 1.50× | 1.30× | **1.65×** | 0.90× | **1.70×** | 1.100 [1.100, 1.100] |" in text
+        "| questions | 0 | 1 | 91 | 2: 1.50× | 1.30× | **1.65×** | 0.90× | **1.70×** | 1.100 [1.100, 1.100] |" in text
     )
     assert text.count("| questions |") == 4
 
@@ -127,13 +131,14 @@ def test_a_run_goes_on_where_it_was(real_models: Any, tmp_path: Path) -> None:
     found = speculation(options)
     assert found is not None
     runs = options.out.read_text().splitlines()
-    assert len(runs) == 4
-    assert [("all" in json.loads(line)) for line in runs] == [True, True, False, False]
+    assert len(runs) == 6
+    assert [json.loads(line)["timed"] for line in runs] == [True, True, False, False, True, True]
     options.out.write_text("".join(line + "\n" for line in runs[:3]))
     assert speculation(options) is not None
     again = options.out.read_text().splitlines()
     assert again[:3] == runs[:3], "what was measured is kept"
-    assert len(again) == 4
+    assert len(again) == 6
+    assert len({tuple(json.loads(line)[key] for key in ("batch", "share", "method")) for line in again}) == 6
 
 
 @pytest.mark.real
