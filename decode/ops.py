@@ -195,7 +195,7 @@ class Draft:
         target: model that will verify, whose measured cost and batch the rule ``Acceptance`` takes into account.
         coupled: the block will be verified as coupled.
 
-    Awaiting it returns ``Drafted``; its tokens, but for the last, are then part of ``seq``.
+    Awaiting it returns ``Drafted``; its tokens, perhaps but for the last, are then part of ``seq``.
     """
 
     seq: Seq

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trimtab.decode.answer import Answer, Drawing
 from trimtab.decode.draws.foreign import ForeignDrafter
-from trimtab.decode.draws.lengths import rule
+from trimtab.decode.draws.lengths import TokenCosts, rule
 from trimtab.decode.draws.lookup import CopyingDrafter, LookupDrafter
 from trimtab.decode.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
 from trimtab.decode.ops import Draft, Drafted, Extend, Gather, Given, Mixed, Pick, Read, Verify
@@ -145,6 +145,10 @@ def head(top_prob: float) -> float:
     return 0.5 + top_prob / 2
 
 
+# Tokens are dropped that stand with less than 0.65, those before them included; blocks also stop there.
+COSTS = (TokenCosts(draft=0.0, verify=0.65, saves=1.0, chance=1.0),)
+
+
 @dataclass
 class Tables:
     """The ``Context`` of methods that run on tables.
@@ -166,6 +170,7 @@ class Tables:
     accepted: int = 0
     passes: int = 0  # of targets: Extend and Verify
     blocks: list[int] = field(default_factory=list)
+    dropped: int = 0
 
     def open(self, model: str, tokens: Sequence[int]) -> TableSeq:
         return TableSeq(self, model, tokens)
@@ -248,7 +253,7 @@ class Tables:
         assert op.picks
         if self.declines():
             return Drafted(())
-        seq, stop = op.seq, rule(op.length)
+        seq, stop = op.seq, rule(op.length, COSTS)
         append(seq, op.tokens)
         ends = self.models[op.target].vocabulary.eos_token_ids
         size = self.models[op.target].vocabulary.size
@@ -265,20 +270,25 @@ class Tables:
                 logits[theirs] = raw[mine]
             q = law(logits, pick, seq.tokens if self.shared is None else ())
             token = inverse(q, number(pick, "token"))
+            top_prob = float(softmax(logits).max())
+            seen = float(token != logits.argmax()) if self.fault == "choosy" else head(top_prob)
+            if not stop.keeps(seen):
+                self.dropped += 1
+                break
             own = token if self.shared is None else int(mine[theirs == token][0])
             tokens.append(token)
             laws.append(q)
-            top_prob = float(softmax(logits).max())
             if token in ends or len(tokens) >= stop.max_tokens or not stop.goes_on(top_prob, head(top_prob)):
                 break
-        self.blocks.append(len(tokens))
+        if tokens:
+            self.blocks.append(len(tokens))
         return Drafted(tuple(tokens), laws)
 
     def verify(self, op: Verify) -> list[Read]:
         """Speculative sampling (Leviathan et al., 2023, algorithm 1), or the target's own draws compared.
 
         Faults: "shifted" tests each token against the law of the place before it, "no residual" draws a correction
-        from the target's whole law.
+        from the target's whole law; "choosy", in ``draft``, drops tokens for what they are.
         """
         seq, tokens, drafted = op.seq, list(op.tokens), op.drafted.tokens
         assert drafted

@@ -60,7 +60,7 @@ def test_acceptance_needs_a_head() -> None:
 @given(st.floats(0.01, 1), st.floats(0, 1), st.floats(0.01, 5))
 def test_the_bound_is_the_theorems(draft: float, verify: float, value: float) -> None:
     """(c2 + D) / (c1 + c2 + D) with c1 all that the token costs, for any split of c2 + D."""
-    costs = TokenCosts(draft, verify, value)
+    costs = TokenCosts(draft, verify, 2 * value, 0.5)
     c1 = draft + verify
     c2_and_delta = value - c1
     expected = c2_and_delta / (c1 + c2_and_delta) if c2_and_delta > 0 else 0.0
@@ -73,8 +73,37 @@ def test_the_bound_stops_at_the_best_fixed_length() -> None:
     for a, ratio in ((0.6, 5.0), (0.8, 10.0), (0.9, 20.0), (0.95, 4.0)):
         price = {k: (k + ratio) / sum(a**i for i in range(k + 1)) for k in range(1, 33)}
         best = min(price, key=price.__getitem__)
-        costs = TokenCosts(1.0, 0.0, a * price[best])
+        costs = TokenCosts(1.0, 0.0, price[best], a)
         assert drafted(Acceptance(32), [0.5] * 32, [a] * 32, costs=[costs]) == best
+
+
+def kept(accepts: list[float], costs: TokenCosts, length: Length = Acceptance(8)) -> int:  # noqa: B008
+    """Tokens that are verified of those that a rule lets be drafted."""
+    found = rule(length, [costs])
+    for i, accept in enumerate(accepts):
+        if not found.keeps(accept):
+            return i
+        if not found.goes_on(0.5, accept):
+            return i + 1
+    return len(accepts)
+
+
+def test_a_token_that_costs_more_than_it_brings_is_dropped() -> None:
+    costs = TokenCosts(draft=0.0, verify=0.3, saves=1.0, chance=1.0)  # worth it from 0.3 on, those before it included
+    assert kept([0.29, 1.0], costs) == 0
+    assert kept([0.31, 0.97], costs) == 2
+    assert kept([0.8, 0.8, 0.5, 0.9], costs) == 3
+    assert kept([0.8, 0.8, 0.46, 1.0], costs) == 2
+    assert kept([0.01], costs, Acceptance(8, stop=0.9)) == 1
+    assert kept([0.01], costs, Confidence()) == 1
+    assert kept([0.01], costs, Fixed(1)) == 1
+    assert rule(Acceptance(), [costs]).keeps(None), "a draft without a head drops nothing"
+    found = rule(Acceptance(), [costs])
+    assert found.keeps(0.8)
+    assert found.dropped is None
+    found.goes_on(0.5, 0.8)
+    assert not found.keeps(0.25)
+    assert found.dropped == (0.8, 0.25)
 
 
 # --------------------------------------------------------------------------------------------------------------- costs
@@ -178,9 +207,11 @@ class World:
             part = "later"
             for row, it in list(growing.items()):
                 chance = self.chance(row, self.written[row] + len(stands[row]))
-                stands[row].append(self.rng.random() < chance)
-                if not it.goes_on(chance, chance):
-                    del growing[row]
+                if it.keeps(chance):
+                    stands[row].append(self.rng.random() < chance)
+                    if it.goes_on(chance, chance):
+                        continue
+                del growing[row]
         self.spend("t", self.load + sum(map(len, stands.values())), "target")
         for row in range(self.load):
             block = stands.get(row, [])
@@ -189,8 +220,12 @@ class World:
             self.written[row] += accepted + 1
             self.behind[row] = int(accepted == len(block))
             self.lengths.append(len(block))
+            dropped = rules[row].dropped if row in rules else None
+            if dropped is not None:
+                self.speculation.dropped("d", "t", f"r{row}", *dropped, alone=not block)
             if block:
-                self.speculation.verified("d", "t", f"r{row}", len(block), accepted)
+                passes = len(block) + (dropped is not None)
+                self.speculation.verified("d", "t", f"r{row}", len(block), accepted, passes)
 
     def price(self, length: Length | None, tokens: int, skip: int = 0) -> float:
         """Seconds per token of so many, after ``skip`` others."""
@@ -349,7 +384,7 @@ def test_a_draft_that_must_read_much_is_tried_less() -> None:
     def tried(missing: int) -> int:
         speculation = Speculation()
         for _ in range(200):
-            speculation.verified("d", "t", "r", 4, 0)
+            speculation.verified("d", "t", "r", 4, 0, 4)
         for n in (1, 2, 4, 8, 16):
             for _ in range(20):
                 speculation.observe("t", n, 1.0 + 0.1 * n, "target")
@@ -372,7 +407,7 @@ def test_fixed_lengths_are_never_held_back() -> None:
         speculation.observe("t", 1, 1.0, "target")
         speculation.observe("d", 1, 5.0, "first")
         speculation.observe("d", 1, 5.0, "later")
-        speculation.verified("d", "t", "r", 4, 0)
+        speculation.verified("d", "t", "r", 4, 0, 4)
         found = speculation.rule(Fixed(4), "d", "t", "r", 1)
         assert found is not None
         assert found.max_tokens == 4

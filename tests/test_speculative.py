@@ -305,6 +305,12 @@ def test_faults_of_verification_are_found(fault: str, draft: str | PromptLookup)
     assert p_value(3, Speculative(draft, Fixed(3)), Filters(temperature=1.0), samples=1200, fault=fault) < 1e-6
 
 
+def test_dropping_tokens_for_what_they_are_is_found() -> None:
+    draw = Speculative("draft", Acceptance(6))
+    assert p_value(3, draw, Filters(temperature=1.0), samples=1200) > 1e-4
+    assert p_value(3, draw, Filters(temperature=1.0), samples=1200, fault="choosy") < 1e-6
+
+
 async def write_replacing(draw: Any, answer: Any, own: dict[str, Any]) -> None:
     """Some tokens are drawn by somebody else, from the target's law; the draw goes on from these."""
     context, k = draw._context, 0
@@ -479,6 +485,17 @@ def test_counts_are_those_of_the_blocks() -> None:
     assert context.passes == len(context.blocks) + kinds[TokenDraw.PLAIN]
     assert context.accepted < context.drafted
     assert kinds[TokenDraw.CORRECTED] + kinds[TokenDraw.BONUS] == len(context.blocks)
+
+
+def test_tokens_that_are_not_worth_it_are_not_verified() -> None:
+    stopping = Stopping(max_new_tokens=200, ignore_eos=True)
+    candidate, context = run(models(5), Speculative("draft", Acceptance(8)), stopping, Filters(temperature=1.0))
+    kinds = Counter(token.draw for token in candidate.tokens)
+    assert context.dropped > 20
+    assert context.drafted == sum(context.blocks), "none of them is verified"
+    assert kinds[TokenDraw.PLAIN] > 2, "where a block's first token is dropped"
+    _, context = run(models(5), Speculative("draft", Acceptance(8, stop=0.35)), stopping, Filters(temperature=1.0))
+    assert context.dropped == 0, "a bound of one's own stops drafting, and does no more"
 
 
 def test_no_more_is_drafted_than_can_be_written() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from trimtab.bench.data import read_rows
+from trimtab.bench.record import load as load_results
 from trimtab.bench.training import rollout as rollouts
 from trimtab.bench.training.corpus import Corpus, choose_ids
 from trimtab.bench.training.draft import evaluate
@@ -25,6 +26,7 @@ from trimtab.bench.training.prompts import read_source
 from trimtab.bench.training.rollout import Ask, Rollout, Trace
 from trimtab.bench.training.shards import read_traces, write_traces
 from trimtab.bench.training.workflow import DraftOptions, HeadOptions, make_draft, make_head
+from trimtab.decode.commands import main
 from trimtab.decode.config import ModelConfig
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
 from trimtab.decode.models.draft import assemble, read_draft
@@ -349,6 +351,22 @@ def test_a_draft_and_its_head_from_end_to_end(tiny_folder: Folder, tmp_path: Pat
     assert draft.draft_ids is not None
     assert draft.acceptance is not None
     assert len(draft.draft_ids) == 280
+
+
+def test_the_commands_record_and_print(
+    tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where bench/results is, unless --results says something else
+    data = prompts_file(tmp_path, "more.jsonl", [f"{a} {b}" for a in PROMPTS[:3] for b in "abcdefg"])
+    held_out = prompts_file(tmp_path, "held.jsonl")
+    words = ["bench", "train-draft", "--target", str(tiny_folder("llama")), "--out", "work", "--data", str(data)]
+    words += ["--held-out", str(held_out), "--answer-tokens", "10", "--slots", "4", "--ids", "280", "--steps", "2"]
+    assert main([*words, "--batch-tokens", "256", "--dtype", "float32"]) == 0
+    assert main(["bench", "train-head", "--out", "work", "--width", "16", "--steps", "2"]) == 0
+    printed = capsys.readouterr().out
+    for bench, column in (("draft_training", "same first token"), ("head_training", "BCE, drawn token")):
+        assert {row.bench for row in load_results(Path(f"bench/results/{bench}.jsonl"))} == {bench}
+        assert column in printed
 
 
 def test_a_draft_is_the_same_however_often_its_training_was_cut(tiny_folder: Folder, tmp_path: Path) -> None:

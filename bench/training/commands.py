@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trimtab.bench.arguments import options_of, recorded, results_option
-
-if TYPE_CHECKING:
-    from trimtab.bench.record import Recorder
 
 __all__ = ["register"]
 
@@ -114,22 +111,16 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
 def _train_draft(args: argparse.Namespace) -> int:
     from trimtab.bench.training.workflow import DraftOptions, make_draft
 
-    return _shown(make_draft(options_of(args, DraftOptions)))
+    return recorded(args, make_draft(options_of(args, DraftOptions)))
 
 
 def _train_head(args: argparse.Namespace) -> int:
     from trimtab.bench.training.workflow import HeadOptions, make_head
 
-    return _shown(make_head(options_of(args, HeadOptions)))
+    return recorded(args, make_head(options_of(args, HeadOptions)))
 
 
 def _train_reward(args: argparse.Namespace) -> int:
     from trimtab.bench.training.reward import Options, train_reward
 
     return recorded(args, train_reward(options_of(args, Options)))
-
-
-def _shown(recorder: Recorder) -> int:
-    for row in recorder.rows:
-        print(f"{row.case}\t{row.subject}\t{row.metric}\t{row.value:.4f}")
-    return 0

@@ -79,7 +79,6 @@ class DraftOptions:
         stop_after: leave the training after so many steps, to go on later.
         start: folder of a draft to start from, in place of the target's layers.
         dtype: of the products.
-        results: folder that the results are recorded in; None: they are only printed.
         quick: whether this is a smoke run.
     """
 
@@ -105,7 +104,6 @@ class DraftOptions:
     stop_after: int | None = None
     start: Path | None = None
     dtype: str = "auto"
-    results: Path | None = None
     quick: bool = False
 
 
@@ -119,7 +117,7 @@ class HeadOptions:
         blocks, width, labels, reject_weight: of the head that is kept, see ``HeadRun``.
         steps, learning_rate, seed: see ``Settings``.
         compare: also train the other kinds of head and record how they do.
-        results, quick: as for a draft.
+        quick: as for a draft.
     """
 
     out: Path
@@ -132,7 +130,6 @@ class HeadOptions:
     learning_rate: float = 1e-3
     seed: int = 0
     compare: bool = False
-    results: Path | None = None
     quick: bool = False
 
 
@@ -204,8 +201,6 @@ def make_draft(options: DraftOptions) -> Recorder:
         for case, totals in sorted(evaluate(draft, held_out, dtype).items()):
             for metric in ("acceptance", "agreement", "missing"):
                 recorder.value(case or "all", "draft", metric, "ratio", totals.means()[metric], totals.positions)
-    if options.results is not None:
-        recorder.save(options.results)
     return recorder
 
 
@@ -256,8 +251,6 @@ def make_head(options: HeadOptions) -> Recorder:
         for index, run in enumerate(_others(kept)):
             other = train_head(run, found, None, out / f"head-run-{index}")
             _record_head(recorder, _name(run), other, seen, run.reads)
-    if options.results is not None:
-        recorder.save(options.results)
     return recorder
 
 

@@ -18,6 +18,15 @@ c1 counts everything that one more drafted token costs: the draft's pass *and* b
 verifies it. The latter is nothing where a pass is bound by reading the weights, as on a GPU with few rows; on a CPU or
 with many rows it can exceed the former. In a batch a pass is shared by the rows that still draft: the fewer they are,
 the dearer the next token is to each.
+
+*Dropping.* A token's own probability of acceptance is known when the draft has been read, and then its draft is paid
+for; only the target's share is still to be saved. So it is verified while
+
+    P(all before it are accepted) * P(it is accepted) * L >= what it adds to the target's pass,
+
+and dropped otherwise, with the block ending before it, perhaps empty. That leaves the answer's distribution as it is,
+since the head reads what was written before the token and not the token: whether a position is verified never depends
+on what was drawn there. (Dropping tokens for what they are would not: the target's residual corrects for all of them.)
 """
 
 from __future__ import annotations
@@ -40,19 +49,25 @@ class TokenCosts:
     Attributes:
         draft: the draft's pass.
         verify: by how much the target's pass grows with one more token to verify.
-        value: saved by the token if all before it are accepted: the probability that it is, too, times the seconds
-            per written token.
+        saves: what an accepted token is worth: seconds per written token.
+        chance: that it is accepted if all before it are.
     """
 
     draft: float
     verify: float
-    value: float
+    saves: float
+    chance: float
 
     @property
     def stop(self) -> float:
-        """The theorem's bound on the probability of a rejection, in [0, 1)."""
-        spent = self.draft + self.verify
-        return 1 - spent / self.value if 0 <= spent < self.value else 0.0
+        """The theorem's bound on the probability of a rejection, in [0, 1), before the token is drafted."""
+        spent, value = self.draft + self.verify, self.chance * self.saves
+        return 1 - spent / value if 0 <= spent < value else 0.0
+
+    @property
+    def least(self) -> float:
+        """The least probability of being accepted with which it pays to verify the token, once drafted."""
+        return self.verify / self.saves
 
 
 @dataclass(slots=True)
@@ -64,11 +79,16 @@ class Rule:
         top_prob_below: stop after a token whose top probability under the draft was below this; 0 never does.
         stops: after each token, the last standing for all later ones: stop once the probability that some token is
             rejected reaches this; none never does.
+        least: for each token, the last standing for all later ones: drop it if the probability that it and all before
+            it are accepted is below this; none never does.
+        dropped: the probability that all before the dropped token are accepted, and that it is if they are.
     """
 
     max_tokens: int
     top_prob_below: float = 0.0
     stops: tuple[float, ...] = ()
+    least: tuple[float, ...] = ()
+    dropped: tuple[float, float] | None = field(default=None, init=False)
     _drafted: int = field(default=0, init=False)
     _all_accepted: float = field(default=1.0, init=False)
 
@@ -77,8 +97,22 @@ class Rule:
         """Whether the acceptance head's probabilities are read."""
         return bool(self.stops)
 
+    def keeps(self, accept_prob: float | None) -> bool:
+        """Whether the token that is being drawn is worth verifying; if not, the block ends before it.
+
+        Args:
+            accept_prob: probability that it is accepted if those before it are, whichever token it is.
+        """
+        if not self.least or accept_prob is None:
+            return True
+        chance = min(max(accept_prob, 0.0), 1.0)
+        if self._all_accepted * chance >= self.least[min(self._drafted, len(self.least) - 1)]:
+            return True
+        self.dropped = self._all_accepted, chance
+        return False
+
     def goes_on(self, top_prob: float, accept_prob: float | None) -> bool:
-        """Whether to draft another token; called once after each.
+        """Whether to draft another token; called once after each that is kept.
 
         Args:
             top_prob: largest probability of the distribution that the token was drawn from.
@@ -104,14 +138,15 @@ def longest(length: Length) -> int:
     return length.tokens if isinstance(length, Fixed) else length.max_tokens
 
 
-def rule(length: Length, costs: Sequence[TokenCosts] = (), cap: int | None = None) -> Rule:
+def rule(length: Length, costs: Sequence[TokenCosts] = (), cap: int | None = None, *, drops: bool = True) -> Rule:
     """The rule for one block.
 
     Args:
         length: as requested.
-        costs: of the second token, the third and so on, the last standing for all later ones, in the present batch;
+        costs: of the first token, the second and so on, the last standing for all later ones, in the present batch;
             none while they are unknown. Only ``Acceptance`` without a bound of its own reads them.
         cap: a longer block doesn't pay at the present load; ``Fixed`` doesn't mind.
+        drops: whether tokens may be dropped that, by these costs, are not worth verifying.
     """
     most = longest(length) if cap is None else max(1, min(cap, longest(length)))
     match length:
@@ -120,7 +155,9 @@ def rule(length: Length, costs: Sequence[TokenCosts] = (), cap: int | None = Non
         case Confidence(top_prob_below):
             return Rule(most, top_prob_below=top_prob_below)
         case Acceptance(stop=None):
-            return Rule(most, stops=tuple(each.stop for each in costs) or (UNMEASURED_STOP,))
+            stops = tuple(each.stop for each in costs[1:] or costs)
+            least = tuple(each.least for each in costs) if drops else ()
+            return Rule(most, stops=stops or (UNMEASURED_STOP,), least=least)
         case Acceptance(stop=stop):
             assert stop is not None
             return Rule(most, stops=(stop,))

@@ -75,10 +75,12 @@ class Source:
 
     Attributes:
         model: the draft's name.
+        passes: of the draft that it took.
         draft: the distributions that it was drawn from, as the kernels verify it; None for a coupled block.
     """
 
     model: str
+    passes: int
     draft: dispatch.Draft | None
 
 
@@ -134,7 +136,9 @@ class Block:
         return full
 
     def take(self, token: int, logits: Tensor, pick: RowPick, top_prob: float, accepts: float | None) -> bool:
-        """Add a token, given as drawn from ``logits``; whether to draft another one."""
+        """Add a token, given as drawn from ``logits``, if it is worth verifying; whether to draft another one."""
+        if not self.rule.keeps(accepts):
+            return False
         own = token
         if self.columns is not None:
             if self.op.coupled:
@@ -158,7 +162,8 @@ class Block:
         if self.tokens and not self.op.coupled:
             ids = None if self.columns is None else self.columns.ids
             draft = dispatch.Draft(torch.stack(self._rows), self._picks, ids, self._tops)
-        return Drafted(tuple(self.tokens), Source(self.item.sequence.model, draft))
+        passes = len(self.tokens) + (self.rule.dropped is not None)
+        return Drafted(tuple(self.tokens), Source(self.item.sequence.model, passes, draft))
 
 
 def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None]) -> list[bool]:

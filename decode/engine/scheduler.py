@@ -340,7 +340,7 @@ class Scheduler:
         first = group[0].op
         view = group[0].items[0].sequence.view
         if isinstance(first, Draft):
-            return [self._blocks.pop(pending).drafted() for pending in group]
+            return [self._drafted(pending) for pending in group]
         if isinstance(first, Value):
             return [torch.cat(p.items[0].rows)[-1].float().tolist() for p in group]
         if isinstance(first, Extend) and len(group[0].items) == 1:
@@ -373,10 +373,20 @@ class Scheduler:
             source = op.drafted.source
             if isinstance(source, Source) and drafted:
                 request = pending.run.job.generation_id
-                self.speculation.verified(source.model, view.name, request, drafted, accepted)
+                self.speculation.verified(source.model, view.name, request, drafted, accepted, source.passes)
             for item in pending.items:
                 item.sequence.rewind(len(item.sequence.tokens) - drafted + accepted)
         return results
+
+    def _drafted(self, pending: Pending) -> Drafted:
+        """The block that a ``Draft`` op is answered with."""
+        block = self._blocks.pop(pending)
+        if block.rule.dropped is not None:
+            request = pending.run.job.generation_id
+            self.speculation.dropped(
+                block.item.sequence.model, block.op.target, request, *block.rule.dropped, alone=not block.tokens
+            )
+        return block.drafted()
 
     def _fail(self, runs: list[Run], what: str, error: Exception) -> None:
         """End requests whose work failed."""

@@ -87,6 +87,11 @@ class PassCosts:
         """Passes of about that size that are remembered."""
         return len(self._latest.get((tokens - 1).bit_length(), ()))
 
+    def known(self, tokens: int) -> bool:
+        """Whether passes of about that size were seen of late, and often enough to be believed."""
+        age = self.age(tokens)
+        return age is not None and age <= (_STALE if self.count(tokens) >= _FEW else _SOON)
+
     def seconds(self, tokens: float, cautious: bool = False) -> float | None:
         """What a pass over so many tokens takes; None if none has been seen.
 
@@ -129,22 +134,30 @@ class _Counts:
     """What became of blocks, fading.
 
     Attributes:
-        stood, fell: drafted tokens that did, of those whose predecessors stood.
-        blocks, drafted, written: blocks, their tokens, and the tokens that they led to.
+        stood, fell: drafted tokens that did, of those whose predecessors stood; of dropped ones what was expected.
+        blocks, passes, drafted, written: blocks, passes of the draft for each, their tokens, and the tokens that they
+            led to.
     """
 
     stood: float = 0.0
     fell: float = 0.0
     blocks: float = 0.0
+    passes: float = 0.0
     drafted: float = 0.0
     written: float = 0.0
 
-    def add(self, drafted: int, accepted: int, memory: float) -> None:
+    def add(self, drafted: int, accepted: int, passes: int, memory: float) -> None:
         self.stood = memory * self.stood + accepted
         self.fell = memory * self.fell + (accepted < drafted)
         self.blocks = memory * self.blocks + 1
+        self.passes = memory * self.passes + passes
         self.drafted = memory * self.drafted + drafted
         self.written = memory * self.written + accepted + 1
+
+    def expect(self, before: float, chance: float) -> None:
+        """A token was dropped that would have stood with this chance, had all before it stood, and with that."""
+        self.stood += before * chance
+        self.fell += before * (1 - chance)
 
     @property
     def chance(self) -> float:
@@ -159,6 +172,7 @@ class _Counts:
             self.stood + tokens * on.stood,
             self.fell + tokens * on.fell,
             self.blocks + blocks * on.blocks,
+            self.passes + blocks * on.passes,
             self.drafted + blocks * on.drafted,
             self.written + blocks * on.written,
         )
@@ -175,7 +189,8 @@ class _Prices:
         worse: whether blocks as they have been cost more than that.
         drafts, verifies: by how much a round grows with a row's first, second, ... drafted token. A pass of the draft
             that the others need anyway costs the row little, one of its own all.
-        adds: what a row must bring with a block of 0, 1, 2, ... tokens: these costs, or its share of common ones.
+        adds_draft, adds_verify: what a row must bring with a block of 0, 1, 2, ... tokens: these costs, or its share of
+            common ones.
     """
 
     plain: float
@@ -184,7 +199,17 @@ class _Prices:
     worse: bool
     drafts: list[float]
     verifies: list[float]
-    adds: list[float]
+    adds_draft: list[float]
+    adds_verify: list[float]
+
+    def adds(self, passes: float, tokens: float) -> float:
+        """Seconds for a block of so many tokens that took so many passes of the draft."""
+        return _between(self.adds_draft, passes) + _between(self.adds_verify, tokens)
+
+    def costs(self, tokens: int, chance: float) -> list[TokenCosts]:
+        """Of the first so many tokens of a block, with the chance that one of them stands if those before it do."""
+        each = zip(self.drafts[:tokens], self.verifies[:tokens], strict=True)
+        return [TokenCosts(draft, verify, self.token, chance) for draft, verify in each]
 
 
 @dataclass(slots=True)
@@ -248,15 +273,43 @@ class Speculation:
         later = self._costs(draft, "later").seconds(load)
         return [first, *[first if later is None else later] * (most - 1)]
 
-    def verified(self, draft: str, target: str, request: str, drafted: int, accepted: int) -> None:
-        """A block of ``drafted`` tokens, at least one, was verified and ``accepted`` of them stood."""
+    def verified(self, draft: str, target: str, request: str, drafted: int, accepted: int, passes: int) -> None:
+        """A block of ``drafted`` tokens, at least one, was verified and ``accepted`` of them stood.
+
+        Args:
+            draft, target, request: whose it was.
+            drafted, accepted: tokens.
+            passes: of the draft: as many as tokens, and one more if a token was dropped.
+        """
+        of_all, own = self._counts(draft, target, request)
+        of_all.add(drafted, accepted, passes, _PAIR_MEMORY)
+        own.add(drafted, accepted, passes, _REQUEST_MEMORY)
+
+    def dropped(self, draft: str, target: str, request: str, before: float, chance: float, *, alone: bool) -> None:
+        """A drafted token was not worth verifying.
+
+        Args:
+            draft, target, request: whose it was.
+            before: probability that all tokens of the block before it stand.
+            chance: that it would have stood if they do.
+            alone: whether it was the first, so that no block is verified.
+        """
+        of_all, own = self._counts(draft, target, request)
+        if alone:
+            of_all.add(0, 0, 1, _PAIR_MEMORY)
+            own.add(0, 0, 1, _REQUEST_MEMORY)
+        of_all.expect(before, chance)
+        own.expect(before, chance)
+
+    def _counts(self, draft: str, target: str, request: str) -> tuple[_Counts, _Counts]:
+        """Of all requests, and of this one."""
         pair = self._pairs.setdefault((draft, target), _Pair())
-        pair.counts.add(drafted, accepted, _PAIR_MEMORY)
         key = (draft, target, request)
-        self._requests.setdefault(key, _Counts()).add(drafted, accepted, _REQUEST_MEMORY)
+        own = self._requests.setdefault(key, _Counts())
         self._requests.move_to_end(key)
         if len(self._requests) > _REQUESTS:
             self._requests.popitem(last=False)
+        return pair.counts, own
 
     # ------------------------------------------------------------------------------------------------------- decisions
 
@@ -289,19 +342,19 @@ class Speculation:
         block, gain, brings = 0, _MARGIN * prices.plain, 0.0
         for k in range(1, most + 1):
             brings += chance**k
-            if brings * sure - prices.adds[k] > gain:
-                block, gain = k, brings * sure - prices.adds[k]
+            more = brings * sure - prices.adds(k, k)
+            if more > gain:
+                block, gain = k, more
         if own.blocks:
-            usual = (own.written / own.blocks - 1) * sure - _between(prices.adds, own.drafted / own.blocks)
-            gain = max(gain, usual)
+            costs = prices.adds(own.passes / own.blocks, own.drafted / own.blocks)
+            gain = max(gain, (own.written / own.blocks - 1) * sure - costs)
         # Rows that are like the others go together or not at all: they would all take themselves for the only one.
         follows = load > 1 and not prices.common and chance <= everyone.chance * (1 + _NEAR)
         if gain <= _MARGIN * prices.plain or follows:
-            return self._probe(pair, length, draft, prices, missing)
+            return self._probe(pair, length, draft, prices, missing, chance, target, load)
         block = max(block, prices.common, 1)
         cap = min(most, block if prices.worse else 2 * block + 2)
-        costs = [TokenCosts(prices.drafts[k], prices.verifies[k], chance * prices.token) for k in range(1, cap)]
-        return rule(length, costs, cap)
+        return rule(length, prices.costs(cap, chance), cap, drops=self._drops(target, load))
 
     def copies(self, target: str, chance: float, most: int, load: int) -> int:
         """How many copied tokens, which cost nothing to draft, pay to verify; 0 to ``most``.
@@ -325,18 +378,21 @@ class Speculation:
                 found, gain = k, more
         return found
 
+    def _drops(self, target: str, load: int) -> bool:
+        """Whether tokens may be dropped: were all of them, the cost of verifying one would never be measured again."""
+        return self._costs(target).known(2 * load)
+
     def _wants_plain(self, pair: _Pair, target: str, load: int) -> bool:
         """Whether this row steps plainly, so that the cost of it is known."""
         if pair.plain:
             pair.plain -= 1
             return True
         costs = self._costs(target)
-        age = costs.age(load)
-        if age is not None and age <= (_STALE if costs.count(load) >= _FEW else _SOON):
+        if costs.known(load):
             return False
         if pair.measured is not None and pair.calls - pair.measured < _APART * load:
             return False
-        passes = 2 if age is None else 1  # the first one alone may be a disturbed one
+        passes = 1 if costs.count(load) else 2  # the first one alone may be a disturbed one
         pair.measured, pair.plain = pair.calls, passes * load - 1
         return True
 
@@ -344,7 +400,7 @@ class Speculation:
         """Prices at a load, by what became of the blocks of all its rows; found once per round where there are many."""
         verifying = self._costs(target)
         passes = self._costs(draft, "first").passes + self._costs(draft, "later").passes
-        key = (load, most, passes, verifying.passes, counts.stood, counts.fell, counts.drafted)
+        key = (load, most, passes, verifying.passes, counts.stood, counts.fell, counts.written)
         if pair.prices is not None and pair.prices[0] == key:
             return pair.prices[1]
         together, alone = self._drafting(draft, load, most), self._drafting(draft, 1, most)
@@ -358,7 +414,7 @@ class Speculation:
         if pair.counts.blocks > _UNSURE:  # a rule that picks its moments does better than any one length, or worse
             mean = counts.drafted / counts.blocks
             # A round has as many passes of the draft as its longest block has tokens.
-            grown = max(mean, self._grown[draft] / self._rounds[draft])
+            grown = max(counts.passes / counts.blocks, self._grown[draft] / self._rounds[draft])
             seconds = _between(drafted, grown) + _between(target_pass, mean)
             usual = seconds * counts.blocks / (load * counts.written)
         token = min(best, usual)
@@ -371,23 +427,33 @@ class Speculation:
                 after - before for before, after in pairwise(_seconds(verifying, load + k) for k in range(most + 1))
             ]
         drafts = [joined[k] if k < common else alone[k] for k in range(most)]
-        adds = [0.0]
-        for k in range(most):
-            adds.append(adds[-1] + verifies[k] + (joined[k] if k < common else own[k]))
-        found = _Prices(plain, token, common, usual > best * (1 + _NEAR), drafts, verifies, adds)
+        shares = [joined[k] if k < common else own[k] for k in range(most)]
+        adds_draft, adds_verify = (list(accumulate(costs, initial=0.0)) for costs in (shares, verifies))
+        worse = usual > best * (1 + _NEAR)
+        found = _Prices(plain, token, common, worse, drafts, verifies, adds_draft, adds_verify)
         pair.prices = key, found
         return found
 
-    def _probe(self, pair: _Pair, length: Length, draft: str, prices: _Prices, missing: int) -> Rule | None:
+    def _probe(
+        self,
+        pair: _Pair,
+        length: Length,
+        draft: str,
+        prices: _Prices,
+        missing: int,
+        chance: float,
+        target: str,
+        load: int,
+    ) -> Rule | None:
         """A short block, if the account covers it."""
         pair.account += _PROBING * prices.plain
-        price = prices.adds[min(_PROBE, len(prices.adds) - 1)]
+        price = prices.adds(_PROBE, _PROBE)
         if missing > 0:
             price += self._costs(draft, "first").seconds(missing, cautious=True) or 0.0
         if pair.account < price:
             return None
         pair.account = min(pair.account - price, price)  # nothing is saved up for a burst
-        return rule(length, cap=_PROBE)
+        return rule(length, prices.costs(_PROBE, chance), _PROBE, drops=self._drops(target, load))
 
 
 def _seconds(costs: PassCosts, tokens: float) -> float:
