@@ -39,6 +39,7 @@ __all__ = [
     "Rule",
     "beginning",
     "choose",
+    "foretold",
     "point",
     "record",
     "rejection",
@@ -47,6 +48,7 @@ __all__ = [
 
 _REWARD = "reward"
 _MODEL = "model"
+_PAIRS = 3  # of which a correlation is taken
 _ROWS = 64  # sequences in one forward pass
 _PAGE = 64  # small: the reward model's pages of all candidates must stay until the next check, which copies the last
 
@@ -237,6 +239,27 @@ def point(pools: Sequence[Sequence[Rated]], n: int, rule: Rule | None, step: int
     return Point(np.array(rewards, dtype=np.float64), np.array(tokens, dtype=np.float64))
 
 
+def foretold(pools: Sequence[Sequence[Rated]], step: int) -> dict[int, Array]:
+    """How well a beginning's rating foretells the whole answer's, by its tokens: Spearman's rank correlation among the
+    candidates of each prompt that are longer, [prompts with at least three unlike ones].
+    """
+    found: dict[int, list[float]] = {}
+    for pool in pools:
+        for at in range(max(len(one.beginnings) for one in pool)):
+            pairs = np.array([(one.beginnings[at], one.reward) for one in pool if len(one.beginnings) > at])
+            if len(pairs) >= _PAIRS and np.ptp(pairs, axis=0).all():
+                both = np.corrcoef(_ranks(pairs[:, 0]), _ranks(pairs[:, 1]))
+                found.setdefault((at + 1) * step, []).append(float(both[0, 1]))
+    return {tokens: np.array(values, dtype=np.float64) for tokens, values in found.items()}
+
+
+def _ranks(values: Array) -> Array:
+    """1 for the least; equal ones share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    means: Array = (counts.cumsum() - (counts - 1) / 2)[place]
+    return means
+
+
 def choose(pools: Sequence[Sequence[Rated]], rules: Iterable[Rule], options: Options) -> Rule:
     """The rule with the largest mean reward of those within the budget; where none is, the one that spends least."""
     limit = options.budget * point(pools, options.against, None, options.step).mean[1]
@@ -413,6 +436,12 @@ def record(
         add(f"{n} candidates", "rejecting", point(pools, n, rule, options.step))
     for other in options.rules:
         add(f"{options.samples} candidates", f"dropping {other}", point(pools, options.samples, other, options.step))
+    for tokens, values in foretold(pools, options.step).items():
+        interval = bootstrap_interval(np.stack([values, np.ones_like(values)], axis=1), mean_ratio)
+        case = f"beginnings of {tokens} tokens"
+        recorder.value(
+            case, "reward", "rank correlation with the whole", "", float(values.mean()), len(values), interval
+        )
     plain = point(pools, options.against, None, options.step)
     ours = point(pools, options.samples, rule, options.step)
     names = f"rejecting of {options.samples}", f"plain of {options.against}"

@@ -63,6 +63,10 @@ def rejection_table(rows: Sequence[Row]) -> list[str]:
             f"{gain.subject.replace(' - ', ' against ')}: reward {gain.value:+.3f} {interval(gain, '{:+.3f}')}, with "
             f"{100 * share.value:.0f} % {interval(share, '{:.0f}', 100)} of the tokens."
         )
+    early = [row for row in rows if row.metric.startswith("rank correlation")]
+    if early:
+        listed = ", ".join(f"{row.case.split()[2]}: {row.value:.2f}" for row in early)
+        captions.append(f"Rank correlation of a beginning's reward with the whole answer's, by tokens: {listed}.")
     real = next((row for row in rows if row.metric == "same answer"), None)
     if real is not None:
         captions.append(f"Replayed from full pools; {real.repeats} real runs chose the same {100 * real.value:.0f} %.")

@@ -43,7 +43,7 @@ METHODS: Mapping[str, str] = {
     "both": "speculative:draft,copying=lookup",  # copies where they stand, and what "acceptance" drafts elsewhere
 }
 _ADAPTING = ("confidence", "acceptance", "lookup", "both")
-_SHARE = 4  # times as many prompts as are answered at a time
+_SHARE = 4  # times as many prompts as are answered at a time: the fewer, the more of a share is its end, with few rows
 _MINUTE = 60.0
 
 

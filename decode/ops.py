@@ -238,13 +238,19 @@ class Verify:
 
 @dataclass(slots=True)
 class Value:
-    """Append tokens to the sequence of a reward model and read its head after the last one.
+    """Append tokens to the sequence of a reward model and read its head after the last ones.
 
-    Awaiting it returns the head's outputs, one float per label.
+    Attributes:
+        seq: of the reward model.
+        tokens: appended first.
+        last: how many of the last tokens the head reads, at least one.
+
+    Awaiting it returns the head's outputs, one float per label, the mean over the tokens read.
     """
 
     seq: Seq
     tokens: Sequence[int] = ()
+    last: int = 1
 
     def __await__(self) -> Generator[Value, list[float], list[float]]:
         return (yield self)

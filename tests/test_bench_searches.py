@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from trimtab.bench import best_of_n, rejection, searching
 from trimtab.bench.best_of_n import Candidates, Held, Returned, held_pages
@@ -170,6 +171,19 @@ def test_what_a_beginning_says_exactly_costs_nothing() -> None:
     found = replay(pool, Rule(0.75, 8), 4)
     assert found.chosen == replay(pool, None, 4).chosen
     assert found.tokens == 8 * 48 + 16 * 12 + 24 * 3 + 100  # 64 -> 16 -> 4 -> 1
+
+
+def test_how_well_beginnings_foretell_the_whole() -> None:
+    draw = random.Random(5)
+    pool = [Rated(12, draw.random(), (float(i), float(i % 2), draw.random())) for i in range(300)]
+    pool = [dataclasses.replace(one, beginnings=(one.reward**3, *one.beginnings[1:])) for one in pool]
+    ended = [Rated(3, draw.random(), ()) for _ in range(50)]
+    found = rejection.foretold([pool + ended, pool[:2], [Rated(9, 1.0, (0.5,))] * 5], 4)
+    assert {tokens: len(values) for tokens, values in found.items()} == {4: 1, 8: 1, 12: 1}
+    assert found[4][0] == pytest.approx(1.0), "of ranks: the cube of a number says all of it"
+    rewards = [one.reward for one in pool]
+    assert found[8][0] == pytest.approx(stats.spearmanr([i % 2 for i in range(300)], rewards).statistic), "with ties"
+    assert abs(found[12][0]) < 0.2
 
 
 def test_groups_of_a_pool_are_averaged() -> None:

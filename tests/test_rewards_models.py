@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import shutil
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -153,16 +155,21 @@ def test_a_rating_depends_on_its_own_sample_alone(engine: Engine, name: str) -> 
 # -------------------------------------------------------------------------------------------------------- reward models
 
 
-def by_transformers(folder: str, samples: Sequence[Sample], tiny: Any, closed: bool = True) -> list[list[float]]:
+def by_transformers(folder: str, samples: Sequence[Sample], tiny: Any, pooling: str = "last") -> list[list[float]]:
     """What the model's own forward gives for the whole text, one by one."""
     model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     own, found = tiny.tokenizer(), []
     for sample in samples:
         said = [{"role": turn.role, "content": turn.content} for turn in sample.prompt]
         text = own.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-        ids = own(text, add_special_tokens=False)["input_ids"] + own(sample.text, add_special_tokens=False)["input_ids"]
+        answer = own(sample.text, add_special_tokens=False)["input_ids"]
+        ids = own(text, add_special_tokens=False)["input_ids"] + answer
         with torch.inference_mode():
-            found.append(model(input_ids=torch.tensor([ids])).logits[0].tolist())
+            if pooling == "mean":
+                scores = model.score(model.model(input_ids=torch.tensor([ids])).last_hidden_state)[0]
+                found.append(scores[-max(1, len(answer)) :].mean(0).tolist())
+            else:
+                found.append(model(input_ids=torch.tensor([ids])).logits[0].tolist())
     return found
 
 
@@ -260,6 +267,38 @@ def test_every_architecture_rates_as_its_own_forward(kind: str, reward_folder: A
         found = [scored.value for scored in engine.score([(PROMPT, s.text) for s in beginnings()], reward="r")]
     expected = [outputs[1] for outputs in by_transformers(folder, beginnings(), tiny)]
     assert found == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("given", ["option", "config"])
+def test_a_mean_is_over_the_tokens_of_the_answer(
+    given: str, reward_folder: Any, tiny: Any, tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(reward_folder("llama"), tmp_path / "model")
+    table = {"type": "classifier", "source": str(folder), "dtype": "float32"}
+    if given == "option":
+        table["pooling"] = "mean"
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "reward_pooling": "mean"}))
+    samples = [*beginnings(), Sample(PROMPT, "")]
+    expected = [v for (v,) in by_transformers(str(folder), samples, tiny, "mean")]
+    last = [v for (v,) in by_transformers(str(folder), samples, tiny)]
+    assert max(abs(a - b) for a, b in zip(expected, last, strict=True)) > 1e-3
+    rewards = {"mean": table, "last": {**table, "pooling": "last"}}
+    options = EngineOptions(memory_bytes=8 << 20)
+    with Engine({"base": str(tiny_folder("llama"))}, rewards=rewards, options=options) as engine:
+        for _ in range(2):  # cold, and with all that was read before
+            assert [ratings(engine, "mean", [s])[0] for s in samples] == pytest.approx(expected, abs=1e-4)
+        assert ratings(engine, "mean", samples) == pytest.approx(expected, abs=1e-4)
+        assert ratings(engine, "last", samples) == pytest.approx(last, abs=1e-4)
+
+
+def test_pooling_that_cannot_be_is_named(reward_folder: Any) -> None:
+    table = {"type": "classifier", "source": str(reward_folder("llama"))}
+    with pytest.raises(ConfigError, match=r"rewards\.x\.pooling = .*first.*accepted: .*last.*mean"):
+        make_rewards({"x": {**table, "pooling": "first"}})
+    with pytest.raises(ConfigError, match=r"rewards\.x\.pooling = .*mean.*accepted: last"):
+        make_rewards({"x": {**table, "pooling": "mean", "on": "thread"}})
 
 
 def test_a_model_without_labels_is_no_reward_model(tiny: Any, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:

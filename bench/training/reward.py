@@ -9,10 +9,12 @@ short. So of every answer a beginning of random length is learned from, as well,
 the model then says of a beginning is what to expect of the answer.
 
 What is below the trained layers is computed once (``states``). First the head alone is fitted, which is convex, with
-the regularisation that does best on held-out instructions; then the last of the kept layers learn with it. The head
-reads the token that ends the answer's turn, not the line break that many templates write after it: a model says little
-there. The result is an ordinary sequence-classification folder of Hugging Face, which the type ``classifier`` loads and
-the engine runs with its pages. Preference data are often for research only, so this script ships and weights don't.
+the regularisation that does best on held-out instructions; then the last of the kept layers learn with it. An answer
+ends with the token that ends its turn, not with the line break that many templates write after it: a model says little
+there. The head reads that token, or (``pooling = "mean"``) all tokens of the answer: what it says of a beginning then
+is part of what it says of the whole, which a search that rejects early can rely on. The result is an ordinary sequence-
+classification folder of Hugging Face, which the type ``classifier`` loads and the engine runs with its pages.
+Preference data are often for research only, so this script ships and weights don't.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ from trimtab.decode.types import ChatMessage
 
 __all__ = ["Options", "train_reward"]
 
+_POOLINGS = ("last", "mean")
 _HELD_OUT = 0.1  # of the instructions to learn from: watched while training, never learned from
 _CLEAR = 0.3  # difference of preferences from which a pair is clear
 _PER_STEP = 2  # instructions
@@ -72,6 +75,7 @@ class Options:
         depth: layers of the reward model, the source's first; None: two fifths of them.
         layers: the last of these are trained, with the norm and the head.
         answer_tokens: of an answer that are read; a longer one is closed there.
+        pooling: what the head reads: ``last`` token, or the ``mean`` of the answer's.
         answers: per instruction to learn from; None: all.
         beginnings: of every answer, of random length, that are learned from as well.
         instructions: to learn from; None: all of the split ``tune``.
@@ -91,6 +95,7 @@ class Options:
     depth: int | None = None
     layers: int = 4
     answer_tokens: int = 192
+    pooling: str = "mean"
     answers: int | None = None
     beginnings: int = 1
     instructions: int | None = None
@@ -107,6 +112,8 @@ class Options:
         for name, least in (("layers", 1), ("answer_tokens", 1), ("group", 2), ("unseen", 0), ("beginnings", 0)):
             if getattr(self, name) < least:
                 raise InvalidRequest.of(name, getattr(self, name), f"a whole number >= {least}")
+        if self.pooling not in _POOLINGS:
+            raise InvalidRequest.of("pooling", self.pooling, " or ".join(_POOLINGS))
 
 
 def train_reward(options: Options) -> Recorder | None:
@@ -130,7 +137,8 @@ def train_reward(options: Options) -> Recorder | None:
     whole = choose(learned, options.instructions, options.answers, options.seed)
     learned = [*whole, *_beginnings(options, whole)]
     folder = options.out / "model"
-    sequences, source = _tokens(options, learned), resolve(options.source)
+    sequences, read = _tokens(options, learned)
+    source = resolve(options.source)
     if not (folder / "config.json").exists():
         body: Any = AutoModel.from_pretrained(source, dtype=_dtype())
         body.requires_grad_(False).eval()
@@ -145,9 +153,9 @@ def train_reward(options: Options) -> Recorder | None:
         top = Top(upper(body, options.layers))
         del body
         until = None if options.stop_after is None else begun + options.stop_after
-        if not _learn(top, states, learned, options, until):
+        if not _learn(top, states, read, learned, options, until):
             return None
-        save(top, source, folder, depth)
+        save(top, source, folder, depth, options.pooling)
     return evaluate(options, whole, sum(map(len, sequences)), rows, unseen)
 
 
@@ -181,26 +189,37 @@ class Top(nn.Module):
         self.head = nn.Linear(body.config.hidden_size, 1, bias=False)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """states: [tokens, D] each -> [n], the head after the last token of each."""
-        return self.head(self.features(states))[:, 0]  # type: ignore[no-any-return]
+    def forward(self, states: Sequence[Tensor], read: Sequence[int]) -> Tensor:
+        """states: [tokens, D] each -> [n], the head's mean over the last ``read`` tokens of each."""
+        return self.head(self.features(states, read))[:, 0]  # type: ignore[no-any-return]
 
-    def features(self, states: Sequence[Tensor]) -> Tensor:
-        """states: [tokens, D] each -> [n, D], float32: what the head reads."""
-        lengths = torch.tensor([len(state) for state in states])
+    def features(self, states: Sequence[Tensor], read: Sequence[int]) -> Tensor:
+        """states: [tokens, D] each -> [n, D], float32: what the head reads, as a mean."""
         padded = nn.utils.rnn.pad_sequence([state.float() for state in states], batch_first=True)
         with torch.autocast("cpu", _dtype(), enabled=_dtype() is not torch.float32):
             hidden = self.body(inputs_embeds=padded, use_cache=False).last_hidden_state
-        return hidden[torch.arange(len(states)), lengths - 1].float()  # type: ignore[no-any-return]
+        ends = [(row, len(state), count) for row, (state, count) in enumerate(zip(states, read, strict=True))]
+        return torch.stack([hidden[row, end - count : end].float().mean(0) for row, end, count in ends])
 
 
-def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options, until: float | None) -> bool:
+def _learn(
+    top: Top,
+    states: States,
+    read: Sequence[int],
+    rows: Sequence[Answered],
+    options: Options,
+    until: float | None,
+) -> bool:
     """Train; False if the time was over before the end."""
+
+    def values_of(chosen: Sequence[int]) -> Any:
+        return top([states[i] for i in chosen], [read[i] for i in chosen])
+
     place = {id(row): i for i, row in enumerate(rows)}
     groups = [[place[id(row)] for row in group] for group in by_instruction(rows).values() if len(group) > 1]
     held = max(1, round(_HELD_OUT * len(groups)))
     watched, groups = groups[:held], groups[held:]
-    _fit_head(top, states, rows, groups, watched)
+    _fit_head(top, states, read, rows, groups, watched)
     if not options.epochs:
         return True
     # An epoch deals every instruction's answers out in groups of ``group``.
@@ -229,7 +248,7 @@ def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options,
 
     def step(number: int) -> tuple[Tensor, Mapping[str, float]]:
         chosen = [hand(_PER_STEP * number + k) for k in range(_PER_STEP)]
-        values = top([states[i] for group in chosen for i in group])
+        values = values_of([i for group in chosen for i in group])
         parts = values.split([len(group) for group in chosen])
         losses = [pair_loss(v, logits[g]) for v, g in zip(parts, chosen, strict=True) if len(g) > 1]
         right = [_agreement(v.detach(), logits[g]) for v, g in zip(parts, chosen, strict=True) if len(g) > 1]
@@ -241,7 +260,7 @@ def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options,
     def watch() -> Mapping[str, float]:
         losses, right = [], []
         for group in watched:
-            values = torch.cat([top([states[i] for i in group[k : k + 16]]) for k in range(0, len(group), 16)])
+            values = torch.cat([values_of(group[k : k + 16]) for k in range(0, len(group), 16)])
             losses.append(float(pair_loss(values, logits[group])))
             right.append(_agreement(values, logits[group]))
         return {"loss": sum(losses) / len(losses), "accuracy": sum(right) / len(right)}
@@ -255,7 +274,7 @@ def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options,
         evaluate_every=max(1, steps // 6),
     )
     made = {"group": options.group, "layers": options.layers, "source": options.source, "answers": len(rows)}
-    made["depth"] = options.depth
+    made |= {"depth": options.depth, "pooling": options.pooling}
     done = 0
 
     def counted(number: int) -> tuple[Tensor, Mapping[str, float]]:
@@ -287,6 +306,7 @@ def _learn(top: Top, states: States, rows: Sequence[Answered], options: Options,
 def _fit_head(
     top: Top,
     states: States,
+    read: Sequence[int],
     rows: Sequence[Answered],
     groups: Sequence[Sequence[int]],
     watched: Sequence[Sequence[int]],
@@ -297,7 +317,7 @@ def _fit_head(
     with torch.no_grad():
         for at in range(0, len(order), 8):
             part = order[at : at + 8]
-            features[part] = top.features([states[i] for i in part])
+            features[part] = top.features([states[i] for i in part], [read[i] for i in part])
     unit = features.std(0).clamp(min=1e-3)
     features = (features - features.mean(0)) / unit
     logits = torch.tensor([row.logit for row in rows])
@@ -334,7 +354,7 @@ def _agreement(values: Tensor, logits: Tensor) -> float:
     return float(((product > 0).float() + 0.5 * (product == 0).float()).mean())
 
 
-def save(top: Top, source: str, folder: Path, depth: int) -> None:
+def save(top: Top, source: str, folder: Path, depth: int, pooling: str) -> None:
     """Write the trained model, of so many layers, as a sequence-classification model with one label, ``reward``."""
     config = AutoConfig.from_pretrained(source, num_labels=1, id2label={0: "reward"}, label2id={"reward": 0})
     _shorten(config, depth)
@@ -349,6 +369,7 @@ def save(top: Top, source: str, folder: Path, depth: int) -> None:
         model.score.weight.copy_(top.head.weight)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.answer_end = _vocabulary(source).decode(_end(source))
+    model.config.reward_pooling = pooling
     work = folder.with_name(folder.name + ".tmp")
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
@@ -381,6 +402,7 @@ def evaluate(
         "depth": AutoConfig.from_pretrained(options.out / "model").num_hidden_layers,
         "layers": options.layers,
         "answer_tokens": options.answer_tokens,
+        "pooling": options.pooling,
         "answers_learned_from": len(learned),
         "beginnings": options.beginnings,
         "tokens_learned_from": tokens_learned_from,
@@ -432,16 +454,17 @@ def _scored(options: Options, rows: Sequence[Answered], vocabulary: Vocabulary, 
     return values
 
 
-def _tokens(options: Options, rows: Sequence[Answered]) -> list[list[int]]:
-    """What a reward model reads: the prompt by the template, the answer, the end of the turn."""
+def _tokens(options: Options, rows: Sequence[Answered]) -> tuple[list[list[int]], list[int]]:
+    """What a reward model reads: the prompt by the template, the answer, the end of the turn; and how many of the last
+    tokens the head does.
+    """
     vocabulary = _vocabulary(resolve(options.source))
     template = PromptTemplate(vocabulary)
     end = _end(resolve(options.source))
     prompts = {row.instruction: template.encode((ChatMessage("user", row.instruction),)) for row in rows}
-    return [
-        [*prompts[row.instruction], *vocabulary.encode(row.text, False, continues=True)[: options.answer_tokens], *end]
-        for row in rows
-    ]
+    answers = [[*vocabulary.encode(row.text, False, continues=True)[: options.answer_tokens], *end] for row in rows]
+    sequences = [[*prompts[row.instruction], *answer] for row, answer in zip(rows, answers, strict=True)]
+    return sequences, [len(answer) if options.pooling == "mean" else 1 for answer in answers]
 
 
 def _beginnings(options: Options, rows: Sequence[Answered]) -> list[Answered]:

@@ -29,10 +29,11 @@ def reward_table(rows: Sequence[Row]) -> list[str]:
     row, pairs = rows[0], found[f"{scopes[0]} generators", subjects[0], "pair accuracy"]
     instructions = found["all generators", subjects[0], _CORRELATION].repeats
     s = row.settings
+    read = "the answer's tokens" if s.get("pooling") == "mean" else "the last token"
     beginnings = f" and {s['beginnings']} beginning of each" if s.get("beginnings") else ""
     caption = (
-        f"The first {s['depth']} layers of {s['source']}, the last {s['layers']} of them trained, and a linear head; "
-        f"{s['answers_learned_from']} answers{beginnings} "
+        f"The first {s['depth']} layers of {s['source']}, the last {s['layers']} of them trained, and a linear head "
+        f"over {read}; {s['answers_learned_from']} answers{beginnings} "
         f"({s['tokens_learned_from']} tokens, at most {s['answer_tokens']} of an answer) to "
         f"{s['instructions_learned_from']} instructions, {s['epochs']:g} epochs of the layers after the head. Share of "
         f"{pairs.repeats} pairs of answers to {instructions} other instructions that are ordered as the judge's "

@@ -34,6 +34,10 @@ __all__ = ["AttentionPlan", "partial_attention", "plan"]
 _SHORT = 16  # spans of at most this many tokens are batched by page; longer ones attend alone
 # What one more call costs, in positions of one page: about 40 us against 0.05 us (2 cores; SmolLM2 and Gemma 3 270M).
 _CALL_COST = 800
+# What a position costs beside one that a single query row reads, by query rows: its keys and values are read once.
+# (8 pages of 250 positions: 75, 99, 142 and 247 us for 1, 2, 4 and 8 rows.)
+_SHARED, _EACH = 0.64, 0.36
+_MERGED = 64  # pages; with more, those of unlike widths aren't tried together, since that would take too long to find
 
 
 def partial_attention(
@@ -276,13 +280,13 @@ class _Planner:
         places: list[list[int]] = [[] for _ in range(n_targets)]
         calls: list[_PageCall] = []
         done = 0
-        # Pages read by equally many queries go together, so that queries are padded to at most twice their number.
+        # Pages read by about as many queries go together, so that queries are padded to at most twice their number.
         widths: dict[int, list[int]] = defaultdict(list)
         for page, readers in uses.items():
             widths[1 << (len(readers) - 1).bit_length()].append(page)
-        for width, pages in sorted(widths.items()):
-            pages.sort()
-            for run in _runs(pages, [max(use.high for use in uses[page]) for page in pages]):
+        highs = {page: max(use.high for use in readers) for page, readers in uses.items()}
+        for width, runs in _groups(widths, highs):
+            for run in runs:
                 call = self._page_call(run, width, uses, places, done)
                 done += call.n * width
                 calls.append(call)
@@ -320,8 +324,42 @@ class _Planner:
         return self._index(pick), self._index(absent)
 
 
-def _runs(pages: Sequence[int], lengths: Sequence[int]) -> list[Sequence[int]]:
-    """Split sorted pages into runs, each covered by one view, at the least cost.
+def _groups(widths: dict[int, list[int]], highs: dict[int, int]) -> list[tuple[int, list[Sequence[int]]]]:
+    """Runs of pages to be read at a width each, at the least cost.
+
+    Pages read by fewer queries may go with ones read by more, padded: rows that verify blocks of unlike lengths are
+    read in one call, unless that costs more than another call.
+
+    Args:
+        widths: pages by their width.
+        highs: positions that are read of each page.
+    """
+    order = sorted(widths)
+    count = len(order) if sum(map(len, widths.values())) <= _MERGED else 1
+    best: list[float] = [0.0]  # of the first i widths
+    last: list[tuple[int, list[Sequence[int]]]] = []  # where its last group begins, and the runs of that
+    for end in range(1, len(order) + 1):
+        weight = _SHARED + _EACH * order[end - 1]
+        least = float("inf")
+        found: tuple[int, list[Sequence[int]]] = (end - 1, [])
+        for begin in range(end - 1, max(-1, end - 1 - count), -1):
+            pages = sorted(page for width in order[begin:end] for page in widths[width])
+            cost, runs = _runs(pages, [weight * highs[page] for page in pages])
+            if best[begin] + cost < least:
+                least, found = best[begin] + cost, (begin, runs)
+        best.append(least)
+        last.append(found)
+    groups: list[tuple[int, list[Sequence[int]]]] = []
+    end = len(order)
+    while end:
+        begin, runs = last[end - 1]
+        groups.append((order[end - 1], runs))
+        end = begin
+    return groups[::-1]
+
+
+def _runs(pages: Sequence[int], lengths: Sequence[float]) -> tuple[float, list[Sequence[int]]]:
+    """Split sorted pages into runs, each covered by one view, at the least cost; that cost, and the runs.
 
     A run costs its extent times its longest page, whether the pages inside it are read or not, and a constant per call.
     The best split is found by dynamic programming over where the last run begins.
@@ -329,7 +367,7 @@ def _runs(pages: Sequence[int], lengths: Sequence[int]) -> list[Sequence[int]]:
     best = [0.0]  # of the first i pages
     begins: list[int] = []
     for end in range(1, len(pages) + 1):
-        longest, least, first = 0, float("inf"), end - 1
+        longest, least, first = 0.0, float("inf"), end - 1
         for begin in range(end - 1, -1, -1):
             longest = max(longest, lengths[begin])
             cost = best[begin] + _CALL_COST + (pages[end - 1] - pages[begin] + 1) * longest
@@ -342,4 +380,4 @@ def _runs(pages: Sequence[int], lengths: Sequence[int]) -> list[Sequence[int]]:
     while end:
         runs.append(pages[begins[end - 1] : end])
         end = begins[end - 1]
-    return runs[::-1]
+    return best[-1], runs[::-1]

@@ -15,6 +15,7 @@ from trimtab.decode.engine.sampler import row_pick
 from trimtab.decode.engine.view import View
 from trimtab.decode.engine.work import Item
 from trimtab.decode.ops import Draft, Drafted
+from trimtab.decode.types import Length
 from trimtab.kernels import dispatch
 from trimtab.kernels.dispatch import RowPick
 
@@ -75,11 +76,13 @@ class Source:
 
     Attributes:
         model: the draft's name.
+        length: as requested.
         passes: of the draft that it took.
         draft: the distributions that it was drawn from, as the kernels verify it; None for a coupled block.
     """
 
     model: str
+    length: Length
     passes: int
     draft: dispatch.Draft | None
 
@@ -163,7 +166,7 @@ class Block:
             ids = None if self.columns is None else self.columns.ids
             draft = dispatch.Draft(torch.stack(self._rows), self._picks, ids, self._tops)
         passes = len(self.tokens) + (self.rule.dropped is not None)
-        return Drafted(tuple(self.tokens), Source(self.item.sequence.model, passes, draft))
+        return Drafted(tuple(self.tokens), Source(self.item.sequence.model, self.op.length, passes, draft))
 
 
 def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None]) -> list[bool]:

@@ -16,6 +16,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,11 +35,20 @@ from trimtab.decode.engine.view import View
 from trimtab.decode.engine.work import SHORT, Item, ModelOp, Pending, sequences_of
 from trimtab.decode.errors import EngineFailed, RequestCancelled, TrimtabError
 from trimtab.decode.ops import Call, Draft, Drafted, Extend, Mixed, Pick, Read, Value, Verify
+from trimtab.decode.types import Length
 from trimtab.kernels import dispatch
 
 __all__ = ["Scheduler"]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Spent:
+    """On the drafts of a round: seconds, and the kinds of their lengths."""
+
+    seconds: float = 0.0
+    kinds: set[type[Length]] = field(default_factory=set)
 
 
 class Scheduler:
@@ -68,6 +78,8 @@ class Scheduler:
         self._blocks: dict[Pending, Block] = {}
         self._columns: dict[tuple[str, str], Any] = {}
         self._rows: dict[str, int] = {}  # sequences in the last pass that wrote
+        self._written = 0  # tokens, by the pass under way
+        self._spent: dict[str, _Spent] = {}  # by target, on drafts that its next pass verifies
         self._shared = shared
         self._calls = Calls(wake)
 
@@ -154,7 +166,7 @@ class Scheduler:
         sequences = sequences_of(op.seq)
         drafted = op.drafted.tokens if isinstance(op, Verify) else ()
         tokens = (*op.tokens, *drafted)
-        wanted = len(op.picks) if isinstance(op, (Extend, Verify)) else 1
+        wanted = len(op.picks) if isinstance(op, (Extend, Verify)) else op.last if isinstance(op, Value) else 1
         fault = None
         for sequence in sequences:
             total = len(sequence.tokens) + len(tokens)
@@ -241,6 +253,7 @@ class Scheduler:
             part = "later" if all(block is not None and block.tokens for _, block in blocks) else "first"
         device = view.model.device
         began = time.perf_counter()
+        self._written = 0
         hidden: Tensor | None = None
         try:
             arguments = (
@@ -273,7 +286,25 @@ class Scheduler:
         if all(len(piece.tokens) <= SHORT for _, piece in chosen):
             if not drafting:
                 self._rows[view.name] = len(chosen)
-            self.speculation.observe(view.name, len(batch.tokens), time.perf_counter() - began, part)
+            seconds = time.perf_counter() - began
+            self.speculation.observe(view.name, len(batch.tokens), seconds, part)
+            self._round(view, len(chosen), len(batch.tokens), seconds, [block for _, block in blocks if drafting])
+
+    def _round(self, view: View, rows: int, tokens: int, seconds: float, blocks: Sequence[Block | None]) -> None:
+        """Add a pass to the round that it is part of; the target's ends it."""
+        for block in blocks:
+            if block is not None:
+                spent = self._spent.setdefault(block.op.target, _Spent())
+                spent.kinds.add(type(block.op.length))
+                # What a draft reads that was held back for long is no part of what a round takes.
+                usual = self.speculation.typical(view.name, rows) if tokens > 2 * rows else None
+                spent.seconds += (seconds if usual is None else min(seconds, usual)) / len(blocks)
+        if not blocks and self._written:
+            spent = self._spent.pop(view.name, _Spent())
+            plain = not spent.kinds and tokens == rows
+            if plain or len(spent.kinds) == 1:
+                kind = None if plain else next(iter(spent.kinds))
+                self.speculation.rounds.add(view.name, kind, rows, seconds + spent.seconds, self._written)
 
     def _read(self, view: View, chosen: list[tuple[Item, Piece]], output: Tensor, hidden: Tensor | None) -> set[Item]:
         """Give each item its rows of output; sample those that can be. Returns the drafting items that go on."""
@@ -329,7 +360,9 @@ class Scheduler:
             if pending.run not in self.running:
                 continue
             model = pending.items[0].sequence.view.name
-            if isinstance(answer, list) and any(isinstance(r, Read) and r.token < 0 for r in answer):
+            reads = [r for r in answer if isinstance(r, Read)] if isinstance(answer, list) else []
+            self._written += len(reads)
+            if any(read.token < 0 for read in reads):
                 pending.task.fail(EngineFailed(f"model {model!r} gave no finite logits"))
             else:
                 pending.task.resume(answer)
@@ -342,7 +375,7 @@ class Scheduler:
         if isinstance(first, Draft):
             return [self._drafted(pending) for pending in group]
         if isinstance(first, Value):
-            return [torch.cat(p.items[0].rows)[-1].float().tolist() for p in group]
+            return [torch.cat(pending.items[0].rows).float().mean(0).tolist() for pending in group]
         if isinstance(first, Extend) and len(group[0].items) == 1:
             return [pending.items[0].reads for pending in group]
         rows = [[_row(pending.items[0], i) for i in range(pending.items[0].wanted)] for pending in group]
@@ -373,7 +406,9 @@ class Scheduler:
             source = op.drafted.source
             if isinstance(source, Source) and drafted:
                 request = pending.run.job.generation_id
-                self.speculation.verified(source.model, view.name, request, drafted, accepted, source.passes)
+                self.speculation.verified(
+                    source.model, view.name, request, source.length, drafted, accepted, source.passes
+                )
             for item in pending.items:
                 item.sequence.rewind(len(item.sequence.tokens) - drafted + accepted)
         return results
@@ -382,9 +417,9 @@ class Scheduler:
         """The block that a ``Draft`` op is answered with."""
         block = self._blocks.pop(pending)
         if block.rule.dropped is not None:
-            request = pending.run.job.generation_id
+            op, request = block.op, pending.run.job.generation_id
             self.speculation.dropped(
-                block.item.sequence.model, block.op.target, request, *block.rule.dropped, alone=not block.tokens
+                op.seq.model, op.target, request, op.length, *block.rule.dropped, alone=not block.tokens
             )
         return block.drafted()
 

@@ -8,11 +8,14 @@ tokens, and a is counted, for each pair of models and for each request. S grows 
 rows, so the best k shrinks under load, down to none. F is more than D: a first pass also reads the tokens that the last
 round wrote, and finds the caches full of the target's weights (1.8 ms in place of 1.3, measured on two cores).
 
+Where rows go together, what whole rounds took decides whether they draft (``rounds``); this model says how long blocks
+are then, and decides where rounds have said nothing yet or a row is alone.
+
 Decisions are functions of what was observed: no clock, no random numbers. What they are not sure of they try, at a
 bounded cost:
 
-* While a request is held back, a fiftieth of its time goes into an account. When that covers a block of two tokens, one
-  is drafted. So acceptance that has become better is noticed.
+* While a request is held back, a little of its time goes into an account. When that covers what a few short blocks will
+  probably lose, they are drafted. So acceptance that has become better is noticed, the sooner the less is at stake.
 * What a plain step costs at the present load is measured by taking one, at first and then every few hundred rounds.
 * Costs at a load not met before are extrapolated from others, and corrected by the first pass.
 """
@@ -28,38 +31,43 @@ from operator import itemgetter
 from typing import Literal
 
 from trimtab.decode.draws.lengths import Rule, TokenCosts, longest, rule
-from trimtab.decode.types import Fixed, Length
+from trimtab.decode.engine.rounds import Rounds, Verdict
+from trimtab.decode.types import Acceptance, Fixed, Length
 
 __all__ = ["Part", "PassCosts", "Speculation"]
 
 Part = Literal["target", "first", "later"]  # what a pass is: of the target, the first one that drafts, a later one
 
 _WINDOW = 21  # passes of a size that are remembered: enough to shrug off a few slow ones, few enough to follow a drift
-_PROBING = 0.02  # share of the time of plain steps that may go into drafts that don't pay
-_PROBE = 2  # tokens of such a draft
-_MARGIN = 0.03  # speculation must be better by this, since estimates err
+_PROBING = 0.015  # share of the time of plain steps that may go into drafts that don't pay
+_PROBE = 1  # tokens of such a draft
+_BURST = 6  # are drafted in a row: single ones would find the caches cold, and cost up to a fifth more
+_STAKE = 0.2  # of what it costs is lost at least, as is assumed
+_MARGIN = 0.01  # speculation must be better by this, since estimates err
 _STALE = 256  # passes after which the cost of a plain step is measured again,
 _FEW, _SOON = 5, 24  # but while there are fewer measurements than these, after so many passes
 _APART = 16  # rounds between two such measurements, should the passes be of other sizes
 _TRIES = 3  # rounds that are drafted at a load before its costs are believed
 _UNSURE = 4  # longest block while costs are unknown
 _CAUGHT_UP = 1.5  # tokens that a row reads in a round's first pass: the last, and the one before if all had stood
+_FRESH = 4  # passes of the target for which prices are kept: finding them takes about 1 ms
 _NEAR = 0.05  # what is as good as equal
 _REQUESTS = 1024  # whose own acceptance is remembered
 
 # Acceptance before anything is seen, in tokens that stood and fell, and how fast what is seen fades, per block.
 _STOOD, _FELL = 2.1, 0.9
-_PAIR_MEMORY, _REQUEST_MEMORY = 0.99, 0.97
+_PAIR_MEMORY, _REQUEST_MEMORY = 0.995, 0.97
 _ROUND_MEMORY = 0.95
-_LEAN = 6.0  # tokens and blocks that a request's own counts must outweigh
+_LEAN = 20.0  # tokens and blocks that a request's own counts must outweigh: requests differ by 0.1 in acceptance
 
 
 class PassCosts:
     """Seconds of a model's passes as a function of their tokens, from the passes themselves.
 
-    Passes are kept by powers of two of their tokens, the latest few of each, of which a fast one speaks for all: what
-    disturbs a measurement makes it longer. These are points of the curve: straight between them, never falling, beyond
-    the last one as steep as before it, level before the first.
+    Passes are kept by their tokens, up to 8 of them exactly (products of few rows differ by a tenth from one number to
+    the next) and then by powers of two, the latest few of each size, of which the median speaks for all. These are
+    points of the curve: straight between them, never falling, beyond the last one as steep as before it, level before
+    the first.
     """
 
     def __init__(self) -> None:
@@ -72,7 +80,7 @@ class PassCosts:
         """A pass over so many tokens took so long. One that no clock can have measured is ignored."""
         if tokens < 1 or not 0 < seconds < float("inf"):
             return
-        size = (tokens - 1).bit_length()
+        size = _size(tokens)
         self._latest.setdefault(size, deque(maxlen=_WINDOW)).append((tokens, seconds))
         self.passes += 1
         self._seen[size] = self.passes
@@ -80,12 +88,12 @@ class PassCosts:
 
     def age(self, tokens: int) -> int | None:
         """Passes since the last one of about that size; None if there was none."""
-        seen = self._seen.get((tokens - 1).bit_length())
+        seen = self._seen.get(_size(tokens))
         return None if seen is None else self.passes - seen
 
     def count(self, tokens: int) -> int:
         """Passes of about that size that are remembered."""
-        return len(self._latest.get((tokens - 1).bit_length(), ()))
+        return len(self._latest.get(_size(tokens), ()))
 
     def known(self, tokens: int) -> bool:
         """Whether passes of about that size were seen of late, and often enough to be believed."""
@@ -116,7 +124,7 @@ class PassCosts:
             typical = []
             for size in sorted(self._latest):
                 passes = sorted(self._latest[size], key=itemgetter(1))
-                typical.append(passes[(len(passes) - 1) // 3])
+                typical.append(passes[(len(passes) - 1) // 2])
             levels: list[tuple[float, int]] = []  # and how many sizes share each
             for _, seconds in typical:
                 level, count = seconds, 1
@@ -191,6 +199,7 @@ class _Prices:
             that the others need anyway costs the row little, one of its own all.
         adds_draft, adds_verify: what a row must bring with a block of 0, 1, 2, ... tokens: these costs, or its share of
             common ones.
+        verdict: of the rounds of so many rows, where there are several and enough of them have been seen.
     """
 
     plain: float
@@ -201,6 +210,7 @@ class _Prices:
     verifies: list[float]
     adds_draft: list[float]
     adds_verify: list[float]
+    verdict: Verdict | None
 
     def adds(self, passes: float, tokens: float) -> float:
         """Seconds for a block of so many tokens that took so many passes of the draft."""
@@ -214,10 +224,12 @@ class _Prices:
 
 @dataclass(slots=True)
 class _Pair:
-    """What is known of a draft and a target.
+    """What is known of a draft and a target, for lengths of one kind.
 
     Attributes:
         counts: over all requests.
+        trial: passes of the target before the rounds in which all rows draft, though that didn't pay.
+        burst: blocks that are still to be tried.
         account: seconds that may be spent on trying.
         calls: blocks asked for.
         plain: of the next ones so many are refused, to see what a plain step costs.
@@ -226,11 +238,13 @@ class _Pair:
     """
 
     counts: _Counts = field(default_factory=lambda: _Counts(_STOOD, _FELL))
+    trial: int = -_BURST
+    burst: int = 0
     account: float = 0.0
     calls: int = 0
     plain: int = 0
     measured: int | None = None
-    prices: tuple[tuple[float, ...], _Prices] | None = None
+    prices: tuple[tuple[int, int, int, str], _Prices] | None = None
 
 
 class Speculation:
@@ -242,7 +256,8 @@ class Speculation:
         self._later: dict[str, PassCosts] = {}
         self._rounds: dict[str, float] = {}  # of a draft, fading, and
         self._grown: dict[str, float] = {}  # its passes in these
-        self._pairs: dict[tuple[str, str], _Pair] = {}
+        self._pairs: dict[tuple[str, str, type[Length]], _Pair] = {}
+        self.rounds = Rounds()
         self._requests: OrderedDict[tuple[str, str, str], _Counts] = OrderedDict()
 
     # ---------------------------------------------------------------------------------------------------- observations
@@ -273,37 +288,47 @@ class Speculation:
         later = self._costs(draft, "later").seconds(load)
         return [first, *[first if later is None else later] * (most - 1)]
 
-    def verified(self, draft: str, target: str, request: str, drafted: int, accepted: int, passes: int) -> None:
+    def verified(
+        self, draft: str, target: str, request: str, length: Length, drafted: int, accepted: int, passes: int
+    ) -> None:
         """A block of ``drafted`` tokens, at least one, was verified and ``accepted`` of them stood.
 
         Args:
             draft, target, request: whose it was.
+            length: as requested.
             drafted, accepted: tokens.
             passes: of the draft: as many as tokens, and one more if a token was dropped.
         """
-        of_all, own = self._counts(draft, target, request)
+        of_all, own = self._counts(draft, target, request, length)
         of_all.add(drafted, accepted, passes, _PAIR_MEMORY)
         own.add(drafted, accepted, passes, _REQUEST_MEMORY)
 
-    def dropped(self, draft: str, target: str, request: str, before: float, chance: float, *, alone: bool) -> None:
+    def dropped(
+        self, draft: str, target: str, request: str, length: Length, before: float, chance: float, *, alone: bool
+    ) -> None:
         """A drafted token was not worth verifying.
 
         Args:
             draft, target, request: whose it was.
+            length: as requested.
             before: probability that all tokens of the block before it stand.
             chance: that it would have stood if they do.
             alone: whether it was the first, so that no block is verified.
         """
-        of_all, own = self._counts(draft, target, request)
+        of_all, own = self._counts(draft, target, request, length)
         if alone:
             of_all.add(0, 0, 1, _PAIR_MEMORY)
             own.add(0, 0, 1, _REQUEST_MEMORY)
         of_all.expect(before, chance)
         own.expect(before, chance)
 
-    def _counts(self, draft: str, target: str, request: str) -> tuple[_Counts, _Counts]:
+    def typical(self, draft: str, rows: int) -> float | None:
+        """Seconds of a round's first pass of the draft over so many rows; None if none has been seen."""
+        return self._costs(draft, "first").seconds(_CAUGHT_UP * rows)
+
+    def _counts(self, draft: str, target: str, request: str, length: Length) -> tuple[_Counts, _Counts]:
         """Of all requests, and of this one."""
-        pair = self._pairs.setdefault((draft, target), _Pair())
+        pair = self._pairs.setdefault((draft, target, type(length)), _Pair())
         key = (draft, target, request)
         own = self._requests.setdefault(key, _Counts())
         self._requests.move_to_end(key)
@@ -325,7 +350,7 @@ class Speculation:
         """
         if isinstance(length, Fixed):
             return rule(length)
-        pair = self._pairs.setdefault((draft, target), _Pair())
+        pair = self._pairs.setdefault((draft, target, type(length)), _Pair())
         pair.calls += 1
         if self._wants_plain(pair, target, load):
             return None
@@ -337,24 +362,33 @@ class Speculation:
         most = longest(length)
         own = self._requests.get((draft, target, request), _Counts()).leaning(pair.counts)
         everyone = own if load == 1 else pair.counts
-        prices = self._prices(pair, draft, target, load, most, everyone)
+        prices = self._prices(pair, length, draft, target, request, load, everyone)
+        verdict = prices.verdict
+        if verdict is not None and not verdict.pays and not self._tried(pair, draft, target, load, prices, missing):
+            return None
         chance, sure = own.chance, prices.token * (1 - _MARGIN)
-        block, gain, brings = 0, _MARGIN * prices.plain, 0.0
+        block, gain, brings, follow = 0, _MARGIN * prices.plain, 0.0, 1.0
         for k in range(1, most + 1):
-            brings += chance**k
-            more = brings * sure - prices.adds(k, k)
+            follow *= chance
+            brings += follow
+            more = brings * sure - prices.adds_draft[k] - prices.adds_verify[k]
             if more > gain:
                 block, gain = k, more
         if own.blocks:
             costs = prices.adds(own.passes / own.blocks, own.drafted / own.blocks)
             gain = max(gain, (own.written / own.blocks - 1) * sure - costs)
         # Rows that are like the others go together or not at all: they would all take themselves for the only one.
-        follows = load > 1 and not prices.common and chance <= everyone.chance * (1 + _NEAR)
-        if gain <= _MARGIN * prices.plain or follows:
-            return self._probe(pair, length, draft, prices, missing, chance, target, load)
+        follows = load > 1 and verdict is None and not prices.common and chance <= everyone.chance * (1 + _NEAR)
+        # Where all draft, a draft costs a row little, and whether it is verified is weighed token by token.
+        drops = self._drops(target, load)
+        weighed = verdict is not None and drops and isinstance(length, Acceptance) and length.stop is None
+        if not weighed and (gain <= _MARGIN * prices.plain or follows):
+            return self._probe(pair, length, draft, prices, missing, chance, drops)
         block = max(block, prices.common, 1)
         cap = min(most, block if prices.worse else 2 * block + 2)
-        return rule(length, prices.costs(cap, chance), cap, drops=self._drops(target, load))
+        if verdict is not None and not verdict.pays:
+            cap = _PROBE
+        return rule(length, prices.costs(cap, chance), cap, drops=drops)
 
     def copies(self, target: str, chance: float, most: int, load: int) -> int:
         """How many copied tokens, which cost nothing to draft, pay to verify; 0 to ``most``.
@@ -396,17 +430,38 @@ class Speculation:
         pair.measured, pair.plain = pair.calls, passes * load - 1
         return True
 
-    def _prices(self, pair: _Pair, draft: str, target: str, load: int, most: int, counts: _Counts) -> _Prices:
-        """Prices at a load, by what became of the blocks of all its rows; found once per round where there are many."""
-        verifying = self._costs(target)
-        passes = self._costs(draft, "first").passes + self._costs(draft, "later").passes
-        key = (load, most, passes, verifying.passes, counts.stood, counts.fell, counts.written)
+    def _tried(self, pair: _Pair, draft: str, target: str, load: int, prices: _Prices, missing: int) -> bool:
+        """Whether this is a round in which all rows draft to see whether that pays by now; the account covers it."""
+        now = self._costs(target).passes
+        if pair.trial <= now < pair.trial + _BURST:
+            return True
+        pair.account += _PROBING * prices.plain
+        if pair.account >= _BURST * self._stake(draft, prices, pair.counts.chance, load, missing):
+            pair.account, pair.trial = 0.0, now + 1
+        return False
+
+    def _stake(self, draft: str, prices: _Prices, chance: float, rows: int, missing: int) -> float:
+        """Seconds that so many rows will probably lose by drafting a token each."""
+        first = self._costs(draft, "first")
+        costs = _seconds(first, _CAUGHT_UP * rows) + rows * prices.adds_verify[1]
+        price = max(_STAKE * costs, costs - rows * chance * prices.plain)
+        if missing > 0:
+            price += first.seconds(rows * missing, cautious=True) or 0.0
+        return price
+
+    def _prices(
+        self, pair: _Pair, length: Length, draft: str, target: str, request: str, load: int, counts: _Counts
+    ) -> _Prices:
+        """Prices at a load, by what became of the blocks of all its rows; found anew every few rounds."""
+        verifying, most = self._costs(target), longest(length)
+        key = (load, most, verifying.passes // _FRESH, request if load == 1 else "")
         if pair.prices is not None and pair.prices[0] == key:
             return pair.prices[1]
         together, alone = self._drafting(draft, load, most), self._drafting(draft, 1, most)
         joined = [(t - a) / (load - 1) for t, a in zip(together, alone, strict=True)] if load > 1 else alone
         target_pass = [_seconds(verifying, load * (k + 1)) for k in range(most + 1)]
         plain = target_pass[0] / load
+        verdict = self.rounds.verdict(target, type(length), load, plain) if load > 1 else None
         drafted = list(accumulate(together, initial=0.0))
         rounds = [before + seconds for before, seconds in zip(drafted, target_pass, strict=True)]
         best, common = _best(rounds, load, counts.chance)
@@ -417,8 +472,8 @@ class Speculation:
             grown = max(counts.passes / counts.blocks, self._grown[draft] / self._rounds[draft])
             seconds = _between(drafted, grown) + _between(target_pass, mean)
             usual = seconds * counts.blocks / (load * counts.written)
-        token = min(best, usual)
-        if token < plain * (1 - _MARGIN):
+        token = min(best, usual) if verdict is None else min(verdict.drafting, plain)
+        if verdict is not None or token < plain * (1 - _MARGIN):
             verifies = [(after - before) / load for before, after in pairwise(target_pass)]
             own = [seconds / load for seconds in together]
         else:
@@ -430,7 +485,7 @@ class Speculation:
         shares = [joined[k] if k < common else own[k] for k in range(most)]
         adds_draft, adds_verify = (list(accumulate(costs, initial=0.0)) for costs in (shares, verifies))
         worse = usual > best * (1 + _NEAR)
-        found = _Prices(plain, token, common, worse, drafts, verifies, adds_draft, adds_verify)
+        found = _Prices(plain, token, common, worse, drafts, verifies, adds_draft, adds_verify, verdict)
         pair.prices = key, found
         return found
 
@@ -442,18 +497,22 @@ class Speculation:
         prices: _Prices,
         missing: int,
         chance: float,
-        target: str,
-        load: int,
+        drops: bool,
     ) -> Rule | None:
-        """A short block, if the account covers it."""
+        """A short block, if the account covers that."""
         pair.account += _PROBING * prices.plain
-        price = prices.adds(_PROBE, _PROBE)
-        if missing > 0:
-            price += self._costs(draft, "first").seconds(missing, cautious=True) or 0.0
-        if pair.account < price:
-            return None
-        pair.account = min(pair.account - price, price)  # nothing is saved up for a burst
-        return rule(length, prices.costs(_PROBE, chance), _PROBE, drops=self._drops(target, load))
+        if not pair.burst:
+            price = _BURST * self._stake(draft, prices, chance, 1, missing)
+            if pair.account < price:
+                return None
+            pair.account, pair.burst = min(pair.account - price, price), _BURST
+        pair.burst -= 1
+        return rule(length, prices.costs(_PROBE, chance), _PROBE, drops=drops)
+
+
+def _size(tokens: int) -> int:
+    """Numbers of tokens that are counted as equal: the same up to 8, then 9 to 16, 17 to 32, ..."""
+    return tokens if tokens <= 8 else 1 << (tokens - 1).bit_length()
 
 
 def _seconds(costs: PassCosts, tokens: float) -> float:

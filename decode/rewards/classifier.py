@@ -23,7 +23,7 @@ __all__ = ["Classifier", "classifier"]
 
 
 class Classifier(EngineReward):
-    """A decoder with a head over its last token, run by the engine.
+    """A decoder with a linear head, run by the engine.
 
     Args:
         model: its name in the engine.
@@ -31,13 +31,23 @@ class Classifier(EngineReward):
         partial: how a beginning of an answer is read: ``closed`` as if the answer ended there, as the model was trained
             to read answers; ``open`` without the end of the turn.
         end: text that ends an answer; None: what the model's template writes there.
+        pooling: what the head reads: ``last``, the last token, as transformers does; ``mean``, all tokens of the answer
+            and its end, and their mean counts. The answer is then read anew each time, its prompt is not.
     """
 
     kind = "prefix"
 
-    def __init__(self, model: str, read: Reading, partial: str = "closed", end: str | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        read: Reading,
+        partial: str = "closed",
+        end: str | None = None,
+        pooling: str = "last",
+    ) -> None:
         self.model, self.read, self.end = model, read, end
         self.partial = choice("partial", partial, ("closed", "open"))
+        self.pooling = choice("pooling", pooling, ("last", "mean"))
         self.models = (model,)
         self.description = f"reward model {model}"
 
@@ -47,25 +57,27 @@ class Classifier(EngineReward):
         prompts = {key: sample.prompt for key, sample in zip(keys, samples, strict=True)}
         read = {key: context.render(self.model, turns(prompt)) for key, prompt in prompts.items()}
         if len(samples) > len(read):  # several answers to one prompt: it is read once, before them
-            await gather(*(self._outputs(context, ids) for ids in read.values()))
-        whole = [self._tokens(context, read[key], sample, end) for key, sample in zip(keys, samples, strict=True)]
-        return [self.read(outputs) for outputs in await gather(*(self._outputs(context, ids) for ids in whole))]
+            await gather(*(self._outputs(context, ids, 1) for ids in read.values()))
+        answers = [self._answer(context, sample, end) for sample in samples]
+        outputs = await gather(
+            *(self._outputs(context, [*read[key], *ids], len(ids)) for key, ids in zip(keys, answers, strict=True))
+        )
+        return [self.read(one) for one in outputs]
 
-    def _tokens(self, context: Context, prompt: Sequence[int], sample: Sample, end: Sequence[int]) -> list[int]:
-        answer = self._encoded(context, sample.text)
+    def _answer(self, context: Context, sample: Sample, end: Sequence[int]) -> list[int]:
         closed = sample.finished or self.partial == "closed"
-        tokens = [*prompt, *answer, *(end if closed else ())]
-        if len(tokens) > (limit := context.limit(self.model)):
-            raise ValueError(f"prompt and answer take {len(tokens)} tokens; accepted: at most {limit}")
-        return tokens
+        return [*self._encoded(context, sample.text), *(end if closed else ())]
 
     def _encoded(self, context: Context, said: str) -> list[int]:
         return context.vocabulary(self.model).encode(said, False, continues=True)
 
-    async def _outputs(self, context: Context, tokens: Sequence[int]) -> list[float]:
+    async def _outputs(self, context: Context, tokens: Sequence[int], answer: int) -> list[float]:
+        """Of tokens, the last so many of which are the answer's."""
+        if len(tokens) > (limit := context.limit(self.model)):
+            raise ValueError(f"prompt and answer take {len(tokens)} tokens; accepted: at most {limit}")
         seq = context.open(self.model, tokens)
         try:
-            return await Value(seq)
+            return await Value(seq, last=max(1, answer) if self.pooling == "mean" else 1)
         finally:
             seq.close()
 
@@ -79,6 +91,7 @@ def classifier(
     level: float = 0.25,
     partial: str = "closed",
     end: str | None = None,
+    pooling: str | None = None,
     on: str = "auto",
     reads: str = "auto",
     template: str | None = None,
@@ -92,7 +105,8 @@ def classifier(
         source: a folder or a hub id; or
         model: a model of the engine that has a head.
         label, reading, level: which output counts, see ``readings.reading``.
-        partial, end: see ``Classifier``; a model that 'trimtab bench train-reward' made knows its end itself.
+        partial, end, pooling: see ``Classifier``; a model that 'trimtab bench train-reward' made knows the last two
+            itself.
         on: ``engine`` (decoders with a linear head), ``thread`` (every model), or ``auto``.
         reads: what an encoder is given: ``pair`` (prompt and answer), ``answer``, or ``auto``: messages through the
             tokenizer's chat template where it has one, otherwise the pair.
@@ -118,19 +132,23 @@ def classifier(
         if not reads_causally(site.models[model].source):
             raise OptionError("model", model, "a model with a linear head over its last token")
         config = read_config(site.models[model].source)
-        return Classifier(model, _reading(reading, labels_of(config), label, level), partial, _end(end, config))
+        read = _reading(reading, labels_of(config), label, level)
+        return Classifier(model, read, partial, _end(end, config), _pooling(pooling, config))
     where = text("source", source, "a folder or a hub id")
     causal = reads_causally(where)
-    read = _reading(reading, labels_of(read_config(where)), label, level)
+    config = read_config(where)
+    read = _reading(reading, labels_of(config), label, level)
     if on == "engine" and not causal:
         raise OptionError("on", on, "thread or auto: it is not a decoder with a linear head")
     if causal and on != "thread":
         name = f"{site.name}.model"
         if name in site.models:
             raise OptionError("source", where, f"no model of the engine named {name!r} beside it")
-        made = Classifier(name, read, partial, _end(end, read_config(where)))
+        made = Classifier(name, read, partial, _end(end, config), _pooling(pooling, config))
         made.brings = {name: ModelConfig(source=where, role="reward", template=template, dtype=dtype)}  # type: ignore[arg-type]
         return made
+    if _pooling(pooling, config) != "last":
+        raise OptionError("pooling", "mean", "last where a model doesn't run in the engine (on = 'thread', encoders)")
     from trimtab.decode.rewards.encoder import Encoder
 
     return Encoder(where, read, reads=reads, batch=batch, dtype=dtype)
@@ -141,6 +159,11 @@ def _end(given: object, config: Any) -> str | None:
         raise OptionError("end", given, "a text")
     own = getattr(config, "answer_end", None)
     return given if given is not None else own if isinstance(own, str) else None
+
+
+def _pooling(given: str | None, config: Any) -> str:
+    own = getattr(config, "reward_pooling", None)
+    return given if given is not None else own if isinstance(own, str) else "last"
 
 
 _reading = reading
