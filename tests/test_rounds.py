@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from trimtab.decode.engine.rounds import Rounds, Verdict
@@ -60,7 +62,7 @@ def test_it_doesnt_waver() -> None:
             found.append(verdict.pays)
     assert not any(found[:30])
     assert found[-1]
-    assert sum(a != b for a, b in zip(found, found[1:], strict=False)) == 1
+    assert sum(a != b for a, b in pairwise(found)) == 1
 
 
 def test_a_few_trials_bring_it_back() -> None:
