@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what is heavy is imported by the handlers
@@ -223,8 +226,41 @@ def _events(args: argparse.Namespace, prompt: Prompt, axes: Mapping[str, Any]) -
         source = Client(args.server)
     else:
         source = _open_engine(_with_rewards(_config(args.config), args.reward))()
-    with source as opened, closing(opened.stream(prompt, model=args.model, **options)) as events:
+    with (
+        source as opened,
+        closing(opened.stream(prompt, model=args.model, **options)) as events,
+        _interruptible(events) as watched,
+    ):
+        yield watched
+
+
+@contextmanager
+def _interruptible(events: Iterator[Event]) -> Iterator[Iterator[Event]]:
+    """The same events; ``KeyboardInterrupt`` at the latest with the next one once Ctrl-C was pressed.
+
+    Python drops the exception where it is raised in a callback or a finalizer, and then nothing would stop.
+    """
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(number, frame)
+
+    def watched() -> Iterator[Event]:
+        for event in events:
+            if pressed:
+                raise KeyboardInterrupt
+            yield event
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield events
+        return
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield watched()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def _with_rewards(config: EngineConfig, rewards: Sequence[str] | None) -> EngineConfig:

@@ -47,6 +47,7 @@ from trimtab.decode.types import (
 from trimtab.server import demo
 from trimtab.server.attribution import Attribution, Span, spans_of
 from trimtab.server.background import BackgroundServer
+from trimtab.server.commands import _interruptible
 from trimtab.server.display import Marker, candidates, progress, show
 from trimtab.server.figures import nudged_share, summary, tokens_per_second
 from trimtab.server.page import page
@@ -551,6 +552,25 @@ def test_interrupting_generate_cancels_and_says_so_briefly() -> None:
             assert "Traceback" not in error
         assert engine.wait_idle(2.0)
         assert engine.jobs[0].state == "cancelled"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_is_not_lost_where_python_drops_the_exception() -> None:
+    class Interrupting:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def events() -> Iterator[Any]:
+        yield "first"
+        Interrupting()  # at once finalised
+        yield "second"
+
+    seen = []
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _interruptible(events()) as watched:
+        seen.extend(watched)
+    assert seen == ["first"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_server_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
