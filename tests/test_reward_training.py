@@ -97,12 +97,12 @@ def curve(out: Path) -> list[dict[str, Any]]:
 def test_it_learns_what_is_liked(trained: tuple[Options, Any]) -> None:
     made, recorder = trained
     losses = [line["loss"] for line in curve(made.out) if "loss" in line]
-    assert losses[-1] < losses[0] - 0.003
+    assert losses[-1] < losses[0] - 0.02
     assert figure(recorder, "all generators", "reward model") > 0.75
     assert figure(recorder, "unseen generators", "reward model") > 0.65
     assert 0.3 < figure(recorder, "all generators", "longer answer") < 0.7
     assert figure(recorder, "all generators", "bag of words") > 0.8
-    assert abs(figure(recorder, "all generators", "reward model", "correlation with length")) < 0.8
+    assert abs(figure(recorder, "all generators", "reward model", "correlation with length")) < 0.7
 
 
 def test_results_are_recorded_rows(trained: tuple[Options, Any], tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_the_engine_reads_what_was_trained(trained: tuple[Options, Any]) -> None
     check_against_transformers(made)
 
 
-def test_a_head_may_read_the_last_token_alone(options: Callable[..., Options]) -> None:
-    made = options(pooling="last")
+def test_a_head_may_read_all_tokens_of_the_answer(options: Callable[..., Options]) -> None:
+    made = options(pooling="mean")
     train_reward(made)
     check_against_transformers(made)
 

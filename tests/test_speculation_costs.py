@@ -363,7 +363,7 @@ def test_it_comes_back_when_acceptance_does() -> None:
     chance = [0.0]
     world = World(draft, target, 1, lambda row, place: chance[0])
     world.price(Confidence(0.0, 8), 500)
-    assert sum(world.lengths) < 0.3 * len(world.lengths), "held back"
+    assert sum(world.lengths) < 0.25 * len(world.lengths), "held back"
     chance[0] = 0.9
     world.price(Confidence(0.0, 8), 400, skip=400)
     assert sum(world.lengths) > 2 * len(world.lengths)

@@ -89,7 +89,7 @@ def _train_reward_options(actions: Any) -> None:
     reward.add_argument("--depth", type=int, metavar="N", help="layers that are kept (default: two fifths of them)")
     reward.add_argument("--layers", type=int, metavar="N", help="the last of these, which are trained (default: 4)")
     reward.add_argument("--answer-tokens", type=int, metavar="N", help="of an answer that are read (default: 192)")
-    reward.add_argument("--pooling", metavar="KIND", help="what the head reads: last or mean (default: mean)")
+    reward.add_argument("--pooling", metavar="KIND", help="what the head reads: last or mean (default: last)")
     reward.add_argument("--answers", type=int, metavar="N", help="per instruction to learn from (default: all)")
     reward.add_argument("--beginnings", type=int, metavar="N", help="of each answer, learned from too (default: 1)")
     reward.add_argument("--instructions", type=int, metavar="N", help="to learn from (default: all)")

@@ -11,10 +11,10 @@ the model then says of a beginning is what to expect of the answer.
 What is below the trained layers is computed once (``states``). First the head alone is fitted, which is convex, with
 the regularisation that does best on held-out instructions; then the last of the kept layers learn with it. An answer
 ends with the token that ends its turn, not with the line break that many templates write after it: a model says little
-there. The head reads that token, or (``pooling = "mean"``) all tokens of the answer: what it says of a beginning then
-is part of what it says of the whole, which a search that rejects early can rely on. The result is an ordinary sequence-
-classification folder of Hugging Face, which the type ``classifier`` loads and the engine runs with its pages.
-Preference data are often for research only, so this script ships and weights don't.
+there. The head reads that token, or (``pooling = "mean"``) all tokens of the answer: what it says of a beginning is
+then part of what it says of the whole. The result is an ordinary sequence-classification folder of Hugging Face, which
+the type ``classifier`` loads and the engine runs with its pages. Preference data are often for research only, so this
+script ships and weights don't.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Options:
     depth: int | None = None
     layers: int = 4
     answer_tokens: int = 192
-    pooling: str = "mean"
+    pooling: str = "last"
     answers: int | None = None
     beginnings: int = 1
     instructions: int | None = None

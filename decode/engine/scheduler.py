@@ -288,17 +288,18 @@ class Scheduler:
                 self._rows[view.name] = len(chosen)
             seconds = time.perf_counter() - began
             self.speculation.observe(view.name, len(batch.tokens), seconds, part)
-            self._round(view, len(chosen), len(batch.tokens), seconds, [block for _, block in blocks if drafting])
+            grown = [block for _, block in blocks if drafting and block is not None]
+            self._round(view, len(chosen), len(batch.tokens), seconds, grown)
 
-    def _round(self, view: View, rows: int, tokens: int, seconds: float, blocks: Sequence[Block | None]) -> None:
-        """Add a pass to the round that it is part of; the target's ends it."""
+    def _round(self, view: View, rows: int, tokens: int, seconds: float, blocks: Sequence[Block]) -> None:
+        """Add a pass to the round that it is part of, one that grew ``blocks`` or the target's, which ends it."""
+        if tokens > 2 * rows and blocks:
+            # What a draft reads that was held back for long is no part of what a round takes.
+            seconds = min(seconds, self.speculation.typical(view.name, rows) or seconds)
         for block in blocks:
-            if block is not None:
-                spent = self._spent.setdefault(block.op.target, _Spent())
-                spent.kinds.add(type(block.op.length))
-                # What a draft reads that was held back for long is no part of what a round takes.
-                usual = self.speculation.typical(view.name, rows) if tokens > 2 * rows else None
-                spent.seconds += (seconds if usual is None else min(seconds, usual)) / len(blocks)
+            spent = self._spent.setdefault(block.op.target, _Spent())
+            spent.kinds.add(type(block.op.length))
+            spent.seconds += seconds / len(blocks)
         if not blocks and self._written:
             spent = self._spent.pop(view.name, _Spent())
             plain = not spent.kinds and tokens == rows

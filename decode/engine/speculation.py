@@ -50,7 +50,7 @@ _APART = 16  # rounds between two such measurements, should the passes be of oth
 _TRIES = 3  # rounds that are drafted at a load before its costs are believed
 _UNSURE = 4  # longest block while costs are unknown
 _CAUGHT_UP = 1.5  # tokens that a row reads in a round's first pass: the last, and the one before if all had stood
-_FRESH = 4  # passes of the target for which prices are kept: finding them takes about 1 ms
+_FRESH = 4  # passes of the target for which prices are kept: finding them takes 30 us and their costs change slowly
 _NEAR = 0.05  # what is as good as equal
 _REQUESTS = 1024  # whose own acceptance is remembered
 
@@ -284,8 +284,8 @@ class Speculation:
 
     def _drafting(self, draft: str, load: int, most: int) -> list[float]:
         """Seconds of a draft's first, second, ... pass of a round, over as many rows; the first must have been seen."""
-        first = _seconds(self._costs(draft, "first"), _CAUGHT_UP * load)
-        later = self._costs(draft, "later").seconds(load)
+        first, later = self.typical(draft, load), self._costs(draft, "later").seconds(load)
+        assert first is not None
         return [first, *[first if later is None else later] * (most - 1)]
 
     def verified(
@@ -442,11 +442,12 @@ class Speculation:
 
     def _stake(self, draft: str, prices: _Prices, chance: float, rows: int, missing: int) -> float:
         """Seconds that so many rows will probably lose by drafting a token each."""
-        first = self._costs(draft, "first")
-        costs = _seconds(first, _CAUGHT_UP * rows) + rows * prices.adds_verify[1]
+        first = self.typical(draft, rows)
+        assert first is not None
+        costs = first + rows * prices.adds_verify[1]
         price = max(_STAKE * costs, costs - rows * chance * prices.plain)
         if missing > 0:
-            price += first.seconds(rows * missing, cautious=True) or 0.0
+            price += self._costs(draft, "first").seconds(rows * missing, cautious=True) or 0.0
         return price
 
     def _prices(
