@@ -67,6 +67,7 @@ def options(tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathF
             "layers": 2,
             "answer_tokens": 40,
             "beginnings": 0,
+            "pooling": "last",
             "unseen": 1,
             "epochs": 6.0,
             "group": 5,
