@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.draws.lengths import UNMEASURED_STOP, TokenCosts, longest, rule
+from trimtab.decode.draws.lengths import UNMEASURED_STOP, TokenCosts, longest, rule, together
 from trimtab.decode.engine.speculation import Part, PassCosts, Speculation
 from trimtab.decode.types import Acceptance, Confidence, Fixed, Length
 
@@ -189,8 +189,7 @@ class World:
         self.seconds += seconds
         if self.noise:
             seconds *= (1 + 0.1 * self.rng.random()) * (5 if self.rng.random() < 0.03 else 1)
-        self.speculation.observe(model, tokens, seconds, part)
-        return seconds
+        return self.speculation.observe(model, tokens, seconds, part)
 
     def round(self, length: Length | None) -> None:
         """Each row drafts, then all are verified; None is plain decoding."""
@@ -214,6 +213,8 @@ class World:
                     if it.goes_on(chance, chance):
                         continue
                 del growing[row]
+            if not together(list(growing.values())):
+                growing = {}
         took += self.spend("t", self.load + sum(map(len, stands.values())), "target")
         for row in range(self.load):
             block = stands.get(row, [])
@@ -230,8 +231,9 @@ class World:
                 assert length is not None
                 passes = len(block) + (dropped is not None)
                 self.speculation.verified("d", "t", f"r{row}", length, len(block), accepted, passes)
-        kind = type(length) if rules and length is not None else None
-        self.speculation.rounds.add("t", kind, self.load, took, self.tokens - before)
+        kind = (type(length), next(iter(rules.values())).even) if rules and length is not None else None
+        if not any(it.trial for it in rules.values()):
+            self.speculation.rounds.add("t", kind, self.load, took, self.tokens - before)
 
     def price(self, length: Length | None, tokens: int, skip: int = 0) -> float:
         """Seconds per token of so many, after ``skip`` others."""

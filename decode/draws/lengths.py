@@ -16,8 +16,11 @@ would stop at 0.91; at a = 0.8 the best fixed length has L = 4.05 c1, which give
 
 c1 counts everything that one more drafted token costs: the draft's pass *and* by how much it lengthens the pass that
 verifies it. The latter is nothing where a pass is bound by reading the weights, as on a GPU with few rows; on a CPU or
-with many rows it can exceed the former. In a batch a pass is shared by the rows that still draft: the fewer they are,
-the dearer the next token is to each.
+with many rows it can exceed the former.
+
+*Together.* Rows of a batch share the draft's passes, of which most costs the same whoever takes part. So a row wants
+another token if that is worth more than its own share, and there is a pass if what it is worth to all who want one,
+summed up, exceeds what the pass itself costs (``together``). For a row alone that is the bound above.
 
 *Dropping.* A token's own probability of acceptance is known when the draft has been read, and then its draft is paid
 for; only the target's share is still to be saved. So it is verified while
@@ -36,7 +39,7 @@ from dataclasses import dataclass, field
 
 from trimtab.decode.types import Acceptance, Confidence, Draw, Fixed, Length, Speculative
 
-__all__ = ["UNMEASURED_STOP", "Rule", "TokenCosts", "longest", "reproducible", "rule"]
+__all__ = ["UNMEASURED_STOP", "Rule", "TokenCosts", "longest", "reproducible", "rule", "together"]
 
 # The bound of ``Acceptance`` until costs are measured: that of the example above.
 UNMEASURED_STOP = 0.7
@@ -47,20 +50,23 @@ class TokenCosts:
     """What one more drafted token costs one row of the present batch, and what it is worth. Seconds.
 
     Attributes:
-        draft: the draft's pass.
+        draft: by how much the draft's pass grows with this row.
         verify: by how much the target's pass grows with one more token to verify.
         saves: what an accepted token is worth: seconds per written token.
         chance: that it is accepted if all before it are.
+        shared: the draft's pass, but for ``draft``.
     """
 
     draft: float
     verify: float
     saves: float
     chance: float
+    shared: float = 0.0
 
     @property
     def stop(self) -> float:
-        """The theorem's bound on the probability of a rejection, in [0, 1), before the token is drafted."""
+        """The theorem's bound on the probability of a rejection, in [0, 1), before the token is drafted; ``shared``,
+        which isn't this row's alone, is left out."""
         spent, value = self.draft + self.verify, self.chance * self.saves
         return 1 - spent / value if 0 <= spent < value else 0.0
 
@@ -81,6 +87,9 @@ class Rule:
             rejected reaches this; none never does.
         least: for each token, the last standing for all later ones: drop it if the probability that it and all before
             it are accepted is below this; none never does.
+        costs: of each token, the last standing for all later ones; none while they are unknown.
+        even: whether the block has the length that others of its round have, whatever its tokens' chances.
+        trial: whether the block is drafted to learn what blocks cost, and says nothing of whether they pay.
         dropped: the probability that all before the dropped token are accepted, and that it is if they are.
     """
 
@@ -88,6 +97,9 @@ class Rule:
     top_prob_below: float = 0.0
     stops: tuple[float, ...] = ()
     least: tuple[float, ...] = ()
+    costs: tuple[TokenCosts, ...] = ()
+    even: bool = False
+    trial: bool = False
     dropped: tuple[float, float] | None = field(default=None, init=False)
     _drafted: int = field(default=0, init=False)
     _all_accepted: float = field(default=1.0, init=False)
@@ -132,6 +144,25 @@ class Rule:
             and (not self.stops or 1 - self._all_accepted < self.stops[min(self._drafted, len(self.stops)) - 1])
         )
 
+    @property
+    def surplus(self) -> float:
+        """Seconds that the next token is worth beyond what it costs this row, were the draft's pass made anyway;
+        infinite if the rule doesn't ask for costs."""
+        if not self.costs:
+            return float("inf")
+        costs = self.costs[min(self._drafted, len(self.costs) - 1)]
+        return self._all_accepted * costs.chance * costs.saves - costs.draft - costs.verify
+
+    @property
+    def shared(self) -> float:
+        """Seconds of the next pass of the draft that are no row's own; 0 while they are unknown."""
+        return self.costs[min(self._drafted, len(self.costs) - 1)].shared if self.costs else 0.0
+
+
+def together(rules: Sequence[Rule]) -> bool:
+    """Whether another pass of the draft pays, for blocks that each want another token."""
+    return sum(rule.surplus for rule in rules) > max((rule.shared for rule in rules), default=0.0)
+
 
 def longest(length: Length) -> int:
     """Tokens of the longest block that a length allows."""
@@ -157,7 +188,7 @@ def rule(length: Length, costs: Sequence[TokenCosts] = (), cap: int | None = Non
         case Acceptance(stop=None):
             stops = tuple(each.stop for each in costs[1:] or costs)
             least = tuple(each.least for each in costs) if drops else ()
-            return Rule(most, stops=stops or (UNMEASURED_STOP,), least=least)
+            return Rule(most, stops=stops or (UNMEASURED_STOP,), least=least, costs=tuple(costs))
         case Acceptance(stop=stop):
             assert stop is not None
             return Rule(most, stops=(stop,))

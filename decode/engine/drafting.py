@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.decode.draws.foreign import shared_tokens
-from trimtab.decode.draws.lengths import Rule
+from trimtab.decode.draws.lengths import Rule, together
 from trimtab.decode.engine.sampler import row_pick
 from trimtab.decode.engine.view import View
 from trimtab.decode.engine.work import Item
@@ -107,6 +107,7 @@ class Block:
     _rows: list[Tensor] = field(default_factory=list)
     _picks: list[RowPick] = field(default_factory=list)
     _tops: list[float] = field(default_factory=list)
+    _last: int = -1  # as the draft knows it
 
     @property
     def op(self) -> Draft:
@@ -139,7 +140,9 @@ class Block:
         return full
 
     def take(self, token: int, logits: Tensor, pick: RowPick, top_prob: float, accepts: float | None) -> bool:
-        """Add a token, given as drawn from ``logits``, if it is worth verifying; whether to draft another one."""
+        """Add a token, given as drawn from ``logits``, if it is worth verifying; whether to draft another
+        one: then ``follow``.
+        """
         if not self.rule.keeps(accepts):
             return False
         own = token
@@ -156,8 +159,12 @@ class Block:
             return False
         if not self.rule.goes_on(top_prob, accepts):
             return False
-        self.item.sequence.tokens.append(own)
+        self._last = own
         return True
+
+    def follow(self) -> None:
+        """Have the draft read the last token."""
+        self.item.sequence.tokens.append(self._last)
 
     def drafted(self) -> Drafted:
         """The op's answer."""
@@ -192,4 +199,9 @@ def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None
         for i, token, top in zip(which, tokens, tops, strict=True):
             if token >= 0:
                 on[i] = blocks[i].take(token, rows[i], picks[i], top, accepts[i])
+    going = [block for block, more in zip(blocks, on, strict=True) if more]
+    if not together([block.rule for block in going]):
+        return [False] * len(blocks)
+    for block in going:
+        block.follow()
     return on

@@ -4,9 +4,10 @@ A round of speculation by R rows with blocks of k tokens takes F(R) + (k - 1) D(
 the target's pass over n tokens and F(n) and D(n) are the draft's first pass of a round and its later ones, and writes
 R (1 + a + ... + a^k) tokens, where a is the chance that a drafted token stands if those before it do. Its *price* is
 the quotient, in seconds per token; plain decoding's is S(R) / R. Costs are measured as requests run, by numbers of
-tokens, and a is counted, for each pair of models and for each request. S grows with its tokens on a CPU and with many
-rows, so the best k shrinks under load, down to none. F is more than D: a first pass also reads the tokens that the last
-round wrote, and finds the caches full of the target's weights (1.8 ms in place of 1.3, measured on two cores).
+tokens and at one pace of the machine (``pace``), and a is counted, for each pair of models and for each request. S
+grows with its tokens on a CPU and with many rows, so the best k shrinks under load, down to none. F is more than D: a
+first pass also reads the tokens that the last round wrote, and finds the caches full of the target's weights (1.8 ms in
+place of 1.3, measured on two cores).
 
 Where rows go together, what whole rounds took decides whether they draft (``rounds``); this model says how long blocks
 are then, and decides where rounds have said nothing yet or a row is alone.
@@ -24,13 +25,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from math import ceil
 from operator import itemgetter
 from typing import Literal
 
 from trimtab.decode.draws.lengths import Rule, TokenCosts, longest, rule
+from trimtab.decode.engine.pace import Pace
 from trimtab.decode.engine.rounds import Rounds, Verdict
 from trimtab.decode.types import Acceptance, Fixed, Length
 
@@ -39,6 +40,7 @@ __all__ = ["Part", "PassCosts", "Speculation"]
 Part = Literal["target", "first", "later"]  # what a pass is: of the target, the first one that drafts, a later one
 
 _WINDOW = 21  # passes of a size that are remembered: enough to shrug off a few slow ones, few enough to follow a drift
+_DISTURBED = 1.2  # times what a larger pass takes: no noise
 _PROBING = 0.015  # share of the time of plain steps that may go into drafts that don't pay
 _PROBE = 1  # tokens of such a draft
 _BURST = 6  # are drafted in a row: single ones would find the caches cold, and cost up to a fifth more
@@ -65,9 +67,9 @@ class PassCosts:
     """Seconds of a model's passes as a function of their tokens, from the passes themselves.
 
     Passes are kept by their tokens, up to 8 of them exactly (products of few rows differ by a tenth from one number to
-    the next) and then by powers of two, the latest few of each size, of which the median speaks for all. These are
-    points of the curve: straight between them, never falling, beyond the last one as steep as before it, level before
-    the first.
+    the next) and then in eighths of powers of two, the latest few of each size, of which the median speaks for all.
+    These are points of the curve: straight between them, never falling, beyond the last one as steep as before it,
+    level before the first.
     """
 
     def __init__(self) -> None:
@@ -91,9 +93,10 @@ class PassCosts:
         seen = self._seen.get(_size(tokens))
         return None if seen is None else self.passes - seen
 
-    def count(self, tokens: int) -> int:
-        """Passes of about that size that are remembered."""
-        return len(self._latest.get(_size(tokens), ()))
+    def count(self, tokens: int, most: int | None = None) -> int:
+        """Passes of about that size, or of sizes up to about ``most``, that are remembered."""
+        low, high = _size(tokens), _size(most or tokens)
+        return sum(len(passes) for size, passes in self._latest.items() if low <= size <= high)
 
     def known(self, tokens: int) -> bool:
         """Whether passes of about that size were seen of late, and often enough to be believed."""
@@ -124,16 +127,18 @@ class PassCosts:
             typical = []
             for size in sorted(self._latest):
                 passes = sorted(self._latest[size], key=itemgetter(1))
-                typical.append(passes[(len(passes) - 1) // 2])
-            levels: list[tuple[float, int]] = []  # and how many sizes share each
-            for _, seconds in typical:
-                level, count = seconds, 1
+                typical.append((*passes[(len(passes) - 1) // 2], len(passes)))
+            levels: list[tuple[float, int, int]] = []  # seconds, the passes behind them, and how many sizes share them
+            for _, seconds, seen in typical:
+                level, weight, count = seconds, seen, 1
                 while levels and levels[-1][0] > level:  # a larger pass isn't cheaper: that is noise, shared evenly
-                    before, more = levels.pop()
-                    level, count = (level * count + before * more) / (count + more), count + more
-                levels.append((level, count))
-            y = [level for level, count in levels for _ in range(count)]
-            self._points = [float(tokens) for tokens, _ in typical], y
+                    before, other, more = levels.pop()
+                    if before < _DISTURBED * level or other > weight:  # else a few disturbed passes
+                        level = (level * weight + before * other) / (weight + other)
+                    weight, count = weight + other, count + more
+                levels.append((level, weight, count))
+            y = [level for level, _, count in levels for _ in range(count)]
+            self._points = [float(tokens) for tokens, _, _ in typical], y
         return self._points
 
 
@@ -195,11 +200,13 @@ class _Prices:
         token: a token as things are: by speculation if it pays for the rows together, else plain.
         common: the best length of blocks of all rows; 0 where they don't pay together.
         worse: whether blocks as they have been cost more than that.
-        drafts, verifies: by how much a round grows with a row's first, second, ... drafted token. A pass of the draft
-            that the others need anyway costs the row little, one of its own all.
+        drafts, verifies: by how much a round grows with a row's first, second, ... drafted token, if the draft's passes
+            are made anyway.
+        shared: what these passes cost beside.
         adds_draft, adds_verify: what a row must bring with a block of 0, 1, 2, ... tokens: these costs, or its share of
             common ones.
         verdict: of the rounds of so many rows, where there are several and enough of them have been seen.
+        rules: found with these prices, by request.
     """
 
     plain: float
@@ -207,10 +214,12 @@ class _Prices:
     common: int
     worse: bool
     drafts: list[float]
+    shared: list[float]
     verifies: list[float]
     adds_draft: list[float]
     adds_verify: list[float]
     verdict: Verdict | None
+    rules: dict[str, Rule] = field(default_factory=dict)
 
     def adds(self, passes: float, tokens: float) -> float:
         """Seconds for a block of so many tokens that took so many passes of the draft."""
@@ -218,8 +227,8 @@ class _Prices:
 
     def costs(self, tokens: int, chance: float) -> list[TokenCosts]:
         """Of the first so many tokens of a block, with the chance that one of them stands if those before it do."""
-        each = zip(self.drafts[:tokens], self.verifies[:tokens], strict=True)
-        return [TokenCosts(draft, verify, self.token, chance) for draft, verify in each]
+        each = zip(self.drafts[:tokens], self.verifies[:tokens], self.shared[:tokens], strict=True)
+        return [TokenCosts(draft, verify, self.token, chance, shared) for draft, verify, shared in each]
 
 
 @dataclass(slots=True)
@@ -258,11 +267,12 @@ class Speculation:
         self._grown: dict[str, float] = {}  # its passes in these
         self._pairs: dict[tuple[str, str, type[Length]], _Pair] = {}
         self.rounds = Rounds()
+        self._pace = Pace()
         self._requests: OrderedDict[tuple[str, str, str], _Counts] = OrderedDict()
 
     # ---------------------------------------------------------------------------------------------------- observations
 
-    def observe(self, model: str, tokens: int, seconds: float, part: Part) -> None:
+    def observe(self, model: str, tokens: int, seconds: float, part: Part) -> float:
         """A pass of ``model`` over ``tokens`` tokens took so long, with all that is done for it: sampling, verifying.
 
         Args:
@@ -270,13 +280,21 @@ class Speculation:
             tokens: read, nearly all of them for rows of output; passes that read prompts are no measure.
             seconds: of wall time.
             part: what it was for. Passes that draft only grow blocks; all those of one round go together.
+
+        Returns:
+            The seconds that it would have taken at the machine's usual pace, as all costs here are.
         """
-        self._costs(model, part).observe(tokens, seconds)
+        costs = self._costs(model, part)
+        if part == "target" and costs.count(tokens) >= _FEW:
+            self._pace.observe(seconds, _seconds(costs, tokens))
+        seconds = self._pace.usual(seconds)
+        costs.observe(tokens, seconds)
         if part == "first":
             self._rounds[model] = self._rounds.get(model, 0.0) * _ROUND_MEMORY + 1
             self._grown[model] = self._grown.get(model, 0.0) * _ROUND_MEMORY + 1
         elif part == "later":
             self._grown[model] = self._grown.get(model, 0.0) + 1
+        return seconds
 
     def _costs(self, model: str, part: Part = "target") -> PassCosts:
         kinds = {"target": self._target, "first": self._first, "later": self._later}
@@ -356,9 +374,8 @@ class Speculation:
             return None
         firsts = self._costs(draft, "first")
         # A first measurement may be a disturbed one. Rows that were held back for it would never measure it again.
-        tried = max(firsts.count(load), firsts.count(ceil(_CAUGHT_UP * load)))
-        if tried < _TRIES or not self._costs(target).passes:
-            return rule(length, cap=_UNSURE)
+        if firsts.count(load, 2 * load) < _TRIES or not self._costs(target).passes:
+            return replace(rule(length, cap=_UNSURE), trial=True)
         most = longest(length)
         own = self._requests.get((draft, target, request), _Counts()).leaning(pair.counts)
         everyone = own if load == 1 else pair.counts
@@ -366,6 +383,10 @@ class Speculation:
         verdict = prices.verdict
         if verdict is not None and not verdict.pays and not self._tried(pair, draft, target, load, prices, missing):
             return None
+        if verdict is not None and verdict.even:
+            return Rule(max(1, prices.common), even=True)
+        if request in prices.rules:
+            return replace(prices.rules[request])
         chance, sure = own.chance, prices.token * (1 - _MARGIN)
         block, gain, brings, follow = 0, _MARGIN * prices.plain, 0.0, 1.0
         for k in range(1, most + 1):
@@ -388,7 +409,9 @@ class Speculation:
         cap = min(most, block if prices.worse else 2 * block + 2)
         if verdict is not None and not verdict.pays:
             cap = _PROBE
-        return rule(length, prices.costs(cap, chance), cap, drops=drops)
+        found = rule(length, prices.costs(cap, chance), cap, drops=drops)
+        prices.rules[request] = found
+        return replace(found)
 
     def copies(self, target: str, chance: float, most: int, load: int) -> int:
         """How many copied tokens, which cost nothing to draft, pay to verify; 0 to ``most``.
@@ -436,19 +459,19 @@ class Speculation:
         if pair.trial <= now < pair.trial + _BURST:
             return True
         pair.account += _PROBING * prices.plain
-        if pair.account >= _BURST * self._stake(draft, prices, pair.counts.chance, load, missing):
+        if pair.account >= self._stake(draft, prices, pair.counts.chance, load, missing):
             pair.account, pair.trial = 0.0, now + 1
         return False
 
     def _stake(self, draft: str, prices: _Prices, chance: float, rows: int, missing: int) -> float:
-        """Seconds that so many rows will probably lose by drafting a token each."""
+        """Seconds that so many rows will probably lose by drafting a token each, a few times in a row."""
         first = self.typical(draft, rows)
         assert first is not None
         costs = first + rows * prices.adds_verify[1]
-        price = max(_STAKE * costs, costs - rows * chance * prices.plain)
+        stake = _BURST * max(_STAKE * costs, costs - rows * chance * prices.plain)
         if missing > 0:
-            price += self._costs(draft, "first").seconds(rows * missing, cautious=True) or 0.0
-        return price
+            stake += self._costs(draft, "first").seconds(rows * missing, cautious=True) or 0.0
+        return stake
 
     def _prices(
         self, pair: _Pair, length: Length, draft: str, target: str, request: str, load: int, counts: _Counts
@@ -460,9 +483,11 @@ class Speculation:
             return pair.prices[1]
         together, alone = self._drafting(draft, load, most), self._drafting(draft, 1, most)
         joined = [(t - a) / (load - 1) for t, a in zip(together, alone, strict=True)] if load > 1 else alone
+        shared = [a - j for a, j in zip(alone, joined, strict=True)]
         target_pass = [_seconds(verifying, load * (k + 1)) for k in range(most + 1)]
         plain = target_pass[0] / load
-        verdict = self.rounds.verdict(target, type(length), load, plain) if load > 1 else None
+        measured = isinstance(length, Acceptance) and length.stop is None
+        verdict = self.rounds.verdict(target, type(length), load, plain, measured) if load > 1 else None
         drafted = list(accumulate(together, initial=0.0))
         rounds = [before + seconds for before, seconds in zip(drafted, target_pass, strict=True)]
         best, common = _best(rounds, load, counts.chance)
@@ -475,18 +500,20 @@ class Speculation:
             usual = seconds * counts.blocks / (load * counts.written)
         token = min(best, usual) if verdict is None else min(verdict.drafting, plain)
         if verdict is not None or token < plain * (1 - _MARGIN):
-            verifies = [(after - before) / load for before, after in pairwise(target_pass)]
+            last = max(1.0, 0.75 * load)  # rows: most draft, so these show what one more token costs
+            before_last = [_seconds(verifying, load * (k + 1) - last) for k in range(1, most + 1)]
+            verifies = [(after - before) / last for before, after in zip(before_last, target_pass[1:], strict=True)]
+            adds = [(after - before) / load for before, after in pairwise(target_pass)]
             own = [seconds / load for seconds in together]
         else:
             token, common, own = plain, 0, alone
-            verifies = [
+            verifies = adds = [
                 after - before for before, after in pairwise(_seconds(verifying, load + k) for k in range(most + 1))
             ]
-        drafts = [joined[k] if k < common else alone[k] for k in range(most)]
         shares = [joined[k] if k < common else own[k] for k in range(most)]
-        adds_draft, adds_verify = (list(accumulate(costs, initial=0.0)) for costs in (shares, verifies))
+        adds_draft, adds_verify = (list(accumulate(costs, initial=0.0)) for costs in (shares, adds))
         worse = usual > best * (1 + _NEAR)
-        found = _Prices(plain, token, common, worse, drafts, verifies, adds_draft, adds_verify, verdict)
+        found = _Prices(plain, token, common, worse, joined, shared, verifies, adds_draft, adds_verify, verdict)
         pair.prices = key, found
         return found
 
@@ -503,7 +530,7 @@ class Speculation:
         """A short block, if the account covers that."""
         pair.account += _PROBING * prices.plain
         if not pair.burst:
-            price = _BURST * self._stake(draft, prices, chance, 1, missing)
+            price = self._stake(draft, prices, chance, 1, missing)
             if pair.account < price:
                 return None
             pair.account, pair.burst = min(pair.account - price, price), _BURST
@@ -512,8 +539,9 @@ class Speculation:
 
 
 def _size(tokens: int) -> int:
-    """Numbers of tokens that are counted as equal: the same up to 8, then 9 to 16, 17 to 32, ..."""
-    return tokens if tokens <= 8 else 1 << (tokens - 1).bit_length()
+    """Numbers of tokens that are counted as equal: the same up to 8, then by two, from 17 on by four, ..."""
+    step = 1 << max(0, (tokens - 1).bit_length() - 3)
+    return -(-tokens // step) * step
 
 
 def _seconds(costs: PassCosts, tokens: float) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from trimtab.decode.engine.run import Run
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.view import LiveSequence
-from trimtab.decode.ops import Draft, Extend, Mixed, Read, Seq, Value, Verify
+from trimtab.decode.ops import Draft, Extend, Mixed, Pick, Read, Seq, Value, Verify
 
 __all__ = ["Item", "ModelOp", "Pending", "sequences_of"]
 
@@ -51,6 +51,12 @@ class Item:
     def sampled(self) -> bool:
         """Whether rows become reads in the pass that gives them."""
         return isinstance(self.pending.op, Extend) and len(self.pending.items) == 1
+
+    @property
+    def joins(self) -> bool:
+        """Whether its one row can be read as a verified block without tokens is."""
+        op = self.pending.op
+        return isinstance(op, Extend) and len(op.picks) == 1 and isinstance(op.picks[0], Pick)
 
 
 @dataclass(eq=False, slots=True)

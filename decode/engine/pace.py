@@ -1,0 +1,33 @@
+"""How fast the machine is now, so that what passes took at different times can be compared.
+
+Neighbours on a shared machine, clocks that follow the heat and contexts that grow make all passes slower or faster
+together, by a tenth or two within seconds. What speculation is worth are smaller differences between passes of unlike
+sizes, which are never measured in the same moment. So costs are kept as they would have been at one pace, and the pace
+is found from passes of sizes that are known: their time over what it usually is, averaged over the latest.
+"""
+
+from __future__ import annotations
+
+from math import exp, log
+
+__all__ = ["Pace"]
+
+_WEIGHT = 1 / 16  # of the latest pass: single ones differ by a twentieth, so the pace is known to about 1 %
+_MOST = 0.2  # by which one pass may seem slower or faster, as a logarithm
+
+
+class Pace:
+    """Seconds now for a second of usual costs."""
+
+    def __init__(self) -> None:
+        self._log = 0.0
+
+    def observe(self, seconds: float, usual: float) -> None:
+        """A pass took so long whose usual cost, as ``usual(seconds)`` had it before, is known."""
+        if 0 < seconds < float("inf") and usual > 0:
+            miss = log(seconds / usual) - self._log
+            self._log += _WEIGHT * max(-_MOST, min(_MOST, miss))
+
+    def usual(self, seconds: float) -> float:
+        """What it would have taken at the usual pace."""
+        return seconds / exp(self._log)
