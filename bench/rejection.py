@@ -4,15 +4,16 @@ A pool of n candidates per prompt is written once, whole, and rated after every 
 candidate are its own (law 3), so a candidate that is dropped would have written exactly what the pool has; hence every
 rule of rejection is replayed from the pool: what it drops, chooses and spends. Some points are confirmed by real runs.
 
-The rule (share dropped at a check, tokens between checks) is chosen on one split of the data and reported on another:
-of those that spend at most the given budget, in tokens of plain best-of-n, the one with the largest reward.
+The rule (candidates to begin with, share dropped at a check, tokens between checks) is chosen on one split of the data
+and reported on another: of those that spend at most the given budget, in tokens of plain best-of-n, the one with the
+largest reward.
 """
 
 from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ class Options:
         model: a bundled name, a folder or a hub id.
         prompts: of the split ``report``, for the figures,
         tune_prompts: and of ``tune``, to choose the rule on.
-        samples: candidates of every pool.
+        samples: candidates of every pool; a rule begins with 3/8 of them or more.
         step: tokens between two ratings of a beginning.
         fractions: shares that a rule may drop at a check.
         every: tokens that may lie between its checks, multiples of ``step``.
@@ -134,6 +135,11 @@ class Options:
     @property
     def rules(self) -> list[Rule]:
         return [Rule(fraction, every) for fraction, every in itertools.product(self.fractions, self.every)]
+
+    @property
+    def counts(self) -> list[int]:
+        """Candidates to begin with."""
+        return sorted({max(2, self.samples * k // 8) for k in range(3, 9)})
 
 
 def named(source: str) -> str:
@@ -260,12 +266,15 @@ def _ranks(values: Array) -> Array:
     return means
 
 
-def choose(pools: Sequence[Sequence[Rated]], rules: Iterable[Rule], options: Options) -> Rule:
-    """The rule with the largest mean reward of those within the budget; where none is, the one that spends least."""
+def choose(pools: Sequence[Sequence[Rated]], options: Options) -> tuple[int, Rule]:
+    """The number of candidates and the rule with the largest mean reward of those within the budget; where none is, the
+    ones that spend least.
+    """
     limit = options.budget * point(pools, options.against, None, options.step).mean[1]
-    found = {rule: point(pools, options.samples, rule, options.step).mean for rule in rules}
-    fitting = {rule: reward for rule, (reward, tokens) in found.items() if tokens <= limit}
-    return max(fitting, key=fitting.__getitem__) if fitting else min(found, key=lambda rule: found[rule][1])
+    every = itertools.product(options.counts, options.rules)
+    found = {(n, rule): point(pools, n, rule, options.step).mean for n, rule in every}
+    fitting = {chosen: reward for chosen, (reward, tokens) in found.items() if tokens <= limit}
+    return max(fitting, key=fitting.__getitem__) if fitting else min(found, key=lambda chosen: found[chosen][1])
 
 
 # ------------------------------------------------------------------------------------------------------------- pools
@@ -285,7 +294,8 @@ def rejection(options: Options) -> Recorder | None:
     deadline = Deadline(options.stop_after)
     path = options.out / "pool.jsonl"
     work = [
-        Asked({"prompt": row["prompt"], "split": row["split"]}, _request(options, row["prompt"])) for row in everything
+        Asked({"prompt": row["prompt"], "split": row["split"]}, _request(options, row["prompt"], options.samples))
+        for row in everything
     ]
     known = kept_rows(path, options.made)
     engine: Engine | None = None
@@ -296,9 +306,9 @@ def rejection(options: Options) -> Recorder | None:
                 return None
         known = kept_rows(path, options.made)
         pools = {split: [rated(known[row["prompt"]]) for row in found] for split, found in rows.items()}
-        rule = choose(pools["tune"], options.rules, options)
+        n, rule = choose(pools["tune"], options)
         runs = options.out / "runs.jsonl"
-        made = {**options.made, "rule": str(rule)}
+        made = {**options.made, "rule": f"{n}, {rule}", "against": options.against}
         checks = [known[row["prompt"]] for row in rows["report"][: options.confirm]]
         done = kept_rows(runs, made) if runs.exists() else {}
         for row in checks:
@@ -306,12 +316,12 @@ def rejection(options: Options) -> Recorder | None:
                 if deadline.passed:
                     return None
                 engine = engine or _engine(options)
-                append_rows(runs, [{"prompt": row["prompt"], **made, **confirmed(engine, row, rule, options)}])
+                append_rows(runs, [{"prompt": row["prompt"], **made, **confirmed(engine, row, n, rule, options)}])
         done = kept_rows(runs, made)
     finally:
         if engine is not None:
             engine.close()
-    return record(pools["report"], rule, [done[row["prompt"]] for row in checks], options)
+    return record(pools["report"], n, rule, [done[row["prompt"]] for row in checks], options)
 
 
 def _rows(data: Sequence[dict[str, Any]], split: str, count: int) -> list[dict[str, Any]]:
@@ -333,10 +343,10 @@ def _engine(options: Options) -> Engine:
     return Engine({_MODEL: options.model}, rewards={_REWARD: reward}, options=settings)
 
 
-def _request(options: Options, prompt: str, rule: Rule | None = None) -> Request:
-    search = BestOfN(options.samples, _REWARD)
+def _request(options: Options, prompt: str, n: int, rule: Rule | None = None) -> Request:
+    search = BestOfN(n, _REWARD)
     if rule is not None:
-        search = BestOfN(options.samples, _REWARD, reject_fraction=rule.fraction, check_every_tokens=rule.every)
+        search = BestOfN(n, _REWARD, reject_fraction=rule.fraction, check_every_tokens=rule.every)
     return Request(
         model=_MODEL,
         prompt=messages(prompt),
@@ -386,15 +396,20 @@ def rated(row: Mapping[str, Any]) -> list[Rated]:
     return [Rated(one["tokens"], one["reward"], tuple(one["beginnings"])) for one in row["candidates"]]
 
 
-def confirmed(engine: Engine, row: Mapping[str, Any], rule: Rule, options: Options) -> Mapping[str, Any]:
-    """Run the rule for real and say whether the replay said the same; and time it beside plain best-of-n.
+def confirmed(engine: Engine, row: Mapping[str, Any], n: int, rule: Rule, options: Options) -> Mapping[str, Any]:
+    """Run the rule for real and say whether the replay said the same; and time it beside the plain best-of-n that it is
+    measured against.
 
     What is timed is new to the engine: had it rated the same answers before, it would remember them.
     """
-    expected = replay(rated(row), rule, options.step)
+    expected = replay(rated(row)[:n], rule, options.step)
     runs = {}
-    for name, how, shift in (("same", rule, 0), ("plain", None, 1), ("rejecting", rule, 2)):
-        request = _request(options, row["prompt"], how)
+    for name, count, how, shift in (
+        ("same", n, rule, 0),
+        ("plain", options.against, None, 1),
+        ("rejecting", n, rule, 2),
+    ):
+        request = _request(options, row["prompt"], count, how)
         sampling = replace(request.sampling, seed=seed_of(row["prompt"], options.seed + shift))
         runs[name] = engine.generate(
             request.prompt,
@@ -419,10 +434,13 @@ def confirmed(engine: Engine, row: Mapping[str, Any], rule: Rule, options: Optio
 
 
 def record(
-    pools: Sequence[Sequence[Rated]], rule: Rule, runs: Sequence[Mapping[str, Any]], options: Options
+    pools: Sequence[Sequence[Rated]], count: int, rule: Rule, runs: Sequence[Mapping[str, Any]], options: Options
 ) -> Recorder:
-    """Rows of results: reward and tokens by n, plain and with the chosen rule; the comparison; every rule at full n."""
-    settings = {**options.made, "rule": str(rule), "against": options.against, "budget": options.budget}
+    """Rows of results: reward and tokens by n, plain and with the chosen rule; the comparison of rejection with
+    ``count`` candidates; every rule at full n.
+    """
+    chosen = {"chosen": count, "rule": str(rule), "against": options.against, "budget": options.budget}
+    settings = {**options.made, **chosen}
     recorder = Recorder("rejection", seed=options.seed, dtype="", settings=settings, quick=options.quick)
 
     def add(case: str, subject: str, found: Point) -> None:
@@ -431,7 +449,7 @@ def record(
             interval = bootstrap_interval(samples, mean_ratio)
             recorder.value(case, subject, metric, unit, float(values.mean()), len(values), interval)
 
-    for n in _sizes(options.samples):
+    for n in sorted({*_sizes(options.samples), count}):
         add(f"{n} candidates", "plain", point(pools, n, None, options.step))
         add(f"{n} candidates", "rejecting", point(pools, n, rule, options.step))
     for other in options.rules:
@@ -443,15 +461,15 @@ def record(
             case, "reward", "rank correlation with the whole", "", float(values.mean()), len(values), interval
         )
     plain = point(pools, options.against, None, options.step)
-    ours = point(pools, options.samples, rule, options.step)
-    names = f"rejecting of {options.samples}", f"plain of {options.against}"
+    ours = point(pools, count, rule, options.step)
+    names = f"rejecting of {count}", f"plain of {options.against}"
     gain = np.stack([ours.reward - plain.reward, np.ones_like(plain.reward)], axis=1)
     spent = np.stack([ours.tokens, plain.tokens], axis=1)
     for mark, metric, unit, samples in ((" - ", "reward", "", gain), (" / ", "tokens generated", "ratio", spent)):
         interval = bootstrap_interval(samples, mean_ratio)
         recorder.value("all", mark.join(names), metric, unit, float(mean_ratio(samples)), len(samples), interval)
     if runs:
-        case, subject = f"{options.samples} candidates", "real runs"
+        case, subject = "all", "real runs"
         recorder.value(case, subject, "same answer", "share", sum(r["same"] for r in runs) / len(runs), len(runs))
         for metric, name in (("reward", "reward"), ("tokens generated", "tokens")):
             drift = sum(abs(run[f"real_{name}"] - run[f"replayed_{name}"]) for run in runs) / len(runs)

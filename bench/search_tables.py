@@ -73,7 +73,7 @@ def rejection_table(rows: Sequence[Row]) -> list[str]:
     captions.append(
         f"{settings['model']} at temperature {settings['temperature']:g}, at most {settings['max_new_tokens']} tokens, "
         f"reward model {settings['reward']}; means over {gain.repeats if gain else rows[0].repeats} prompts, rejection "
-        f"of {settings['rule']} chosen on other prompts."
+        f"of {settings['rule']} tokens and its {settings['chosen']} candidates chosen on other prompts."
     )
     return [*lines, "", " ".join(captions)]
 

@@ -310,9 +310,12 @@ def _rates(runs: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def _ratio(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
-) -> tuple[tuple[float, int], tuple[float, float]]:
-    """How many times as fast, over the shares that both have answered; how many these are, and the 95 % interval."""
+) -> tuple[tuple[float, int], tuple[float, float] | None]:
+    """How many times as fast, over the shares that both have answered; how many these are, and the 95 % interval, which
+    a single one can't give.
+    """
     seen = {(run["repeat"], run["share"]): run for run in theirs if run["timed"]}
     pairs = [(run, seen[at]) for run in ours if run["timed"] and (at := (run["repeat"], run["share"])) in seen]
     samples = np.array([[a["sums"]["tokens"], a["seconds"], b["sums"]["tokens"], b["seconds"]] for a, b in pairs])
-    return (float(rate_ratio(samples)), len(pairs)), bootstrap_interval(samples, rate_ratio)
+    interval = bootstrap_interval(samples, rate_ratio) if len(pairs) > 1 else None
+    return (float(rate_ratio(samples)), len(pairs)), interval

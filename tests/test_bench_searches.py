@@ -80,7 +80,7 @@ def settings(**changes: Any) -> rejection.Options:
 @pytest.fixture(scope="module")
 def pools(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path, options = tmp_path_factory.mktemp("pools") / "pool.jsonl", settings()
-    work = [Asked({"prompt": prompt}, rejection._request(options, prompt)) for prompt in PROMPTS]
+    work = [Asked({"prompt": prompt}, rejection._request(options, prompt, N)) for prompt in PROMPTS]
     assert fill(engine, work, path, options, Deadline(None))
     return path
 
@@ -92,7 +92,7 @@ def pools(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_replay_is_what_a_real_run_does(engine: Engine, pools: Path, n: int) -> None:
     options, dropped, early = settings(), 0, 0
     for row, rule in itertools.product(read_rows(pools), (None, *options.rules, Rule(0.9, 8))):
-        request = rejection._request(options, row["prompt"], rule)
+        request = rejection._request(options, row["prompt"], N, rule)
         result = engine.generate(
             request.prompt,
             search=dataclasses.replace(request.search, n=n),
@@ -118,7 +118,7 @@ def test_a_replay_with_other_ratings_is_another_run(pools: Path) -> None:
 def test_the_candidates_of_a_pool_are_those_of_every_smaller_one(engine: Engine, pools: Path) -> None:
     options = settings()
     for row in read_rows(pools):
-        request = rejection._request(options, row["prompt"])
+        request = rejection._request(options, row["prompt"], N)
         kept = [(c["tokens"], c["reward"]) for c in row["candidates"]]
         for n in (1, 3):
             small = engine.generate(
@@ -131,7 +131,7 @@ def test_the_candidates_of_a_pool_are_those_of_every_smaller_one(engine: Engine,
 
 
 def test_the_beginning_of_an_answer_ends_in_the_answer(engine: Engine) -> None:
-    request = rejection._request(settings(), PROMPTS[0])
+    request = rejection._request(settings(), PROMPTS[0], N)
     result = engine.generate(
         request.prompt, search=request.search, sampling=request.sampling, stopping=request.stopping
     )
@@ -203,14 +203,15 @@ def test_the_rule_is_the_best_within_the_budget() -> None:
         for _ in range(40)
     ]
     options = settings(budget=0.9)
-    chosen = choose(pools, options.rules, options)
+    every = list(itertools.product(options.counts, options.rules))
+    found = {(n, rule): point(pools, n, rule, STEP).mean for n, rule in every}
     limit = 0.9 * point(pools, 4, None, STEP).mean[1]
-    fitting = [rule for rule in options.rules if point(pools, N, rule, STEP).mean[1] <= limit]
+    fitting = [chosen for chosen in every if found[chosen][1] <= limit]
+    chosen = choose(pools, options)
     assert chosen in fitting
-    assert len(fitting) < len(options.rules)  # otherwise the budget decided nothing
-    assert all(point(pools, N, chosen, STEP).mean[0] >= point(pools, N, rule, STEP).mean[0] for rule in fitting)
-    least = choose(pools, options.rules, settings(budget=0.01))
-    assert least == min(options.rules, key=lambda rule: point(pools, N, rule, STEP).mean[1])
+    assert len(fitting) < len(every)  # otherwise the budget decided nothing
+    assert all(found[chosen][0] >= found[other][0] for other in fitting)
+    assert choose(pools, settings(budget=0.01)) == min(every, key=lambda chosen: found[chosen][1])
 
 
 def test_a_replay_refuses_checks_that_nothing_is_known_of() -> None:
@@ -223,7 +224,7 @@ def test_the_table_and_the_picture_of_rejection(tmp_path: Path, pools: Path) -> 
     options = settings()
     one = {"same": True, "real_reward": 1.0, "replayed_reward": 1.0, "real_tokens": 9, "replayed_tokens": 9}
     real = [{**one, "plain_seconds": 2.0, "rejecting_seconds": 1.0}]
-    found = rejection.record(rows, Rule(0.6, 4), real, options).rows
+    found = rejection.record(rows, N, Rule(0.6, 4), real, options).rows
     by_name = {(row.case, row.subject, row.metric): row for row in found}
     plain, ours = point(rows, 4, None, STEP), point(rows, N, Rule(0.6, 4), STEP)
     share = by_name["all", f"rejecting of {N} / plain of 4", "tokens generated"]
@@ -249,7 +250,7 @@ def test_a_pool_goes_on_where_it_was(engine: Engine, pools: Path, tmp_path: Path
     whole = pools.read_text(encoding="utf-8")
     lines = whole.splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:40], encoding="utf-8")  # killed while it wrote the second
-    work = [Asked({"prompt": prompt}, rejection._request(options, prompt)) for prompt in PROMPTS]
+    work = [Asked({"prompt": prompt}, rejection._request(options, prompt, N)) for prompt in PROMPTS]
     assert not fill(engine, work, path, options, Deadline(0.0))  # no time: nothing is begun
     assert len(read_rows(path)) == 1
     assert fill(engine, work, path, options, Deadline(None))
@@ -444,9 +445,9 @@ def test_rejection_end_to_end(tmp_path: Path, tiny: Any, tiny_folder: Callable[.
     assert not (tmp_path / "results").exists()
     assert run("bench", "rejection", *words) == 0
     found = figures(load(tmp_path / "results" / "rejection.jsonl"))
-    assert found["8 candidates", "real runs", "same answer"] == 1.0
-    assert found["8 candidates", "real runs", "difference of tokens generated"] == 0.0
-    assert found["8 candidates", "real runs", "difference of reward"] == pytest.approx(0, abs=1e-3)
+    assert found["all", "real runs", "same answer"] == 1.0
+    assert found["all", "real runs", "difference of tokens generated"] == 0.0
+    assert found["all", "real runs", "difference of reward"] == pytest.approx(0, abs=1e-3)
     before = (tmp_path / "out" / "pool.jsonl").read_bytes()
     assert run("bench", "rejection", *words) == 0  # from the files alone
     assert (tmp_path / "out" / "pool.jsonl").read_bytes() == before

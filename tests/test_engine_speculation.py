@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
+from trimtab.decode.engine.sampler import verify
 from trimtab.decode.types import (
     BestOfN,
     Completed,
@@ -94,6 +97,37 @@ def test_speculation_writes_what_plain_decoding_does(
         assert all(r.usage.discarded_tokens <= 7 for r in together)
         forwards = {m.model: m.forward_passes for m in together[-1].usage.models}
         assert forwards["base"] <= len(together[-1].tokens) / 2
+
+
+def test_plain_rows_beside_blocks_write_what_they_do_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are verified in one call with the blocks, as blocks of no tokens."""
+    options: dict[str, Any] = {"temperature": 0.9, "top_p": 0.8, "repetition_penalty": 1.3, "seed": 11}
+    options |= {"max_new_tokens": 60, "top_logprobs": 3}
+    alone = engine.generate(prompts(3), **options)
+    empty: list[int] = []
+
+    def watched(logits: Any, spans: Any, piece: Any) -> Any:
+        empty.append(sum(not span.tokens for span in spans) * any(span.tokens for span in spans))
+        return verify(logits, spans, piece)
+
+    monkeypatch.setattr("trimtab.decode.engine.scheduler.verify", watched)
+    with ThreadPoolExecutor(1) as pool:
+        draw = Speculative("draft", Fixed(3))
+        others = pool.submit(
+            engine.generate, prompts(5), draw=draw, temperature=1.0, max_new_tokens=200, ignore_eos=True
+        )
+        while not empty:
+            time.sleep(0.001)
+        beside = engine.generate(prompts(3), **options)
+        others.result()
+    assert sum(empty) > 20
+    for one, other in zip(beside, alone, strict=True):
+        assert ids(one) == ids(other)
+        for token, expected in zip(one.tokens, other.tokens, strict=True):
+            assert token.draw is expected.draw
+            assert token.logprob == pytest.approx(expected.logprob, abs=1e-4)
+            assert token.entropy == pytest.approx(expected.entropy, abs=1e-4)
+            assert [t.id for t in token.top] == [t.id for t in expected.top]
 
 
 @pytest.mark.parametrize("kind", ["nudged", "mixture"])
