@@ -70,11 +70,12 @@ def speculation_table(rows: Sequence[Row]) -> list[str]:
             " / ".join(f"{found[case, name, metric].value:.2f}" for name in (best, "acceptance"))
             for metric in ("target passes", "discarded")
         )
+        ratio = f"{against.value:.3f} {interval(against, '{:.3f}')}".rstrip()
         lines.append(
             f"| {case.data} | {case.temperature:g} | {case.batch} | {plain.value:.0f} "
             f"| {best.removeprefix('fixed ')}: {times[best]:.2f}× | {times['confidence']:.2f}× "
             f"| **{times['acceptance']:.2f}×** | {times['lookup']:.2f}× | **{times['both']:.2f}×** "
-            f"| {against.value:.3f} {interval(against, '{:.3f}')} | {passes} | {lost} |"
+            f"| {ratio} | {passes} | {lost} |"
         )
     settings = rows[0].settings
     speeds = next(row for row in rows if row.metric == "speed")

@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 
 from trimtab.decode.types import Acceptance, Confidence, Draw, Fixed, Length, Speculative
 
-__all__ = ["UNMEASURED_STOP", "Rule", "TokenCosts", "longest", "reproducible", "rule", "together"]
+__all__ = ["UNMEASURED_STOP", "Rule", "TokenCosts", "longest", "measured", "reproducible", "rule", "together"]
 
 # The bound of ``Acceptance`` until costs are measured: that of the example above.
 UNMEASURED_STOP = 0.7
@@ -66,7 +66,8 @@ class TokenCosts:
     @property
     def stop(self) -> float:
         """The theorem's bound on the probability of a rejection, in [0, 1), before the token is drafted; ``shared``,
-        which isn't this row's alone, is left out."""
+        which isn't this row's alone, is left out.
+        """
         spent, value = self.draft + self.verify, self.chance * self.saves
         return 1 - spent / value if 0 <= spent < value else 0.0
 
@@ -145,23 +146,34 @@ class Rule:
         )
 
     @property
+    def _next(self) -> TokenCosts | None:
+        """Of the token that would be drafted next."""
+        return self.costs[min(self._drafted, len(self.costs) - 1)] if self.costs else None
+
+    @property
     def surplus(self) -> float:
         """Seconds that the next token is worth beyond what it costs this row, were the draft's pass made anyway;
-        infinite if the rule doesn't ask for costs."""
-        if not self.costs:
+        infinite if the rule doesn't ask for costs.
+        """
+        costs = self._next
+        if costs is None:
             return float("inf")
-        costs = self.costs[min(self._drafted, len(self.costs) - 1)]
         return self._all_accepted * costs.chance * costs.saves - costs.draft - costs.verify
 
     @property
     def shared(self) -> float:
         """Seconds of the next pass of the draft that are no row's own; 0 while they are unknown."""
-        return self.costs[min(self._drafted, len(self.costs) - 1)].shared if self.costs else 0.0
+        return 0.0 if self._next is None else self._next.shared
 
 
 def together(rules: Sequence[Rule]) -> bool:
     """Whether another pass of the draft pays, for blocks that each want another token."""
     return sum(rule.surplus for rule in rules) > max((rule.shared for rule in rules), default=0.0)
+
+
+def measured(length: Length) -> bool:
+    """Whether it is costs that decide how long blocks are, token by token."""
+    return isinstance(length, Acceptance) and length.stop is None
 
 
 def longest(length: Length) -> int:

@@ -30,10 +30,10 @@ from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Literal
 
-from trimtab.decode.draws.lengths import Rule, TokenCosts, longest, rule
+from trimtab.decode.draws.lengths import Rule, TokenCosts, longest, measured, rule
 from trimtab.decode.engine.pace import Pace
 from trimtab.decode.engine.rounds import Rounds, Verdict
-from trimtab.decode.types import Acceptance, Fixed, Length
+from trimtab.decode.types import Fixed, Length
 
 __all__ = ["Part", "PassCosts", "Speculation"]
 
@@ -402,7 +402,7 @@ class Speculation:
         follows = load > 1 and verdict is None and not prices.common and chance <= everyone.chance * (1 + _NEAR)
         # Where all draft, a draft costs a row little, and whether it is verified is weighed token by token.
         drops = self._drops(target, load)
-        weighed = verdict is not None and drops and isinstance(length, Acceptance) and length.stop is None
+        weighed = verdict is not None and drops and measured(length)
         if not weighed and (gain <= _MARGIN * prices.plain or follows):
             return self._probe(pair, length, draft, prices, missing, chance, drops)
         block = max(block, prices.common, 1)
@@ -486,8 +486,7 @@ class Speculation:
         shared = [a - j for a, j in zip(alone, joined, strict=True)]
         target_pass = [_seconds(verifying, load * (k + 1)) for k in range(most + 1)]
         plain = target_pass[0] / load
-        measured = isinstance(length, Acceptance) and length.stop is None
-        verdict = self.rounds.verdict(target, type(length), load, plain, measured) if load > 1 else None
+        verdict = self.rounds.verdict(target, type(length), load, plain, measured(length)) if load > 1 else None
         drafted = list(accumulate(together, initial=0.0))
         rounds = [before + seconds for before, seconds in zip(drafted, target_pass, strict=True)]
         best, common = _best(rounds, load, counts.chance)
