@@ -12,12 +12,16 @@ from math import exp, log
 
 __all__ = ["Pace"]
 
-_WEIGHT = 1 / 16  # of the latest pass: single ones differ by a twentieth, so the pace is known to about 1 %
-_MOST = 0.2  # by which one pass may seem slower or faster, as a logarithm
+_STEP = 0.008  # by which a pass moves the logarithm at most: a median; it follows a change by a tenth within 13 passes
+_FADES = 1 / 512  # of the pace per pass: what lasts becomes part of the costs
 
 
 class Pace:
-    """Seconds now for a second of usual costs."""
+    """Seconds now for a second of usual costs.
+
+    Times of passes are skewed: their mean lies above their median. Costs are medians of times at this pace, so a pace
+    that were a mean would find each pass a little slow, and with every cost that is learned anew it would rise further.
+    """
 
     def __init__(self) -> None:
         self._log = 0.0
@@ -26,7 +30,7 @@ class Pace:
         """A pass took so long whose usual cost, as ``usual(seconds)`` had it before, is known."""
         if 0 < seconds < float("inf") and usual > 0:
             miss = log(seconds / usual) - self._log
-            self._log += _WEIGHT * max(-_MOST, min(_MOST, miss))
+            self._log = (self._log + max(-_STEP, min(_STEP, miss))) * (1 - _FADES)
 
     def usual(self, seconds: float) -> float:
         """What it would have taken at the usual pace."""

@@ -32,8 +32,7 @@ def confidence(top: Tensor) -> Tensor:
 
 def head_states(logits: Tensor, hidden: Tensor) -> Tensor:
     """What the head reads: hidden [n, D] and the confidence of logits [n, Vd] -> float32 [n, D + 1]."""
-    scores = logits.float()
-    top = (scores.amax(-1) - scores.logsumexp(-1)).exp()
+    top = torch.softmax(logits.float(), -1).amax(-1)
     return torch.cat((hidden.float(), confidence(top).unsqueeze(-1)), -1)
 
 
