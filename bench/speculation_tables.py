@@ -78,11 +78,12 @@ def speculation_table(rows: Sequence[Row]) -> list[str]:
             f"| {ratio} | {passes} | {lost} |"
         )
     settings = rows[0].settings
-    speeds = next(row for row in rows if row.metric == "speed")
+    repeats = {row.repeats for row in rows if row.unit == "tokens/s"}
+    rounds = " to ".join(f"{count}" for count in sorted({min(repeats), max(repeats)}))
     caption = (
         f"{settings['target']} with {settings['draft']}, {settings['timed']} prompts of each kind, at most "
         f"{settings['max_new_tokens']} tokens: tokens per second as multiples of plain decoding's over all prompts, "
-        f"{speeds.repeats} interleaved repeats together, with 95 % intervals. Passes and discarded drafts: of the best "
+        f"{rounds} interleaved repeats together, with 95 % intervals. Passes and discarded drafts: of the best "
         f"fixed length / of acceptance, over {max(row.repeats for row in rows)} prompts. Both: copies where they have "
         "mostly stood, drafts by acceptance elsewhere."
     )
