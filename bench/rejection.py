@@ -139,7 +139,7 @@ class Options:
     @property
     def counts(self) -> list[int]:
         """Candidates to begin with."""
-        return sorted({max(2, self.samples * k // 8) for k in range(3, 9)})
+        return sorted({max(2, self.samples * k // 16) for k in range(6, 17)})
 
 
 def named(source: str) -> str:

@@ -48,7 +48,7 @@ def rejection_table(rows: Sequence[Row]) -> list[str]:
     """Plain best-of-n and with rejection, and the two that are compared."""
     found = {(row.case, row.subject, row.metric): row for row in rows}
     lines = ["| candidates | plain: reward | tokens | with rejection: reward | tokens |", "|---|---|---|---|---|"]
-    for case in dict.fromkeys(row.case for row in rows if row.subject == "plain"):
+    for case in dict.fromkeys(row.case for row in rows if (row.subject, row.metric) == ("plain", "reward")):
         cells = []
         for subject in ("plain", "rejecting"):
             reward, tokens = (found.get((case, subject, metric)) for metric in ("reward", "tokens generated"))
