@@ -377,8 +377,8 @@ class Speculation:
         if firsts.count(load, 2 * load) < _TRIES or not self._costs(target).passes:
             return replace(rule(length, cap=_UNSURE), trial=True)
         most = longest(length)
-        requests = self._requests.get((draft, target, request), _Counts())
-        everyone = requests.leaning(pair.counts) if load == 1 else pair.counts
+        seen = self._requests.get((draft, target, request), _Counts())
+        everyone = seen.leaning(pair.counts) if load == 1 else pair.counts
         prices = self._prices(pair, length, draft, target, request, load, everyone)
         verdict = prices.verdict
         if verdict is not None and not verdict.pays and not self._tried(pair, draft, target, load, prices, missing):
@@ -387,7 +387,7 @@ class Speculation:
             return Rule(max(1, prices.common), even=True)
         if request in prices.rules:
             return replace(prices.rules[request])
-        own = everyone if load == 1 else requests.leaning(pair.counts)
+        own = everyone if load == 1 else seen.leaning(pair.counts)
         chance, sure = own.chance, prices.token * (1 - _MARGIN)
         block, gain, brings, follow = 0, _MARGIN * prices.plain, 0.0, 1.0
         for k in range(1, most + 1):
