@@ -16,6 +16,8 @@ import torch
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.sampler import verify
+from trimtab.decode.engine.scheduler import Scheduler
+from trimtab.decode.engine.work import SHORT
 from trimtab.decode.types import (
     BestOfN,
     Completed,
@@ -128,6 +130,27 @@ def test_plain_rows_beside_blocks_write_what_they_do_alone(engine: Engine, monke
             assert token.logprob == pytest.approx(expected.logprob, abs=1e-4)
             assert token.entropy == pytest.approx(expected.entropy, abs=1e-4)
             assert [t.id for t in token.top] == [t.id for t in expected.top]
+
+
+def test_a_block_that_follows_a_prompt_is_verified_in_the_same_tick(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that joins others loses no round of theirs to what its draft must read."""
+    passes: list[int] = []
+    tick = Scheduler.tick
+
+    def watched(self: Scheduler) -> None:
+        before = self.views["base"].forward_passes
+        tick(self)
+        passes.append(self.views["base"].forward_passes - before)
+
+    monkeypatch.setattr(Scheduler, "tick", watched)
+    (prompt,) = prompts(7)[-1:]
+    assert len(prompt) > SHORT
+    result = engine.generate(prompt, draw=Speculative("twin", Fixed(3)), temperature=0, max_new_tokens=12)
+    assert passes[0] == 1
+    forwards = {m.model: m.forward_passes for m in result.usage.models}
+    assert (len(result.tokens), forwards["base"]) == (12, 3), "a twin's blocks stand: four tokens each time"
 
 
 @pytest.mark.parametrize("kind", ["nudged", "mixture"])

@@ -111,3 +111,16 @@ def test_blocks_are_even_only_where_that_is_allowed() -> None:
     rounds = filled((None, 1.0), (Acceptance, 0.8), count=40)
     assert rounds.verdict("t", Acceptance, 8, plain=1.0) == Verdict(pytest.approx(0.8), True, False)
     assert rounds.verdict("t", Acceptance, 8, plain=1.0, even=True) == Verdict(pytest.approx(0.8), True, True)
+
+
+def test_prices_are_those_of_what_rows_hold_now() -> None:
+    """Plain rounds were seen with short contexts, drafted ones with long ones."""
+    rounds = Rounds()
+    for _ in range(20):
+        rounds.add("t", None, 8, 16.0 + 4.0, 8, positions=1000, reading=4.0)
+        rounds.add("t", (Acceptance, False), 8, 20.0 + 22.0, 11, positions=4000, reading=22.0)
+    for positions in (0, 1000, 2000, 4000):
+        plain, drafted = (16 + 4e-3 * positions) / 8, (20 + 5.5e-3 * positions) / 11
+        assert rounds.price("t", None, 8, positions) == pytest.approx(plain)
+        verdict = rounds.verdict("t", Acceptance, 8, plain=0.1, positions=positions)
+        assert verdict == Verdict(pytest.approx(drafted), drafted < plain, False)

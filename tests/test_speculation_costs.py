@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from statistics import mean
 from typing import Any
 
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.decode.draws.lengths import UNMEASURED_STOP, TokenCosts, longest, rule, together
-from trimtab.decode.engine.speculation import Part, PassCosts, Speculation
+from trimtab.decode.engine.speculation import Part, Speculation
 from trimtab.decode.types import Acceptance, Confidence, Fixed, Length
 
 # ------------------------------------------------------------------------------------------------------------- lengths
@@ -107,49 +106,6 @@ def test_a_token_that_costs_more_than_it_brings_is_dropped() -> None:
     assert found.dropped == (0.8, 0.25)
 
 
-# --------------------------------------------------------------------------------------------------------------- costs
-
-
-def test_costs_shrug_off_disturbances() -> None:
-    rng = random.Random(0)
-    costs = PassCosts()
-    true = {n: 4e-3 + 1e-3 * n for n in (1, 2, 4, 7, 16, 40)}
-    for _ in range(400):
-        n = rng.choice(list(true))
-        disturbed = 10 if rng.random() < 0.1 else 1 + 0.05 * rng.random()
-        costs.observe(n, true[n] * disturbed)
-    for n in (1, 3, 5, 10, 30, 80):
-        found = costs.seconds(n)
-        assert found == pytest.approx(4e-3 + 1e-3 * n, rel=0.1)
-
-
-@given(st.lists(st.tuples(st.integers(1, 300), st.floats(1e-4, 10)), min_size=1, max_size=60))
-def test_costs_never_fall(passes: list[tuple[int, float]]) -> None:
-    costs = PassCosts()
-    for tokens, seconds in passes:
-        costs.observe(tokens, seconds)
-    found = [costs.seconds(n) for n in range(1, 600)]
-    assert all(x is not None and x > 0 for x in found)
-    assert all(a <= b * (1 + 1e-9) for a, b in pairwise(found))  # type: ignore[operator]
-
-
-def test_costs_follow_a_drift() -> None:
-    costs = PassCosts()
-    for i in range(200):
-        costs.observe(4, 1e-3 if i < 100 else 3e-3)
-    assert costs.seconds(4) == pytest.approx(3e-3)
-    assert costs.age(4) == 0
-    assert costs.age(64) is None
-    assert PassCosts().seconds(1) is None
-
-
-def test_measurements_that_no_clock_makes_are_ignored() -> None:
-    costs = PassCosts()
-    for tokens, seconds in ((0, 1.0), (4, 0.0), (4, -1.0), (4, float("nan")), (4, float("inf"))):
-        costs.observe(tokens, seconds)
-    assert costs.seconds(4) is None
-
-
 # --------------------------------------------------------------------------------------------------------- simulations
 
 Curve = Callable[[float], float]
@@ -190,7 +146,7 @@ class World:
         self.seconds += seconds
         if self.noise:
             seconds *= (1 + 0.1 * self.rng.random()) * (5 if self.rng.random() < 0.03 else 1)
-        return self.speculation.observe(model, tokens, seconds, part)
+        return self.speculation.observe(model, tokens, seconds, part).seconds
 
     def round(self, length: Length | None) -> None:
         """Each row drafts, then all are verified; None is plain decoding."""

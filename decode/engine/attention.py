@@ -29,7 +29,7 @@ from torch import Tensor
 
 from trimtab.decode.engine.batch import RaggedBatch, Span
 
-__all__ = ["AttentionPlan", "partial_attention", "plan"]
+__all__ = ["AttentionPlan", "partial_attention", "plan", "reading"]
 
 _SHORT = 16  # spans of at most this many tokens are batched by page; longer ones attend alone
 # What one more call costs, in positions of one page: about 40 us against 0.05 us (2 cores; SmolLM2 and Gemma 3 270M).
@@ -38,6 +38,11 @@ _CALL_COST = 800
 # (8 pages of 250 positions: 75, 99, 142 and 247 us for 1, 2, 4 and 8 rows.)
 _SHARED, _EACH = 0.64, 0.36
 _MERGED = 64  # pages; with more, those of unlike widths aren't tried together, since that would take too long to find
+
+
+def reading(queries: float) -> float:
+    """What a position costs that so many query rows of a sequence read, in those that one reads."""
+    return _SHARED + _EACH * queries
 
 
 def partial_attention(
@@ -339,7 +344,7 @@ def _groups(widths: dict[int, list[int]], highs: dict[int, int]) -> list[tuple[i
     best: list[float] = [0.0]  # of the first i widths
     last: list[tuple[int, list[Sequence[int]]]] = []  # where its last group begins, and the runs of that
     for end in range(1, len(order) + 1):
-        weight = _SHARED + _EACH * order[end - 1]
+        weight = reading(order[end - 1])
         least = float("inf")
         found: tuple[int, list[Sequence[int]]] = (end - 1, [])
         for begin in range(end - 1, max(-1, end - 1 - count), -1):

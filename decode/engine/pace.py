@@ -1,7 +1,7 @@
 """How fast the machine is now, so that what passes took at different times can be compared.
 
-Neighbours on a shared machine, clocks that follow the heat and contexts that grow make all passes slower or faster
-together, by a tenth or two within seconds. What speculation is worth are smaller differences between passes of unlike
+Neighbours on a shared machine and clocks that follow the heat make all passes slower or faster together, by a tenth or
+two within seconds. What speculation is worth are smaller differences between passes of unlike
 sizes, which are never measured in the same moment. So costs are kept as they would have been at one pace, and the pace
 is found from passes of sizes that are known: their time over what it usually is, averaged over the latest.
 """
@@ -27,11 +27,15 @@ class Pace:
         self._log = 0.0
 
     def observe(self, seconds: float, usual: float) -> None:
-        """A pass took so long whose usual cost, as ``usual(seconds)`` had it before, is known."""
+        """A pass took so long whose cost at the usual pace was known."""
         if 0 < seconds < float("inf") and usual > 0:
             miss = log(seconds / usual) - self._log
             self._log = (self._log + max(-_STEP, min(_STEP, miss))) * (1 - _FADES)
 
+    @property
+    def now(self) -> float:
+        return exp(self._log)
+
     def usual(self, seconds: float) -> float:
         """What it would have taken at the usual pace."""
-        return seconds / exp(self._log)
+        return seconds / self.now

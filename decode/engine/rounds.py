@@ -2,15 +2,17 @@
 
 What a round costs is not just the sum of what its passes cost alone: rows of unlike lengths make attention slower, for
 one, and predicting each token's chances takes time. So where rows go together, no model of costs decides but the rounds
-themselves, by number of rows: seconds per written token, of plain rounds, of rounds in which each block ends by its own
-tokens' chances, and of *even* ones, in which all have the length that is best on average and no chances are read. Of
-the latter two the worse is tried again every now and then; while drafting doesn't pay, the better, at a bounded cost.
+themselves, by number of rows: seconds per written token, at the positions that rows hold now, of plain rounds, of
+rounds in which each block ends by its own tokens' chances, and of *even* ones, in which all have the length that is
+best on average and no chances are read. Of the latter two the worse is tried again every now and then; while drafting
+doesn't pay, the better, at a bounded cost.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from trimtab.decode.types import Length
 
@@ -67,14 +69,37 @@ class _Choice:
     drafted: int = 0
 
 
+class _Round(NamedTuple):
+    """One that was seen.
+
+    Attributes:
+        seconds: that it took, whatever rows hold,
+        per_position: and for each position that they hold.
+        written: tokens.
+    """
+
+    seconds: float
+    per_position: float
+    written: int
+
+
 @dataclass(slots=True)
 class Rounds:
     """The latest rounds, by target, kind and number of rows."""
 
-    _latest: dict[tuple[str, Kind, int], deque[tuple[float, int]]] = field(default_factory=dict)
+    _latest: dict[tuple[str, Kind, int], deque[_Round]] = field(default_factory=dict)
     _choices: dict[tuple[str, type[Length], int], _Choice] = field(default_factory=dict)
 
-    def add(self, target: str, kind: Kind, rows: int, seconds: float, written: int) -> None:
+    def add(
+        self,
+        target: str,
+        kind: Kind,
+        rows: int,
+        seconds: float,
+        written: int,
+        positions: float = 0.0,
+        reading: float = 0.0,
+    ) -> None:
         """One round.
 
         Args:
@@ -83,24 +108,35 @@ class Rounds:
             rows: of the target's pass.
             seconds: of that pass and of the draft's before it.
             written: tokens.
+            positions: that rows held.
+            reading: those of the seconds that are in proportion to these.
         """
         if written > 0 and 0 < seconds < float("inf"):
             latest = self._latest.setdefault((target, kind, _crowd(rows)), deque(maxlen=_rounds(_LATEST, rows)))
-            latest.append((seconds, written))
+            latest.append(_Round(seconds - reading, reading / positions if positions > 0 else 0.0, written))
             if kind is not None:
                 choice = self._choices.setdefault((target, kind[0], _crowd(rows)), _Choice())
                 choice.drafted = (choice.drafted + 1) % _rounds(_apart(choice) + _LONG, rows)
 
-    def price(self, target: str, kind: Kind, rows: int) -> float | None:
-        """Seconds per token; None while too few rounds have been seen."""
+    def price(self, target: str, kind: Kind, rows: int, positions: float = 0.0) -> float | None:
+        """Seconds per token where rows hold so many positions; None while too few rounds have been seen."""
         found = self._latest.get((target, kind, _crowd(rows)), ())
         if len(found) < _rounds(_SEEN, rows):
             return None
-        longest = _DISTURBED * sorted(seconds for seconds, _ in found)[len(found) // 2]
-        kept = [(seconds, written) for seconds, written in found if seconds <= longest]
-        return sum(seconds for seconds, _ in kept) / sum(written for _, written in kept)
+        longest = _DISTURBED * sorted(each.seconds for each in found)[len(found) // 2]
+        kept = [each for each in found if each.seconds <= longest]
+        seconds = sum(each.seconds for each in kept) + positions * sum(each.per_position for each in kept)
+        return seconds / sum(each.written for each in kept)
 
-    def verdict(self, target: str, length: type[Length], rows: int, plain: float, even: bool = False) -> Verdict | None:
+    def verdict(
+        self,
+        target: str,
+        length: type[Length],
+        rows: int,
+        plain: float,
+        even: bool = False,
+        positions: float = 0.0,
+    ) -> Verdict | None:
         """Whether drafts pay, and how to draft; None while that isn't known.
 
         Args:
@@ -108,8 +144,10 @@ class Rounds:
             length: of the next blocks.
             plain: seconds per token without drafts, where too few such rounds have been seen.
             even: whether even blocks are allowed.
+            positions: that rows hold now.
         """
-        price, evenly = self.price(target, (length, False), rows), self.price(target, (length, True), rows)
+        price = self.price(target, (length, False), rows, positions)
+        evenly = self.price(target, (length, True), rows, positions)
         if price is None:
             return None
         choice = self._choices[target, length, _crowd(rows)]
@@ -122,7 +160,7 @@ class Rounds:
             choice.clear = max(price, evenly) > min(price, evenly) * (1 + _CLEARLY)
             trying = choice.drafted >= _rounds(_apart(choice), rows)
             price = evenly if choice.even else price
-        plain = self.price(target, None, rows) or plain
+        plain = self.price(target, None, rows, positions) or plain
         latest = self._latest[target, (length, choice.even), _crowd(rows)]
         # A few rounds that went badly don't end it, nor do a few that went well bring it back.
         slack = _NOISE * ((len(latest) / _rounds(1, rows)) ** -0.5 - _LATEST**-0.5)

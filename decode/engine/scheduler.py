@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.decode.engine.attention import reading
 from trimtab.decode.engine.batch import RaggedBatch
 from trimtab.decode.engine.batch import Span as Piece
 from trimtab.decode.engine.calls import Calls
@@ -30,7 +31,7 @@ from trimtab.decode.engine.pages import OutOfPages
 from trimtab.decode.engine.rounds import Kind
 from trimtab.decode.engine.run import Run
 from trimtab.decode.engine.sampler import Row, Span, mix, sample, verify
-from trimtab.decode.engine.speculation import Part, Speculation
+from trimtab.decode.engine.speculation import Part, Speculation, Spent
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.view import View
 from trimtab.decode.engine.work import SHORT, Item, ModelOp, Pending, sequences_of
@@ -44,10 +45,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Spent:
-    """On the drafts of a round: seconds, the kinds of their lengths, and whether some were drafted only to learn."""
+class _Drafts:
+    """Of a round: the seconds that went into them, those of these that were for reading the past (``Spent``), the kinds
+    of their lengths, and whether some were drafted only to learn.
+    """
 
     seconds: float = 0.0
+    reading: float = 0.0
     kinds: set[Kind] = field(default_factory=set)
     trial: bool = False
 
@@ -78,9 +82,10 @@ class Scheduler:
         self._waiting: dict[str, list[Item]] = {name: [] for name in views}
         self._blocks: dict[Pending, Block] = {}
         self._columns: dict[tuple[str, str], Any] = {}
-        self._rows: dict[str, int] = {}  # sequences in the last pass that wrote
+        self._rows: dict[str, int] = {}  # sequences in the last pass that wrote,
+        self._positions: dict[str, int] = {}  # and what they held
         self._written = 0  # tokens, by the pass under way
-        self._spent: dict[str, _Spent] = {}  # by target, on drafts that its next pass verifies
+        self._drafts: dict[str, _Drafts] = {}  # by target, those that its next pass verifies
         self._shared = shared
         self._calls = Calls(wake)
 
@@ -108,15 +113,15 @@ class Scheduler:
         for view in self.views.values():
             self._draft(view)
         for view in self.views.values():
-            self._begin_blocks(view)
-            # Blocks that began in this tick grow in the next one, each from its first token on.
-            waiting = [item for item in self._waiting[view.name] if not self._grows(item)]
+            # Blocks that began meanwhile grow in the next tick, with the others.
+            waiting = [item for item in self._waiting[view.name] if not isinstance(item.pending.op, Draft)]
             if waiting:
                 self._pass(view, waiting)
 
     def copies(self, target: str, chance: float, most: int) -> int:
         """How many copied tokens pay to verify at the present load; each stands with probability ``chance``."""
-        return self.speculation.copies(target, chance, most, self._load(self.views[target]))
+        load, positions = self._load(self.views[target])
+        return self.speculation.copies(target, chance, most, load, positions)
 
     def close(self) -> None:
         """Stop the workers of calls."""
@@ -285,29 +290,36 @@ class Scheduler:
         self._waiting[view.name] = [item for item in self._waiting[view.name] if id(item) not in finished]
         self._answer(list(finished.values()))
         if all(len(piece.tokens) <= SHORT for _, piece in chosen):
-            if not drafting:
-                self._rows[view.name] = len(chosen)
+            pieces = [piece for _, piece in chosen]
             took = time.perf_counter() - began
-            seconds = self.speculation.observe(view.name, len(batch.tokens), took, part)
+            positions = sum(piece.end * reading(len(piece.tokens)) for piece in pieces)
+            spent = self.speculation.observe(view.name, len(batch.tokens), took, part, positions)
             grown = [block for _, block in blocks if drafting and block is not None]
-            self._round(view, len(chosen), len(batch.tokens), seconds, grown)
+            self._round(view, pieces, spent, grown)
 
-    def _round(self, view: View, rows: int, tokens: int, seconds: float, blocks: Sequence[Block]) -> None:
+    def _round(self, view: View, pieces: Sequence[Piece], spent: Spent, blocks: Sequence[Block]) -> None:
         """Add a pass to the round that it is part of, one that grew ``blocks`` or the target's, which ends it."""
+        rows, tokens = len(pieces), sum(len(piece.tokens) for piece in pieces)
+        positions = sum(piece.end for piece in pieces)
+        if not blocks:
+            self._rows[view.name], self._positions[view.name] = rows, positions
+        seconds = spent.seconds
         if tokens > 2 * rows and blocks:
             # What a draft reads that was held back for long is no part of what a round takes.
-            seconds = min(seconds, self.speculation.typical(view.name, rows) or seconds)
+            seconds = min(seconds, self.speculation.typical(view.name, rows, positions) or seconds)
         for block in blocks:
-            spent = self._spent.setdefault(block.op.target, _Spent())
-            spent.kinds.add((type(block.op.length), block.rule.even))
-            spent.trial |= block.rule.trial
-            spent.seconds += seconds / len(blocks)
+            drafts = self._drafts.setdefault(block.op.target, _Drafts())
+            drafts.kinds.add((type(block.op.length), block.rule.even))
+            drafts.trial |= block.rule.trial
+            drafts.seconds += seconds / len(blocks)
+            drafts.reading += min(spent.reading, seconds) / len(blocks)
         if not blocks and self._written:
-            spent = self._spent.pop(view.name, _Spent())
-            plain = not spent.kinds and tokens == rows
-            if (plain or len(spent.kinds) == 1) and not spent.trial:
-                kind = None if plain else next(iter(spent.kinds))
-                self.speculation.rounds.add(view.name, kind, rows, seconds + spent.seconds, self._written)
+            drafts = self._drafts.pop(view.name, _Drafts())
+            plain = not drafts.kinds and tokens == rows
+            if (plain or len(drafts.kinds) == 1) and not drafts.trial:
+                kind = None if plain else next(iter(drafts.kinds))
+                seconds, read = seconds + drafts.seconds, spent.reading + drafts.reading
+                self.speculation.rounds.add(view.name, kind, rows, seconds, self._written, positions, read)
 
     def _read(self, view: View, chosen: list[tuple[Item, Piece]], output: Tensor, hidden: Tensor | None) -> set[Item]:
         """Give each item its rows of output; sample those that can be. Returns the drafting items that go on."""
@@ -524,7 +536,15 @@ class Scheduler:
     # -------------------------------------------------------------------------------------------------------- drafting
 
     def _draft(self, view: View) -> None:
-        """Grow the blocks that wait for ``view`` until all have stopped, but for those that still read a prompt."""
+        """Grow the blocks that wait for ``view`` until all have stopped, but for those that still read a prompt.
+
+        A part of that is read first, so that a block whose prompt is short is verified in this tick.
+        """
+        self._begin_blocks(view)
+        waiting = self._waiting[view.name]
+        behind = [item for item in waiting if item.pending in self._blocks and not self._grows(item)]
+        if behind:
+            self._pass(view, behind)
         while True:
             self._begin_blocks(view)
             items = list(filter(self._grows, self._waiting[view.name]))
@@ -549,8 +569,10 @@ class Scheduler:
         op, run = item.pending.op, item.run
         assert isinstance(op, Draft)
         draft, target = item.sequence.view, self.views[op.target]
+        load, positions = self._load(target)
+        missing = max(0, item.missing - 2)
         rule = self.speculation.rule(
-            op.length, draft.name, target.name, run.job.generation_id, self._load(target), max(0, item.missing - 2)
+            op.length, draft.name, target.name, run.job.generation_id, load, missing, positions
         )
         if rule is None:
             sequence = item.sequence
@@ -565,8 +587,8 @@ class Scheduler:
         ends = frozenset(target.vocabulary.eos_token_ids)
         self._blocks[item.pending] = Block(item, rule, self._columns[key], ends)
 
-    def _load(self, target: View) -> int:
-        """Sequences that will probably share the target's next pass."""
+    def _load(self, target: View) -> tuple[int, float]:
+        """Sequences that will probably share the target's next pass, and the positions that they hold."""
         drafting = [
             item
             for items in self._waiting.values()
@@ -574,7 +596,9 @@ class Scheduler:
             if isinstance(item.pending.op, Draft) and item.pending.op.target == target.name
         ]
         now = len(self._waiting[target.name]) + len(drafting)  # some may only be about to ask
-        return max(1, min(self.max_rows, max(now, self._rows.get(target.name, 0))))
+        last = self._rows.get(target.name, 0)
+        load = max(1, min(self.max_rows, max(now, last)))
+        return load, self._positions.get(target.name, 0) / max(1, last) * load
 
 
 def _row(item: Item, index: int) -> Row:

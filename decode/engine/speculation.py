@@ -4,8 +4,9 @@ A round of speculation by R rows with blocks of k tokens takes F(R) + (k - 1) D(
 the target's pass over n tokens and F(n) and D(n) are the draft's first pass of a round and its later ones, and writes
 R (1 + a + ... + a^k) tokens, where a is the chance that a drafted token stands if those before it do. Its *price* is
 the quotient, in seconds per token; plain decoding's is S(R) / R. Costs are measured as requests run, by numbers of
-tokens and at one pace of the machine (``pace``), and a is counted, for each pair of models and for each request. S
-grows with its tokens on a CPU and with many rows, so the best k shrinks under load, down to none. F is more than D: a
+tokens, for the positions that these attend to (``costs``) and at one pace of the machine (``pace``), and a is counted,
+for each pair of models and for each request. S grows with its tokens on a CPU and with many rows, and with positions
+the more, the more tokens attend to them; so the best k shrinks under load, down to none. F is more than D: a
 first pass also reads the tokens that the last round wrote, and finds the caches full of the target's weights (1.8 ms in
 place of 1.3, measured on two cores).
 
@@ -23,31 +24,27 @@ bounded cost:
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from operator import itemgetter
 from typing import Literal
 
 from trimtab.decode.draws.lengths import Rule, TokenCosts, longest, measured, rule
+from trimtab.decode.engine.attention import reading
+from trimtab.decode.engine.costs import FEW, STALE, PassCosts
 from trimtab.decode.engine.pace import Pace
 from trimtab.decode.engine.rounds import Rounds, Verdict
 from trimtab.decode.types import Fixed, Length
 
-__all__ = ["Part", "PassCosts", "Speculation"]
+__all__ = ["Part", "Speculation", "Spent"]
 
 Part = Literal["target", "first", "later"]  # what a pass is: of the target, the first one that drafts, a later one
 
-_WINDOW = 21  # passes of a size that are remembered: enough to shrug off a few slow ones, few enough to follow a drift
-_DISTURBED = 1.2  # times what a larger pass takes: no noise
 _PROBING = 0.015  # share of the time of plain steps that may go into drafts that don't pay
 _PROBE = 1  # tokens of such a draft
 _BURST = 6  # are drafted in a row: single ones would find the caches cold, and cost up to a fifth more
 _STAKE = 0.2  # of what it costs is lost at least, as is assumed
 _MARGIN = 0.01  # speculation must be better by this, since estimates err
-_STALE = 256  # passes after which the cost of a plain step is measured again,
-_FEW, _SOON = 5, 24  # but while there are fewer measurements than these, after so many passes
 _APART = 16  # rounds between two such measurements, should the passes be of other sizes
 _TRIES = 3  # rounds that are drafted at a load before its costs are believed
 _UNSURE = 4  # longest block while costs are unknown
@@ -61,85 +58,6 @@ _STOOD, _FELL = 2.1, 0.9
 _PAIR_MEMORY, _REQUEST_MEMORY = 0.995, 0.97
 _ROUND_MEMORY = 0.95
 _LEAN = 20.0  # tokens and blocks that a request's own counts must outweigh: requests differ by 0.1 in acceptance
-
-
-class PassCosts:
-    """Seconds of a model's passes as a function of their tokens, from the passes themselves.
-
-    Passes are kept by their tokens, up to 8 of them exactly (products of few rows differ by a tenth from one number to
-    the next) and then in eighths of powers of two, the latest few of each size, of which the median speaks for all.
-    These are points of the curve: straight between them, never falling, beyond the last one as steep as before it,
-    level before the first.
-    """
-
-    def __init__(self) -> None:
-        self._latest: dict[int, deque[tuple[int, float]]] = {}
-        self._seen: dict[int, int] = {}
-        self._points: tuple[list[float], list[float]] | None = None
-        self.passes = 0
-
-    def observe(self, tokens: int, seconds: float) -> None:
-        """A pass over so many tokens took so long. One that no clock can have measured is ignored."""
-        if tokens < 1 or not 0 < seconds < float("inf"):
-            return
-        size = _size(tokens)
-        self._latest.setdefault(size, deque(maxlen=_WINDOW)).append((tokens, seconds))
-        self.passes += 1
-        self._seen[size] = self.passes
-        self._points = None
-
-    def age(self, tokens: int) -> int | None:
-        """Passes since the last one of about that size; None if there was none."""
-        seen = self._seen.get(_size(tokens))
-        return None if seen is None else self.passes - seen
-
-    def count(self, tokens: int, most: int | None = None) -> int:
-        """Passes of about that size, or of sizes up to about ``most``, that are remembered."""
-        low, high = _size(tokens), _size(most or tokens)
-        return sum(len(passes) for size, passes in self._latest.items() if low <= size <= high)
-
-    def known(self, tokens: int) -> bool:
-        """Whether passes of about that size were seen of late, and often enough to be believed."""
-        age = self.age(tokens)
-        return age is not None and age <= (_STALE if self.count(tokens) >= _FEW else _SOON)
-
-    def seconds(self, tokens: float, cautious: bool = False) -> float | None:
-        """What a pass over so many tokens takes; None if none has been seen.
-
-        Args:
-            tokens: of the pass.
-            cautious: while passes of one size only have been seen, a larger one takes as many times as long, which is
-                the most that it can.
-        """
-        if not self._latest:
-            return None
-        x, y = self._curve()
-        if cautious and len(x) == 1:
-            return y[0] * max(1.0, tokens / x[0])
-        i = bisect_left(x, tokens)
-        if i == 0 or len(x) == 1:
-            return y[0]
-        i = min(i, len(x) - 1)
-        return y[i - 1] + (y[i] - y[i - 1]) * (tokens - x[i - 1]) / (x[i] - x[i - 1])
-
-    def _curve(self) -> tuple[list[float], list[float]]:
-        if self._points is None:
-            typical = []
-            for size in sorted(self._latest):
-                passes = sorted(self._latest[size], key=itemgetter(1))
-                typical.append((*passes[(len(passes) - 1) // 2], len(passes)))
-            levels: list[tuple[float, int, int]] = []  # seconds, the passes behind them, and how many sizes share them
-            for _, seconds, seen in typical:
-                level, weight, count = seconds, seen, 1
-                while levels and levels[-1][0] > level:  # a larger pass isn't cheaper: that is noise, shared evenly
-                    before, other, more = levels.pop()
-                    if before < _DISTURBED * level or other > weight:  # else a few disturbed passes
-                        level = (level * weight + before * other) / (weight + other)
-                    weight, count = weight + other, count + more
-                levels.append((level, weight, count))
-            y = [level for level, _, count in levels for _ in range(count)]
-            self._points = [float(tokens) for tokens, _, _ in typical], y
-        return self._points
 
 
 @dataclass(slots=True)
@@ -256,6 +174,19 @@ class _Pair:
     prices: tuple[tuple[int, int, int, str], _Prices] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds that a pass takes at the machine's usual pace, as all costs here are.
+
+    Attributes:
+        seconds: all of them.
+        reading: those of them that depend on how many positions its tokens attend to.
+    """
+
+    seconds: float
+    reading: float
+
+
 class Speculation:
     """Costs of passes by model, and what to draft now. One for all requests of an engine."""
 
@@ -272,7 +203,7 @@ class Speculation:
 
     # ---------------------------------------------------------------------------------------------------- observations
 
-    def observe(self, model: str, tokens: int, seconds: float, part: Part) -> float:
+    def observe(self, model: str, tokens: int, seconds: float, part: Part, positions: float = 0.0) -> Spent:
         """A pass of ``model`` over ``tokens`` tokens took so long, with all that is done for it: sampling, verifying.
 
         Args:
@@ -280,29 +211,27 @@ class Speculation:
             tokens: read, nearly all of them for rows of output; passes that read prompts are no measure.
             seconds: of wall time.
             part: what it was for. Passes that draft only grow blocks; all those of one round go together.
-
-        Returns:
-            The seconds that it would have taken at the machine's usual pace, as all costs here are.
+            positions: that its tokens attended to, in those that are read for one token (``attention.reading``).
         """
         costs = self._costs(model, part)
-        if part == "target" and costs.count(tokens) >= _FEW:
-            self._pace.observe(seconds, _seconds(costs, tokens))
+        if part == "target" and costs.count(tokens) >= FEW:
+            self._pace.observe(seconds, _seconds(costs, tokens, positions))
         seconds = self._pace.usual(seconds)
-        costs.observe(tokens, seconds)
+        costs.observe(tokens, seconds, positions, self._pace.now)
         if part == "first":
             self._rounds[model] = self._rounds.get(model, 0.0) * _ROUND_MEMORY + 1
             self._grown[model] = self._grown.get(model, 0.0) * _ROUND_MEMORY + 1
         elif part == "later":
             self._grown[model] = self._grown.get(model, 0.0) + 1
-        return seconds
+        return Spent(seconds, min(seconds, costs.per_position * positions))
 
     def _costs(self, model: str, part: Part = "target") -> PassCosts:
         kinds = {"target": self._target, "first": self._first, "later": self._later}
         return kinds[part].setdefault(model, PassCosts())
 
-    def _drafting(self, draft: str, load: int, most: int) -> list[float]:
+    def _drafting(self, draft: str, load: int, positions: float, most: int) -> list[float]:
         """Seconds of a draft's first, second, ... pass of a round, over as many rows; the first must have been seen."""
-        first, later = self.typical(draft, load), self._costs(draft, "later").seconds(load)
+        first, later = self.typical(draft, load, positions), self._costs(draft, "later").seconds(load, positions)
         assert first is not None
         return [first, *[first if later is None else later] * (most - 1)]
 
@@ -340,9 +269,11 @@ class Speculation:
         of_all.expect(before, chance)
         own.expect(before, chance)
 
-    def typical(self, draft: str, rows: int) -> float | None:
-        """Seconds of a round's first pass of the draft over so many rows; None if none has been seen."""
-        return self._costs(draft, "first").seconds(_CAUGHT_UP * rows)
+    def typical(self, draft: str, rows: int, positions: float = 0.0) -> float | None:
+        """Seconds of a round's first pass of the draft over so many rows, which hold so many positions; None if none
+        has been seen.
+        """
+        return self._costs(draft, "first").seconds(_CAUGHT_UP * rows, positions * reading(_CAUGHT_UP))
 
     def _counts(self, draft: str, target: str, request: str, length: Length) -> tuple[_Counts, _Counts]:
         """Of all requests, and of this one."""
@@ -356,7 +287,16 @@ class Speculation:
 
     # ------------------------------------------------------------------------------------------------------- decisions
 
-    def rule(self, length: Length, draft: str, target: str, request: str, load: int, missing: int = 0) -> Rule | None:
+    def rule(
+        self,
+        length: Length,
+        draft: str,
+        target: str,
+        request: str,
+        load: int,
+        missing: int = 0,
+        positions: float = 0.0,
+    ) -> Rule | None:
         """The rule for the next block; None where none should be drafted.
 
         Args:
@@ -365,6 +305,7 @@ class Speculation:
             request: its id, for estimates of its own.
             load: sequences that share the target's next pass.
             missing: tokens that the draft would have to read first, beyond the last two.
+            positions: that these sequences hold.
         """
         if isinstance(length, Fixed):
             return rule(length)
@@ -379,9 +320,10 @@ class Speculation:
         most = longest(length)
         seen = self._requests.get((draft, target, request), _Counts())
         everyone = seen.leaning(pair.counts) if load == 1 else pair.counts
-        prices = self._prices(pair, length, draft, target, request, load, everyone)
+        prices = self._prices(pair, length, draft, target, request, load, positions, everyone)
         verdict = prices.verdict
-        if verdict is not None and not verdict.pays and not self._tried(pair, draft, target, load, prices, missing):
+        held_back = verdict is not None and not verdict.pays
+        if held_back and not self._tried(pair, draft, target, load, positions, prices, missing):
             return None
         if verdict is not None and verdict.even:
             return Rule(max(1, prices.common), even=True)
@@ -405,7 +347,7 @@ class Speculation:
         drops = self._drops(target, load)
         weighed = verdict is not None and drops and measured(length)
         if not weighed and (gain <= _MARGIN * prices.plain or follows):
-            return self._probe(pair, length, draft, prices, missing, chance, drops)
+            return self._probe(pair, length, draft, prices, missing, positions / load, chance, drops)
         block = max(block, prices.common, 1)
         cap = min(most, block if prices.worse else 2 * block + 2)
         if verdict is not None and not verdict.pays:
@@ -414,24 +356,24 @@ class Speculation:
         prices.rules[request] = found
         return replace(found)
 
-    def copies(self, target: str, chance: float, most: int, load: int) -> int:
+    def copies(self, target: str, chance: float, most: int, load: int, positions: float = 0.0) -> int:
         """How many copied tokens, which cost nothing to draft, pay to verify; 0 to ``most``.
 
         Args:
             target: the model that verifies.
             chance: probability that a copied token stands if those before it do.
             most: tokens that there are.
-            load: sequences that share the target's next pass.
+            load, positions: sequences that share the target's next pass, and what these hold.
         """
         costs = self._costs(target)
         age = costs.age(load + _UNSURE)
-        if age is None or age > _STALE:
+        if age is None or age > STALE:
             return min(most, _UNSURE)
-        alone = _seconds(costs, load)
+        alone = _verifying(costs, load, load, positions)
         found, gain, brings = 0, 0.0, 0.0
         for k in range(1, most + 1):
             brings += chance**k
-            more = brings * alone / load - (_seconds(costs, load + k) - alone)
+            more = brings * alone / load - (_verifying(costs, load, load + k, positions) - alone)
             if more > gain:
                 found, gain = k, more
         return found
@@ -454,19 +396,21 @@ class Speculation:
         pair.measured, pair.plain = pair.calls, passes * load - 1
         return True
 
-    def _tried(self, pair: _Pair, draft: str, target: str, load: int, prices: _Prices, missing: int) -> bool:
+    def _tried(
+        self, pair: _Pair, draft: str, target: str, load: int, positions: float, prices: _Prices, missing: int
+    ) -> bool:
         """Whether this is a round in which all rows draft to see whether that pays by now; the account covers it."""
         now = self._costs(target).passes
         if pair.trial <= now < pair.trial + _BURST:
             return True
         pair.account += _PROBING * prices.plain
-        if pair.account >= self._stake(draft, prices, pair.counts.chance, load, missing):
+        if pair.account >= self._stake(draft, prices, pair.counts.chance, load, positions, missing):
             pair.account, pair.trial = 0.0, now + 1
         return False
 
-    def _stake(self, draft: str, prices: _Prices, chance: float, rows: int, missing: int) -> float:
+    def _stake(self, draft: str, prices: _Prices, chance: float, rows: int, positions: float, missing: int) -> float:
         """Seconds that so many rows will probably lose by drafting a token each, a few times in a row."""
-        first = self.typical(draft, rows)
+        first = self.typical(draft, rows, positions)
         assert first is not None
         costs = first + rows * prices.adds_verify[1]
         stake = _BURST * max(_STAKE * costs, costs - rows * chance * prices.plain)
@@ -475,19 +419,30 @@ class Speculation:
         return stake
 
     def _prices(
-        self, pair: _Pair, length: Length, draft: str, target: str, request: str, load: int, counts: _Counts
+        self,
+        pair: _Pair,
+        length: Length,
+        draft: str,
+        target: str,
+        request: str,
+        load: int,
+        positions: float,
+        counts: _Counts,
     ) -> _Prices:
         """Prices at a load, by what became of the blocks of all its rows; found anew every few rounds."""
         verifying, most = self._costs(target), longest(length)
         key = (load, most, verifying.passes // _FRESH, request if load == 1 else "")
         if pair.prices is not None and pair.prices[0] == key:
             return pair.prices[1]
-        together, alone = self._drafting(draft, load, most), self._drafting(draft, 1, most)
+        together = self._drafting(draft, load, positions, most)
+        alone = self._drafting(draft, 1, positions / load, most)
         joined = [(t - a) / (load - 1) for t, a in zip(together, alone, strict=True)] if load > 1 else alone
         shared = [a - j for a, j in zip(alone, joined, strict=True)]
-        target_pass = [_seconds(verifying, load * (k + 1)) for k in range(most + 1)]
+        target_pass = [_verifying(verifying, load, load * (k + 1), positions) for k in range(most + 1)]
         plain = target_pass[0] / load
-        verdict = self.rounds.verdict(target, type(length), load, plain, measured(length)) if load > 1 else None
+        verdict = None
+        if load > 1:
+            verdict = self.rounds.verdict(target, type(length), load, plain, measured(length), positions)
         drafted = list(accumulate(together, initial=0.0))
         rounds = [before + seconds for before, seconds in zip(drafted, target_pass, strict=True)]
         best, common = _best(rounds, load, counts.chance)
@@ -501,15 +456,14 @@ class Speculation:
         token = min(best, usual) if verdict is None else min(verdict.drafting, plain)
         if verdict is not None or token < plain * (1 - _MARGIN):
             last = max(1.0, 0.75 * load)  # rows: most draft, so these show what one more token costs
-            before_last = [_seconds(verifying, load * (k + 1) - last) for k in range(1, most + 1)]
+            before_last = [_verifying(verifying, load, load * (k + 1) - last, positions) for k in range(1, most + 1)]
             verifies = [(after - before) / last for before, after in zip(before_last, target_pass[1:], strict=True)]
             adds = [(after - before) / load for before, after in pairwise(target_pass)]
             own = [seconds / load for seconds in together]
         else:
             token, common, own = plain, 0, alone
-            verifies = adds = [
-                after - before for before, after in pairwise(_seconds(verifying, load + k) for k in range(most + 1))
-            ]
+            one_drafts = [_verifying(verifying, load, load + k, positions) for k in range(most + 1)]
+            verifies = adds = [after - before for before, after in pairwise(one_drafts)]
         shares = [joined[k] if k < common else own[k] for k in range(most)]
         adds_draft, adds_verify = (list(accumulate(costs, initial=0.0)) for costs in (shares, adds))
         worse = usual > best * (1 + _NEAR)
@@ -524,13 +478,14 @@ class Speculation:
         draft: str,
         prices: _Prices,
         missing: int,
+        positions: float,
         chance: float,
         drops: bool,
     ) -> Rule | None:
         """A short block, if the account covers that."""
         pair.account += _PROBING * prices.plain
         if not pair.burst:
-            price = self._stake(draft, prices, chance, 1, missing)
+            price = self._stake(draft, prices, chance, 1, positions, missing)
             if pair.account < price:
                 return None
             pair.account, pair.burst = min(pair.account - price, price), _BURST
@@ -538,16 +493,15 @@ class Speculation:
         return rule(length, prices.costs(_PROBE, chance), _PROBE, drops=drops)
 
 
-def _size(tokens: int) -> int:
-    """Numbers of tokens that are counted as equal: the same up to 8, then by two, from 17 on by four, ..."""
-    step = 1 << max(0, (tokens - 1).bit_length() - 3)
-    return -(-tokens // step) * step
-
-
-def _seconds(costs: PassCosts, tokens: float) -> float:
-    found = costs.seconds(tokens)
+def _seconds(costs: PassCosts, tokens: float, positions: float) -> float:
+    found = costs.seconds(tokens, positions)
     assert found is not None
     return found
+
+
+def _verifying(costs: PassCosts, rows: int, tokens: float, positions: float) -> float:
+    """Seconds of the target's pass in which so many rows, which hold so many positions, read so many tokens."""
+    return _seconds(costs, tokens, positions * reading(tokens / rows))
 
 
 def _between(values: list[float], place: float) -> float:
