@@ -8,8 +8,8 @@ Tests drive the same methods with a table of logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from trimtab.decode.types import Length, Prompt, TokenDraw, TopLogprob
 
@@ -29,6 +29,7 @@ __all__ = [
     "Given",
     "Mixed",
     "Pick",
+    "Picks",
     "Read",
     "Seq",
     "Value",
@@ -55,6 +56,36 @@ class Pick:
     key: Key
     position: int
     banned: tuple[int, ...] = ()
+
+
+class Picks(Sequence[Pick]):
+    """Of successive positions, each made when it is asked for: most blocks end long before they must.
+
+    Args:
+        make: gives the pick at a place.
+        count: how many there are.
+    """
+
+    def __init__(self, make: Callable[[int], Pick], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Pick: ...
+    @overload
+    def __getitem__(self, index: slice) -> Picks: ...
+    def __getitem__(self, index: int | slice) -> Pick | Picks:
+        places = range(self._count)[index]
+        if isinstance(places, int):
+            return self._make(places)
+        return Picks(lambda i: self._make(places[i]), len(places))
+
+    @classmethod
+    def of_draft(cls, picks: Sequence[Pick]) -> Picks:
+        """The same, with the random numbers under which a draft proposes what these draw."""
+        return cls(lambda i: replace(picks[i], key=picks[i].key.drafting), len(picks))
 
 
 @dataclass(frozen=True, slots=True)

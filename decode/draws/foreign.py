@@ -12,11 +12,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
 from typing import Protocol
 
 from trimtab.decode.draws.lengths import longest
-from trimtab.decode.ops import Draft, Drafted, Pick, Seq, VocabularyView
+from trimtab.decode.ops import Draft, Drafted, Pick, Picks, Seq, VocabularyView
 from trimtab.decode.policies.bridge import Spelling, incomplete, text_of
 from trimtab.decode.types import Fixed, Length
 
@@ -114,7 +113,7 @@ class ForeignDrafter:
         if room <= 0:
             return Drafted(())
         missing = self._spelling.ids[len(self.seq.tokens) - self._own_prompt :]
-        own = picks[:room] if coupled else [replace(pick, key=pick.key.drafting) for pick in picks[:room]]
+        own = picks[:room] if coupled else Picks.of_draft(picks[:room])
         drafted = await Draft(self.seq, missing, own, self._length, self._target, coupled)
         for token in self.seq.tokens[self._own_prompt + len(self._spelling.ids) :]:
             self._spelling.append(token)

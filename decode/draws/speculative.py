@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
+from functools import partial
 from typing import Protocol, Self
 
 from trimtab.decode.answer import Answer
 from trimtab.decode.draws.lengths import longest
-from trimtab.decode.ops import Context, Draft, Drafted, Extend, Mixed, Pick, Read, Seq, Verify
+from trimtab.decode.ops import Context, Draft, Drafted, Extend, Mixed, Pick, Picks, Read, Seq, Verify
 from trimtab.decode.types import Fixed, Length
 
 __all__ = ["Drafter", "ModelDrafter", "SpeculativeDraw"]
@@ -143,15 +143,15 @@ class SpeculativeDraw:
         text = self.settle()
         # The last token of the longest block is read at a length that plain decoding would read, too.
         longest = min(answer.remaining - 1, self._room - 1, self._drafter.room(len(text)))
-        picks = [answer.pick(model, ahead) for ahead in range(max(longest, 0) + 1)]
+        picks = Picks(partial(answer.pick, model), max(longest, 0) + 1)
         drafted = Drafted(())
         if longest > 0:
             drafted = await self._drafter.draft(text, picks[:-1], self._coupled)
         count = len(drafted.tokens)
         accepted, self._accepted = self._accepted, []
         if not count:
-            return await Extend(self.seq, accepted, picks[:1], answer.top)
-        reads = await Verify(self.seq, accepted, drafted, picks[: count + 1], answer.top, self._coupled)
+            return await Extend(self.seq, accepted, list(picks[:1]), answer.top)
+        reads = await Verify(self.seq, accepted, drafted, list(picks[: count + 1]), answer.top, self._coupled)
         self._context.count(count, len(reads) - 1)
         if len(reads) <= count:
             self._drafter.rewind(len(text) + len(reads) - 1)
@@ -236,7 +236,7 @@ class ModelDrafter:
 
     async def draft(self, text: Sequence[int], picks: Sequence[Pick], coupled: bool) -> Drafted:
         missing = text[len(self.seq.tokens) - self._shift :]
-        own = picks if coupled else [replace(pick, key=pick.key.drafting) for pick in picks]
+        own = picks if coupled else Picks.of_draft(picks)
         return await Draft(self.seq, missing, own, self._length, self._target, coupled)
 
     def rewind(self, length: int) -> None:
