@@ -271,7 +271,7 @@ def record(runs: Sequence[Mapping[str, Any]], options: Options) -> Recorder:
     }
     recorder = Recorder("speculation", seed=0, dtype="", settings=settings)
     cases: dict[tuple[str, float, int], dict[str, list[Mapping[str, Any]]]] = {}
-    for run in sorted(runs, key=lambda r: (r["repeat"], r["share"])):
+    for run in sorted(runs, key=lambda r: (r["batch"], r["repeat"], r["share"])):
         methods = cases.setdefault((run["case"], run["temperature"], run["batch"]), {})
         methods.setdefault(run["method"], []).append(run)
     for (case, temperature, batch), methods in cases.items():
