@@ -82,8 +82,7 @@ class Scheduler:
         self._waiting: dict[str, list[Item]] = {name: [] for name in views}
         self._blocks: dict[Pending, Block] = {}
         self._columns: dict[tuple[str, str], Any] = {}
-        self._rows: dict[str, int] = {}  # sequences in the last pass that wrote,
-        self._positions: dict[str, int] = {}  # and what they held
+        self._latest: dict[str, tuple[int, int]] = {}  # sequences in the last pass that wrote, and what they held
         self._written = 0  # tokens, by the pass under way
         self._drafts: dict[str, _Drafts] = {}  # by target, those that its next pass verifies
         self._shared = shared
@@ -302,7 +301,7 @@ class Scheduler:
         rows, tokens = len(pieces), sum(len(piece.tokens) for piece in pieces)
         positions = sum(piece.end for piece in pieces)
         if not blocks:
-            self._rows[view.name], self._positions[view.name] = rows, positions
+            self._latest[view.name] = rows, positions
         seconds = spent.seconds
         if tokens > 2 * rows and blocks:
             # What a draft reads that was held back for long is no part of what a round takes.
@@ -596,9 +595,9 @@ class Scheduler:
             if isinstance(item.pending.op, Draft) and item.pending.op.target == target.name
         ]
         now = len(self._waiting[target.name]) + len(drafting)  # some may only be about to ask
-        last = self._rows.get(target.name, 0)
-        load = max(1, min(self.max_rows, max(now, last)))
-        return load, self._positions.get(target.name, 0) / max(1, last) * load
+        rows, positions = self._latest.get(target.name, (0, 0))
+        load = max(1, min(self.max_rows, max(now, rows)))
+        return load, positions / max(1, rows) * load
 
 
 def _row(item: Item, index: int) -> Row:
