@@ -350,7 +350,7 @@ class Speculation:
             return self._probe(pair, length, draft, prices, missing, positions / load, chance, drops)
         block = max(block, prices.common, 1)
         cap = min(most, block if prices.worse else 2 * block + 2)
-        if verdict is not None and not verdict.pays:
+        if held_back:
             cap = _PROBE
         found = rule(length, prices.costs(cap, chance), cap, drops=drops)
         prices.rules[request] = found
