@@ -41,7 +41,7 @@ def test_passes_of_unlike_sizes_compare_across_a_drift(drift: float) -> None:
         size = 16 if slow > 0 else 8
         speculation.observe("t", size, size * (1 + drift * slow) * rng.uniform(0.98, 1.02), "target")
         if i > 1000:
-            costs = speculation._costs("t")
+            costs = speculation.targets["t"]
             eight, sixteen = costs.seconds(8), costs.seconds(16)
             assert eight is not None
             assert sixteen is not None
@@ -59,7 +59,7 @@ def lasting(passes: int = 20_000) -> float:
     speculation, rng = Speculation(), random.Random(0)
     for _ in range(passes):
         speculation.observe("t", 1, 0.01 * math.exp(abs(rng.gauss(0, 0.04))), "target")
-    costs = speculation._costs("t").seconds(1)
+    costs = speculation.targets["t"].seconds(1)
     assert costs is not None
     return costs
 

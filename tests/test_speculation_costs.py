@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.decode.draws.lengths import UNMEASURED_STOP, TokenCosts, longest, rule, together
+from trimtab.decode.engine.costs import Load
 from trimtab.decode.engine.speculation import Part, Speculation
 from trimtab.decode.types import Acceptance, Confidence, Fixed, Length
 
@@ -152,7 +153,7 @@ class World:
         """Each row drafts, then all are verified; None is plain decoding."""
         rules = {}
         for row in range(self.load):
-            found = None if length is None else self.speculation.rule(length, "d", "t", f"r{row}", self.load)
+            found = None if length is None else self.speculation.rule(length, "d", "t", f"r{row}", Load(self.load))
             if found is not None:
                 rules[row] = found
         stands: dict[int, list[bool]] = {row: [] for row in rules}
@@ -190,7 +191,7 @@ class World:
                 self.speculation.verified("d", "t", f"r{row}", length, len(block), accepted, passes)
         kind = (type(length), next(iter(rules.values())).even) if rules and length is not None else None
         if not any(it.trial for it in rules.values()):
-            self.speculation.rounds.add("t", kind, self.load, took, self.tokens - before)
+            self.speculation.rounds.add("t", kind, Load(self.load), took, self.tokens - before)
 
     def price(self, length: Length | None, tokens: int, skip: int = 0) -> float:
         """Seconds per token of so many, after ``skip`` others."""
@@ -359,7 +360,7 @@ def test_a_draft_that_must_read_much_is_tried_less() -> None:
         count = 0
         for _ in range(2000):
             speculation.observe("t", 1, 1.1, "target")
-            count += speculation.rule(Confidence(), "d", "t", "r", 1, missing) is not None
+            count += speculation.rule(Confidence(), "d", "t", "r", Load(1), missing) is not None
         return count
 
     assert tried(0) > 10 * tried(2000)
@@ -374,7 +375,7 @@ def test_fixed_lengths_are_never_held_back() -> None:
         speculation.observe("d", 1, 5.0, "first")
         speculation.observe("d", 1, 5.0, "later")
         speculation.verified("d", "t", "r", Fixed(4), 4, 0, 4)
-        found = speculation.rule(Fixed(4), "d", "t", "r", 1)
+        found = speculation.rule(Fixed(4), "d", "t", "r", Load(1))
         assert found is not None
         assert found.max_tokens == 4
 
@@ -391,23 +392,23 @@ def test_copies_are_as_long_as_pays(machine: str, load: int, chance: float) -> N
     for n in (1, 2, 4, 5, 8, 9, 12, 16, 24, 32):
         for _ in range(20):
             speculation.observe("t", n, target(n), "target")
-    found = speculation.copies("t", chance, 16, load)
+    found = speculation.copies("t", chance, 16, Load(load))
     plain = target(load)
     gain = {k: sum(chance**i for i in range(1, k + 1)) * plain / load - target(load + k) + plain for k in range(17)}
     best = max(gain.values())
     assert gain[found] >= best - 0.02 * plain / load
-    assert speculation.copies("t", chance, 0, load) == 0
+    assert speculation.copies("t", chance, 0, Load(load)) == 0
 
 
 def test_copies_are_tried_until_costs_are_known() -> None:
     speculation = Speculation()
-    assert speculation.copies("t", 0.5, 16, 1) == 4
+    assert speculation.copies("t", 0.5, 16, Load(1)) == 4
     for _ in range(50):
         speculation.observe("t", 1, 1.0, "target")
-    assert speculation.copies("t", 0.5, 16, 1) == 4
-    assert speculation.copies("t", 0.5, 2, 1) == 2
+    assert speculation.copies("t", 0.5, 16, Load(1)) == 4
+    assert speculation.copies("t", 0.5, 2, Load(1)) == 2
     speculation.observe("t", 5, 5.0, "target")
-    assert speculation.copies("t", 0.5, 16, 1) == 0
+    assert speculation.copies("t", 0.5, 16, Load(1)) == 0
     for _ in range(300):
         speculation.observe("t", 1, 1.0, "target")
-    assert speculation.copies("t", 0.5, 16, 1) == 4, "what was measured long ago is measured again"
+    assert speculation.copies("t", 0.5, 16, Load(1)) == 4, "what was measured long ago is measured again"

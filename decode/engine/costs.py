@@ -11,8 +11,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from operator import itemgetter
+from typing import Literal, NamedTuple
 
-__all__ = ["FEW", "STALE", "PassCosts"]
+from trimtab.decode.engine.attention import reading
+
+__all__ = ["FEW", "STALE", "DraftCosts", "DraftPart", "Load", "PassCosts"]
+
+DraftPart = Literal["first", "later"]  # passes of a round
 
 FEW = 5  # passes of a size, from which on their median is believed
 STALE = 256  # passes of a model after which what one of that size takes is measured again,
@@ -26,6 +31,26 @@ _MEMORY, _VARIED = 1024, 1e7
 _MEAN = 64  # passes of a size from whose mean deviations are taken
 _OUTLIER = 0.5  # of the mean seconds: no pass deviates by more on account of its positions
 _LEAST = 0.1  # of a pass is for its tokens
+
+_CAUGHT_UP = 1.5  # tokens that a row reads in a round's first pass: the last, and the one before if all had stood
+_ROUND_MEMORY = 0.95
+
+
+class Load(NamedTuple):
+    """Sequences that share a pass of the target.
+
+    Attributes:
+        rows: how many.
+        positions: that they hold, all together.
+    """
+
+    rows: int
+    positions: float = 0.0
+
+    @property
+    def alone(self) -> Load:
+        """One of them."""
+        return Load(1, self.positions / self.rows)
 
 
 class PassCosts:
@@ -114,6 +139,12 @@ class PassCosts:
         i = min(i, len(x) - 1)
         return y[i - 1] + (y[i] - y[i - 1]) * (tokens - x[i - 1]) / (x[i] - x[i - 1]) + reading
 
+    def at(self, load: Load, tokens: float) -> float:
+        """What a pass takes in which a load's rows read so many tokens together; one must have been seen."""
+        found = self.seconds(tokens, load.positions * reading(tokens / load.rows))
+        assert found is not None
+        return found
+
     def _curve(self) -> tuple[list[float], list[float]]:
         if self._points is None:
             typical = []
@@ -136,6 +167,42 @@ class PassCosts:
             y = [level for level, _, count in levels for _ in range(count)]
             self._points = [float(tokens) for tokens, _, _ in typical], y
         return self._points
+
+
+class DraftCosts:
+    """Seconds of a draft's passes, of which a round has a first one and, while blocks grow, later ones.
+
+    Attributes:
+        first, later: what these take.
+    """
+
+    def __init__(self) -> None:
+        self.first, self.later = PassCosts(), PassCosts()
+        self._rounds = self._passes = 0.0  # fading
+
+    def observe(self, part: DraftPart, tokens: int, seconds: float, positions: float, pace: float) -> PassCosts:
+        """A pass took so long; see ``PassCosts.observe``. Returns the costs that it belongs to."""
+        if part == "first":
+            self._rounds = self._rounds * _ROUND_MEMORY + 1
+            self._passes *= _ROUND_MEMORY
+        self._passes += 1
+        costs = self.first if part == "first" else self.later
+        costs.observe(tokens, seconds, positions, pace)
+        return costs
+
+    @property
+    def passes_per_round(self) -> float:
+        """Of late; there must have been a round."""
+        return self._passes / self._rounds
+
+    def beginning(self, load: Load) -> float | None:
+        """What the first pass of a round takes; None if none has been seen."""
+        return self.first.at(load, _CAUGHT_UP * load.rows) if self.first.passes else None
+
+    def growing(self, load: Load, most: int) -> list[float]:
+        """What the first, second, ... pass of a round takes; a first one must have been seen."""
+        first = self.first.at(load, _CAUGHT_UP * load.rows)
+        return [first, *[self.later.at(load, load.rows) if self.later.passes else first] * (most - 1)]
 
 
 def _size(tokens: int) -> int:

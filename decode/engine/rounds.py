@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from trimtab.decode.engine.costs import Load
 from trimtab.decode.types import Length
 
 __all__ = ["Kind", "Rounds", "Verdict"]
@@ -94,10 +95,9 @@ class Rounds:
         self,
         target: str,
         kind: Kind,
-        rows: int,
+        load: Load,
         seconds: float,
         written: int,
-        positions: float = 0.0,
         reading: float = 0.0,
     ) -> None:
         """One round.
@@ -105,12 +105,12 @@ class Rounds:
         Args:
             target: the model that all rows share.
             kind: of its blocks.
-            rows: of the target's pass.
+            load: of the target's pass.
             seconds: of that pass and of the draft's before it.
             written: tokens.
-            positions: that rows held.
-            reading: those of the seconds that are in proportion to these.
+            reading: those of the seconds that are in proportion to the positions that rows held.
         """
+        rows, positions = load
         if written > 0 and 0 < seconds < float("inf"):
             latest = self._latest.setdefault((target, kind, _crowd(rows)), deque(maxlen=_rounds(_LATEST, rows)))
             latest.append(_Round(seconds - reading, reading / positions if positions > 0 else 0.0, written))
@@ -118,8 +118,9 @@ class Rounds:
                 choice = self._choices.setdefault((target, kind[0], _crowd(rows)), _Choice())
                 choice.drafted = (choice.drafted + 1) % _rounds(_apart(choice) + _LONG, rows)
 
-    def price(self, target: str, kind: Kind, rows: int, positions: float = 0.0) -> float | None:
-        """Seconds per token where rows hold so many positions; None while too few rounds have been seen."""
+    def price(self, target: str, kind: Kind, load: Load) -> float | None:
+        """Seconds per token; None while too few rounds have been seen."""
+        rows, positions = load
         found = self._latest.get((target, kind, _crowd(rows)), ())
         if len(found) < _rounds(_SEEN, rows):
             return None
@@ -132,22 +133,22 @@ class Rounds:
         self,
         target: str,
         length: type[Length],
-        rows: int,
+        load: Load,
         plain: float,
         even: bool = False,
-        positions: float = 0.0,
     ) -> Verdict | None:
         """Whether drafts pay, and how to draft; None while that isn't known.
 
         Args:
-            target, rows: see ``add``.
+            target: the model that all rows share.
             length: of the next blocks.
+            load: of its next pass.
             plain: seconds per token without drafts, where too few such rounds have been seen.
             even: whether even blocks are allowed.
-            positions: that rows hold now.
         """
-        price = self.price(target, (length, False), rows, positions)
-        evenly = self.price(target, (length, True), rows, positions)
+        rows = load.rows
+        price = self.price(target, (length, False), load)
+        evenly = self.price(target, (length, True), load)
         if price is None:
             return None
         choice = self._choices[target, length, _crowd(rows)]
@@ -160,7 +161,7 @@ class Rounds:
             choice.clear = max(price, evenly) > min(price, evenly) * (1 + _CLEARLY)
             trying = choice.drafted >= _rounds(_apart(choice), rows)
             price = evenly if choice.even else price
-        plain = self.price(target, None, rows, positions) or plain
+        plain = self.price(target, None, load) or plain
         latest = self._latest[target, (length, choice.even), _crowd(rows)]
         # A few rounds that went badly don't end it, nor do a few that went well bring it back.
         slack = _NOISE * ((len(latest) / _rounds(1, rows)) ** -0.5 - _LATEST**-0.5)

@@ -26,6 +26,7 @@ from trimtab.decode.engine.attention import reading
 from trimtab.decode.engine.batch import RaggedBatch
 from trimtab.decode.engine.batch import Span as Piece
 from trimtab.decode.engine.calls import Calls
+from trimtab.decode.engine.costs import Load
 from trimtab.decode.engine.drafting import Block, Source, columns, grow
 from trimtab.decode.engine.pages import OutOfPages
 from trimtab.decode.engine.rounds import Kind
@@ -82,7 +83,7 @@ class Scheduler:
         self._waiting: dict[str, list[Item]] = {name: [] for name in views}
         self._blocks: dict[Pending, Block] = {}
         self._columns: dict[tuple[str, str], Any] = {}
-        self._latest: dict[str, tuple[int, int]] = {}  # sequences in the last pass that wrote, and what they held
+        self._latest: dict[str, Load] = {}  # of the last pass that wrote
         self._written = 0  # tokens, by the pass under way
         self._drafts: dict[str, _Drafts] = {}  # by target, those that its next pass verifies
         self._shared = shared
@@ -119,8 +120,7 @@ class Scheduler:
 
     def copies(self, target: str, chance: float, most: int) -> int:
         """How many copied tokens pay to verify at the present load; each stands with probability ``chance``."""
-        load, positions = self._load(self.views[target])
-        return self.speculation.copies(target, chance, most, load, positions)
+        return self.speculation.copies(target, chance, most, self._load(self.views[target]))
 
     def close(self) -> None:
         """Stop the workers of calls."""
@@ -299,13 +299,13 @@ class Scheduler:
     def _round(self, view: View, pieces: Sequence[Piece], spent: Spent, blocks: Sequence[Block]) -> None:
         """Add a pass to the round that it is part of, one that grew ``blocks`` or the target's, which ends it."""
         rows, tokens = len(pieces), sum(len(piece.tokens) for piece in pieces)
-        positions = sum(piece.end for piece in pieces)
+        load = Load(rows, sum(piece.end for piece in pieces))
         if not blocks:
-            self._latest[view.name] = rows, positions
+            self._latest[view.name] = load
         seconds = spent.seconds
         if tokens > 2 * rows and blocks:
             # What a draft reads that was held back for long is no part of what a round takes.
-            seconds = min(seconds, self.speculation.typical(view.name, rows, positions) or seconds)
+            seconds = min(seconds, self.speculation.beginning(view.name, load) or seconds)
         for block in blocks:
             drafts = self._drafts.setdefault(block.op.target, _Drafts())
             drafts.kinds.add((type(block.op.length), block.rule.even))
@@ -318,7 +318,7 @@ class Scheduler:
             if (plain or len(drafts.kinds) == 1) and not drafts.trial:
                 kind = None if plain else next(iter(drafts.kinds))
                 seconds, read = seconds + drafts.seconds, spent.reading + drafts.reading
-                self.speculation.rounds.add(view.name, kind, rows, seconds, self._written, positions, read)
+                self.speculation.rounds.add(view.name, kind, load, seconds, self._written, read)
 
     def _read(self, view: View, chosen: list[tuple[Item, Piece]], output: Tensor, hidden: Tensor | None) -> set[Item]:
         """Give each item its rows of output; sample those that can be. Returns the drafting items that go on."""
@@ -568,11 +568,8 @@ class Scheduler:
         op, run = item.pending.op, item.run
         assert isinstance(op, Draft)
         draft, target = item.sequence.view, self.views[op.target]
-        load, positions = self._load(target)
-        missing = max(0, item.missing - 2)
-        rule = self.speculation.rule(
-            op.length, draft.name, target.name, run.job.generation_id, load, missing, positions
-        )
+        load, missing = self._load(target), max(0, item.missing - 2)
+        rule = self.speculation.rule(op.length, draft.name, target.name, run.job.generation_id, load, missing)
         if rule is None:
             sequence = item.sequence
             sequence.rewind(len(sequence.tokens) - len(op.tokens))
@@ -586,8 +583,8 @@ class Scheduler:
         ends = frozenset(target.vocabulary.eos_token_ids)
         self._blocks[item.pending] = Block(item, rule, self._columns[key], ends)
 
-    def _load(self, target: View) -> tuple[int, float]:
-        """Sequences that will probably share the target's next pass, and the positions that they hold."""
+    def _load(self, target: View) -> Load:
+        """What will probably share the target's next pass."""
         drafting = [
             item
             for items in self._waiting.values()
@@ -595,9 +592,9 @@ class Scheduler:
             if isinstance(item.pending.op, Draft) and item.pending.op.target == target.name
         ]
         now = len(self._waiting[target.name]) + len(drafting)  # some may only be about to ask
-        rows, positions = self._latest.get(target.name, (0, 0))
-        load = max(1, min(self.max_rows, max(now, rows)))
-        return load, positions / max(1, rows) * load
+        latest = self._latest.get(target.name, Load(1))
+        rows = max(1, min(self.max_rows, max(now, latest.rows)))
+        return Load(rows, latest.alone.positions * rows)
 
 
 def _row(item: Item, index: int) -> Row:
