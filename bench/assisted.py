@@ -32,10 +32,12 @@ from trimtab.decode.errors import InvalidRequest, UnsupportedModel
 from trimtab.decode.models.draft import read_draft
 from trimtab.decode.models.load import resolve
 from trimtab.decode.notation import parse_draw
+from trimtab.decode.types import Speculative
 
 __all__ = ["Assisted", "Options", "Ours", "bench_assisted"]
 
 _PLAIN = "autoregressive"
+_COPYING = ",copying=lookup"  # added to a draw: assisted generation of transformers drafts or copies, never both
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,8 @@ class Options:
     Attributes:
         target: a bundled name, a folder or a hub id.
         draft: the name of a bundled draft, or a draft's folder.
-        draw: of this engine, in the notation of the command line; its draft is called ``draft``.
+        draw: of this engine, in the notation of the command line; its draft is called ``draft``. Where it doesn't copy,
+            it is timed with copies beside its drafts too.
         assistant_tokens: of theirs, besides its defaults.
         data: JSONL files of prompts, taken from in turn; none takes the project's own.
         split: which rows of the data; None takes all.
@@ -231,6 +234,7 @@ def bench_assisted(options: Options) -> Recorder:
     from trimtab.decode.engine.engine import Engine
 
     options = options.checked()
+    draw = parse_draw(options.draw)
     target, draft = resolve(options.target), resolve(options.draft)
     tokenizer: Any = AutoTokenizer.from_pretrained(target)
 
@@ -273,8 +277,12 @@ def bench_assisted(options: Options) -> Recorder:
                 threads=options.threads,
                 memory_bytes=options.memory_mb << 20,
             )
+            copying: dict[str, Callable[[], Contestant]] = {}
+            if isinstance(draw, Speculative) and draw.copying is None:
+                copying["trimtab, drafts and copies"] = partial(ours, options.draw + _COPYING)
             makers: dict[str, Callable[[], Contestant]] = {
                 "trimtab": partial(ours, options.draw),
+                **copying,
                 "trimtab, plain": partial(ours, _PLAIN),
                 "transformers, assisted": partial(theirs, draft),
                 f"transformers, assisted, {options.assistant_tokens} tokens": partial(

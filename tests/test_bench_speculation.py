@@ -182,7 +182,7 @@ def plain_ids(source: str, text: str) -> list[int]:
 def test_assisted_runs_small(real_models: Any) -> None:
     found = bench_assisted(AssistedOptions(quick=True, temperatures=(0.0,), batches=(1, 2))).rows
     alone = [row for row in found if json.loads(row.case)["batch"] == 1 and row.metric == "speed"]
-    assert sum(" / " not in row.subject for row in alone) == 5
+    assert sum(" / " not in row.subject for row in alone) == 6
     refused = {row.subject for row in found if row.metric == "refused"}
     assert refused == {"transformers, assisted", "transformers, assisted, 3 tokens"}
     assert "refuses" in table("assisted", found)
