@@ -32,12 +32,9 @@ from trimtab.decode.errors import InvalidRequest, UnsupportedModel
 from trimtab.decode.models.draft import read_draft
 from trimtab.decode.models.load import resolve
 from trimtab.decode.notation import parse_draw
-from trimtab.decode.types import Speculative
+from trimtab.decode.types import Autoregressive, Draw, PromptLookup, Speculative
 
 __all__ = ["Assisted", "Options", "Ours", "bench_assisted"]
-
-_PLAIN = "autoregressive"
-_COPYING = ",copying=lookup"  # added to a draw: assisted generation of transformers drafts or copies, never both
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +97,7 @@ class Ours:
 
     Args:
         target, draft: sources of the models.
-        draw: in the notation of the command line.
+        draw: how it draws tokens.
         temperature: of sampling, from the whole distribution.
         batch: answers at a time.
         threads: of torch.
@@ -111,7 +108,7 @@ class Ours:
         self,
         target: str,
         draft: str,
-        draw: str,
+        draw: Draw,
         temperature: float,
         batch: int,
         threads: int | None,
@@ -122,7 +119,7 @@ class Ours:
 
         models = {"target": ModelConfig(source=target), "draft": ModelConfig(source=draft, role="draft")}
         self._engine = Engine(models, options=EngineOptions(threads=threads, memory_bytes=memory_bytes))
-        self._draw, self._temperature, self._batch = parse_draw(draw), temperature, batch
+        self._draw, self._temperature, self._batch = draw, temperature, batch
 
     def run(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> Batch:
         asked = [list(prompt) for prompt in prompts]
@@ -279,11 +276,12 @@ def bench_assisted(options: Options) -> Recorder:
             )
             copying: dict[str, Callable[[], Contestant]] = {}
             if isinstance(draw, Speculative) and draw.copying is None:
-                copying["trimtab, drafts and copies"] = partial(ours, options.draw + _COPYING)
+                # Assisted generation of transformers drafts or copies, never both.
+                copying["trimtab, drafts and copies"] = partial(ours, replace(draw, copying=PromptLookup()))
             makers: dict[str, Callable[[], Contestant]] = {
-                "trimtab": partial(ours, options.draw),
+                "trimtab": partial(ours, draw),
                 **copying,
-                "trimtab, plain": partial(ours, _PLAIN),
+                "trimtab, plain": partial(ours, Autoregressive()),
                 "transformers, assisted": partial(theirs, draft),
                 f"transformers, assisted, {options.assistant_tokens} tokens": partial(
                     theirs, draft, assistant_tokens=options.assistant_tokens

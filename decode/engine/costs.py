@@ -201,7 +201,8 @@ class DraftCosts:
 
     def growing(self, load: Load, most: int) -> list[float]:
         """What the first, second, ... pass of a round takes; a first one must have been seen."""
-        first = self.first.at(load, _CAUGHT_UP * load.rows)
+        first = self.beginning(load)
+        assert first is not None
         return [first, *[self.later.at(load, load.rows) if self.later.passes else first] * (most - 1)]
 
 

@@ -96,7 +96,7 @@ class Speculation:
     def __init__(self) -> None:
         self.targets: defaultdict[str, PassCosts] = defaultdict(PassCosts)
         self._drafts: defaultdict[str, DraftCosts] = defaultdict(DraftCosts)
-        self._pairs: dict[tuple[str, str, type[Length]], _Pair] = {}
+        self._pairs: defaultdict[tuple[str, str, type[Length]], _Pair] = defaultdict(_Pair)
         self.rounds = Rounds()
         self._pace = Pace()
         self._requests: OrderedDict[tuple[str, str, str], Counts] = OrderedDict()
@@ -166,7 +166,7 @@ class Speculation:
 
     def _counts(self, draft: str, target: str, request: str, length: Length) -> tuple[Counts, Counts]:
         """Of all requests, and of this one."""
-        pair = self._pairs.setdefault((draft, target, type(length)), _Pair())
+        pair = self._pairs[draft, target, type(length)]
         key = (draft, target, request)
         own = self._requests.setdefault(key, Counts())
         self._requests.move_to_end(key)
@@ -196,7 +196,7 @@ class Speculation:
         """
         if isinstance(length, Fixed):
             return rule(length)
-        pair = self._pairs.setdefault((draft, target, type(length)), _Pair())
+        pair = self._pairs[draft, target, type(length)]
         pair.calls += 1
         if self._wants_plain(pair, target, load.rows):
             return None
@@ -231,7 +231,7 @@ class Speculation:
         # Rows that are like the others go together or not at all: they would all take themselves for the only one.
         follows = load.rows > 1 and verdict is None and not prices.common and chance <= everyone.chance * (1 + NEAR)
         # Where all draft, a draft costs a row little, and whether it is verified is weighed token by token.
-        drops = self._drops(target, load)
+        drops = self._drops(target, load.rows)
         weighed = verdict is not None and drops and measured(length)
         if not weighed and (gain <= MARGIN * prices.plain or follows):
             return self._probe(pair, length, draft, prices, load, missing, chance, drops)
@@ -265,9 +265,9 @@ class Speculation:
                 found, gain = k, more
         return found
 
-    def _drops(self, target: str, load: Load) -> bool:
+    def _drops(self, target: str, rows: int) -> bool:
         """Whether tokens may be dropped: were all of them, the cost of verifying one would never be measured again."""
-        return self.targets[target].known(2 * load.rows)
+        return self.targets[target].known(2 * rows)
 
     def _wants_plain(self, pair: _Pair, target: str, rows: int) -> bool:
         """Whether this row steps plainly, so that the cost of it is known."""
