@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from trimtab.decode.ops import Context, Pick, Read
+from trimtab.decode.ops import Context, Pick, Picks, Read
 from trimtab.decode.text import Detokenizer
 from trimtab.decode.types import Candidate, Chunk, FinishReason, Request, Token, TokenDraw
 
@@ -117,7 +117,14 @@ class Answer:
 
     def pick(self, model: str, ahead: int = 0) -> Pick:
         """How to draw the token ``ahead`` places after the next one, from ``model``."""
-        position = len(self.tokens) + ahead
+        return self._pick_at(model, self._keys, len(self.tokens) + ahead)
+
+    def picks(self, model: str, count: int) -> Picks:
+        """How to draw the next ``count`` tokens, from ``model``; as of now, whatever is written before they are read."""
+        start, keys = len(self.tokens), self._keys
+        return Picks(lambda i: self._pick_at(model, keys, start + i), count)
+
+    def _pick_at(self, model: str, keys: tuple[Key, Key], position: int) -> Pick:
         early = position < self._stopping.min_new_tokens
         banned: tuple[int, ...] = ()
         if early or self._never_eos:
@@ -126,7 +133,7 @@ class Answer:
             stops = self._stopping.stop_token_ids
             banned = (*banned, *stops) if early else tuple(token for token in banned if token not in stops)
         filters = self._drawing.filters if model in self._same else self._drawing.foreign
-        return Pick(filters, self._keys[model != self._model], position, banned)
+        return Pick(filters, keys[model != self._model], position, banned)
 
     def token(self, model: str, read: Read, draw: TokenDraw | None = None) -> Token:
         """The token that ``model`` drew; how, says the read unless ``draw`` does."""

@@ -28,7 +28,6 @@ from trimtab.decode.searches.reject_segments import reject_segments
 from trimtab.decode.searches.segments import segments
 from trimtab.decode.searches.setting import Compare, Emit, Outcome, Rate, Setting
 from trimtab.decode.searches.single import single
-from trimtab.decode.searches.turns import turns_of
 from trimtab.decode.types import (
     Autoregressive,
     Base,
@@ -66,8 +65,7 @@ class Plan:
 
     Attributes:
         request: as validated.
-        prompts: token ids of the prompt for each model that writes or drafts, each rendered by the model's own
-            template.
+        prompts: token ids of the prompt for each model that writes or drafts; see ``prepare.templates``.
         drawing: filters and random numbers.
         stops: texts with which the base turns to a question of its own; see ``PromptTemplate.stops``.
         same_vocabulary: whether the nudger, or all experts of a mixture, share the base's token ids.
@@ -248,13 +246,12 @@ class Maker:
         return rated
 
     def _render(self, prompt: Prompt) -> dict[str, list[int]]:
-        """A prompt of a search's own, for every model of the plan, as the engine renders the request's.
+        """A prompt of a search's own, text or chat, for every model of the plan, as the engine renders the request's.
 
-        Models that help read it as a chat, those that draft in the base's token ids read the base's prompt.
+        A model that only drafts, in the base's token ids, reads the base's prompt.
         """
         request, context = self.plan.request, self.context
         own = context.render(request.model, prompt)
-        chat = turns_of(prompt, context.vocabulary(request.model))
         drafts = {request.draw.draft} if isinstance(request.draw, Speculative) and self.plan.same_draft else set()
         match request.policy:
             case Nudged(nudger):
@@ -262,4 +259,4 @@ class Maker:
             case Mixture(experts):
                 drafts.difference_update(expert.model for expert in experts)
         same = {request.model, *drafts}
-        return {name: own if name in same else context.render(name, chat) for name in self.plan.prompts}
+        return {name: own if name in same else context.render(name, prompt) for name in self.plan.prompts}

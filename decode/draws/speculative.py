@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from typing import Protocol, Self
 
 from trimtab.decode.answer import Answer
@@ -143,7 +142,7 @@ class SpeculativeDraw:
         text = self.settle()
         # The last token of the longest block is read at a length that plain decoding would read, too.
         longest = min(answer.remaining - 1, self._room - 1, self._drafter.room(len(text)))
-        picks = Picks(partial(answer.pick, model), max(longest, 0) + 1)
+        picks = answer.picks(model, max(longest, 0) + 1)
         drafted = Drafted(())
         if longest > 0:
             drafted = await self._drafter.draft(text, picks[:-1], self._coupled)

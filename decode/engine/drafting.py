@@ -40,9 +40,9 @@ class Columns:
     of: np.ndarray[tuple[int], np.dtype[np.int64]]
     vocabulary: int
 
-    def map(self, tokens: Iterable[int]) -> list[int]:
+    def map(self, tokens: Iterable[int]) -> tuple[int, ...]:
         """Positions in ``ids`` of those target ids that have one."""
-        return [int(self.of[token]) for token in tokens if self.of[token] >= 0]
+        return tuple(int(self.of[token]) for token in tokens if self.of[token] >= 0)
 
 
 def columns(draft: View, target: View, shared: bool) -> Columns | None:
@@ -117,14 +117,15 @@ class Block:
 
     def pick(self, seen: Sequence[int]) -> RowPick:
         """How the next token is drawn, in the draft's columns unless it is coupled to the target's draw."""
+        if self.columns is not None and self.columns.select is not None:
+            seen = ()  # a foreign draft's tokens aren't the target's, so it can't tell what the penalty falls on
         found = row_pick(self.op.picks[len(self.tokens)], seen)
         if self.columns is None or self.op.coupled:
             return found
         bias = {int(self.columns.of[t]): v for t, v in found.filters.bias.items() if self.columns.of[t] >= 0}
         filters = replace(found.filters, bias=bias) if found.filters.bias else found.filters
-        # A foreign draft's tokens aren't the target's, so it can't tell what the penalty falls on.
-        known = self.columns.map(found.seen) if self.columns.select is None else ()
-        return RowPick(filters, found.key, found.position, known, self.columns.map(found.banned))
+        seen, banned = self.columns.map(found.seen), self.columns.map(found.banned)
+        return RowPick(filters, found.key, found.position, seen, banned)
 
     def row(self, logits: Tensor) -> Tensor:
         """What the token is drawn from, [n], of the draft's output [Vd]."""

@@ -36,7 +36,7 @@ from trimtab.decode.errors import (
 )
 from trimtab.decode.models.load import load
 from trimtab.decode.prepare.messages import PromptKind, prompt_kind
-from trimtab.decode.prepare.templates import as_chat
+from trimtab.decode.prepare.templates import as_text
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
 from trimtab.decode.scoring import score_by_model, score_by_reward
 from trimtab.decode.types import (
@@ -417,17 +417,16 @@ class Engine:
             helpers = (policy.nudger,)
         elif isinstance(policy, Mixture):
             helpers = tuple(expert.model for expert in policy.experts)
-        chat = as_chat(request.prompt, view.vocabulary) if helpers else request.prompt
         for name in helpers:
-            prompts[name] = self._views[name].template.encode(chat)
+            prompts[name] = self._rendered(name, request)
         same = bool(helpers) and all(self.same_ids(request.model, name) for name in helpers)
         same_draft, length = True, draw.length if isinstance(draw, Speculative) else None
         if isinstance(draw, Speculative) and isinstance(draw.draft, str):
             same_draft = self.same_ids(request.model, draw.draft)
             draft = self._views[draw.draft]
             if draw.draft not in prompts:
-                own = draft.template.encode(as_chat(request.prompt, view.vocabulary)) if not same_draft else None
-                prompts[draw.draft] = own if own is not None else prompts[request.model]
+                # With the base's token ids it reads the base's very prompt, whatever template it has.
+                prompts[draw.draft] = prompts[request.model] if same_draft else self._rendered(draw.draft, request)
             length = draw.length or (Acceptance() if draft.model.acceptance is not None else Confidence())
             if isinstance(length, Acceptance) and draft.model.acceptance is None:
                 accepted = "Fixed or Confidence: draft model {!r} has no acceptance head"
@@ -450,6 +449,13 @@ class Engine:
             text = view.vocabulary.decode_bytes(prompts[request.model]).decode(errors="replace")
             request = replace(request, prompt=text)
         return Plan(request, prompts, drawing, stops, same, same_draft, length or Confidence()), resolved
+
+    def _rendered(self, model: str, request: Request) -> list[int]:
+        """The prompt as a model reads that helps the requested one."""
+        own = request.prompt
+        if not self.same_ids(request.model, model):
+            own = as_text(own, self._views[request.model].vocabulary)
+        return self._views[model].template.encode(own)
 
     def _models_of(self, plan: Plan) -> set[str]:
         """All models that a request may use."""

@@ -30,12 +30,12 @@ class Row:
 
     Attributes:
         pick: how to draw; None reads the statistics of the most likely token.
-        seen: tokens before it, for the repetition penalty.
+        seen: tokens before it, for the repetition penalty; as they were when the row was made.
         top: number of most likely tokens to report.
     """
 
     pick: Pick | Given | None
-    seen: Sequence[int] = ()
+    seen: tuple[int, ...] = ()
     top: int = 0
 
 
@@ -49,11 +49,11 @@ class Span:
 
 
 def row_pick(pick: Pick | Given | None, seen: Sequence[int]) -> RowPick:
-    """The kernels' form of a pick."""
+    """The kernels' form of a pick; ``seen`` is copied where it matters, as it may be a sequence that grows."""
     if not isinstance(pick, Pick):
         return _STATISTICS_ONLY
     penalised = pick.filters.repetition_penalty != 1.0
-    return RowPick(pick.filters, pick.key, pick.position, seen if penalised else (), pick.banned)
+    return RowPick(pick.filters, pick.key, pick.position, tuple(seen) if penalised else (), pick.banned)
 
 
 def sample(logits: Tensor, rows: Sequence[Row], piece: Piece) -> list[Read]:

@@ -605,7 +605,7 @@ def _row(item: Item, index: int) -> Row:
     item.run.drawn += isinstance(pick, Pick) and isinstance(op, Extend)
     if not isinstance(pick, Pick) or pick.filters.repetition_penalty == 1.0:
         return Row(pick, (), op.top)
-    return Row(pick, sequence.tokens[: len(sequence.tokens) - item.wanted + 1 + index], op.top)
+    return Row(pick, tuple(sequence.tokens[: len(sequence.tokens) - item.wanted + 1 + index]), op.top)
 
 
 def _blend(pending: Pending) -> Any:

@@ -9,8 +9,12 @@ chat messages             rendered by the model's template, with the assistant's
 ========================  ==============================================================================
 
 The template is, in this order: the one configured for the model, the tokenizer's own chat template, and for a model
-that has neither (a base model) ``BASE_TEMPLATE``. A second model that helps with the same request (a nudger) reads the
-same turns through its own template: ``as_chat`` makes one user message of a prompt that was text or ids.
+that has neither (a base model) ``BASE_TEMPLATE``.
+
+Every model that works on a request (nudger, expert, draft) is given the prompt in the form in which it came. Chat
+messages go through the template of each; no template is put around a text or token ids. So an expert with the base's
+weights reads what the base reads, and says the same. Token ids mean nothing to a model of another vocabulary: it reads
+the text that they spell (``as_text``).
 
 The names of special tokens inside a text or a message are encoded as those tokens, as transformers does by default; a
 caller who passes on untrusted text and minds that sends token ids.
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
 
     from trimtab.decode.text import Vocabulary
 
-__all__ = ["BASE_STOPS", "BASE_TEMPLATE", "PromptTemplate", "as_chat"]
+__all__ = ["BASE_STOPS", "BASE_TEMPLATE", "PromptTemplate", "as_text"]
 
 # The plain-text frame that the nudging paper gives a base model: the system text, then questions and answers. Turns
 # are separated by an empty line, and the last line ends without a space because a base continues with " word".
@@ -153,24 +157,18 @@ class PromptTemplate:
         return cast("str", rendered)
 
 
-def as_chat(prompt: Prompt, vocabulary: Vocabulary) -> tuple[ChatMessage, ...]:
-    """The prompt as turns, for a second model that reads it through its own chat template.
-
-    Text becomes one user message. Token ids are first decoded in ``vocabulary`` (the requested model's), without
-    special tokens.
+def as_text(prompt: Prompt, vocabulary: Vocabulary) -> Prompt:
+    """The prompt for a model of other token ids: ids of ``vocabulary`` as text, without special tokens, all else as is.
 
     Raises:
-        InvalidRequest: as ``PromptTemplate.encode``.
+        InvalidRequest: the prompt is of no known kind.
     """
     match prompt_kind(prompt):
-        case PromptKind.TEXT:
-            return (ChatMessage("user", cast("str", prompt)),)
         case PromptKind.TOKEN_IDS:
-            return (ChatMessage("user", vocabulary.decode(cast("Sequence[int]", prompt), skip_special_tokens=True)),)
-        case PromptKind.CHAT:
-            return parse_messages(cast("Sequence[ChatMessage]", prompt))
+            return vocabulary.decode(cast("Sequence[int]", prompt), skip_special_tokens=True)
         case None:
             raise InvalidRequest.of("prompt", prompt, PROMPT_ACCEPTED)
+    return prompt
 
 
 def _system_merged(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...] | None:

@@ -102,15 +102,16 @@ class RowPick(NamedTuple):
         filters: those of the request.
         key: seed and branch; made once per branch.
         position: position of the token in its sequence, below 2^32.
-        seen: ids already in the sequence, for the repetition penalty; duplicates do not count twice.
+        seen: ids already in the sequence, for the repetition penalty; duplicates do not count twice. Verification asks
+            again what a token was drawn from, ticks later, so a live list has no place here.
         banned: ids that cannot be picked at this step, e.g. EOS before the shortest length.
     """
 
     filters: Filters = NO_FILTERS
     key: Key = _ROOT
     position: int = 0
-    seen: Sequence[int] | Ids = ()
-    banned: Sequence[int] | Ids = ()
+    seen: tuple[int, ...] | Ids = ()
+    banned: tuple[int, ...] | Ids = ()
 
     @property
     def edits(self) -> bool:
@@ -125,7 +126,7 @@ class RowPick(NamedTuple):
         return filters.top_p < 1 or filters.min_p > 0 or 0 < filters.top_k < vocabulary
 
 
-def check_ids(name: str, values: Sequence[int] | Ids, vocabulary: int) -> Ids:
+def check_ids(name: str, values: tuple[int, ...] | Ids, vocabulary: int) -> Ids:
     """int64 ids; ValueError that names the field unless all are in the vocabulary."""
     ids = np.asarray(values, np.int64)
     if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
