@@ -1313,8 +1313,8 @@ def test_logits_that_are_no_numbers_fail_one_request(engine: Engine) -> None:
     assert ids(run_each(engine, requests[1:2])[0]) == ids(expected[1])
 
 
-def test_a_failing_pass_fails_the_requests_in_it(engine: Engine) -> None:
-    """And no other: requests of another model go on, and so does the engine."""
+def test_a_failing_pass_fails_the_request_that_makes_it_fail(engine: Engine) -> None:
+    """And no other: neighbours in the pass and requests of another model get what they get alone."""
 
     def wrap(forward: Any) -> Any:
         def failing(tokens: Any, positions: Any, step: Any, rows: Any) -> Any:
@@ -1326,10 +1326,13 @@ def test_a_failing_pass_fails_the_requests_in_it(engine: Engine) -> None:
 
     with forward_of(engine, "base", wrap):
         other = Inbox(engine, request("chat", [1, 2, 3], 50))
-        victim = Inbox(engine, request("base", [1, 77, 3], 50)).outcome()
+        inboxes = [Inbox(engine, request("base", [1, 77 if i == 4 else 7, 3 + i], 9, seed=i)) for i in range(9)]
+        victim = inboxes.pop(4).outcome()
         assert isinstance(victim, EngineFailed)
         assert isinstance(victim.__cause__, RuntimeError)
         assert len(other.result().tokens) == 50
+        found = [ids(inbox.result()) for inbox in inboxes]
+    assert found == [ids(engine.generate([1, 7, 3 + i], max_new_tokens=9, seed=i)) for i in range(9) if i != 4]
     settle(engine)
     engine.check()
     assert engine.generate("a", max_new_tokens=1).tokens

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.decode.draws.foreign import shared_tokens
 from trimtab.decode.draws.lengths import Rule, together
+from trimtab.decode.engine.isolate import isolated
 from trimtab.decode.engine.sampler import row_pick
 from trimtab.decode.engine.view import View
 from trimtab.decode.engine.work import Item
@@ -177,8 +178,8 @@ class Block:
         return Drafted(tuple(self.tokens), Source(self.item.sequence.model, self.op.length, passes, draft))
 
 
-def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None]) -> list[bool]:
-    """One token for each block, from logits [n, Vd]; whether each goes on.
+def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None]) -> list[bool | Exception]:
+    """One token for each block, from logits [n, Vd]; whether each goes on, or what drawing its token raised.
 
     Args:
         blocks: n of them, of one draft model.
@@ -191,18 +192,23 @@ def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None
     by_size: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         by_size.setdefault(len(row), []).append(i)
-    on = [False] * len(blocks)
+    on: list[bool | Exception] = [False] * len(blocks)
     plain = all(block.columns is None for block in blocks)
-    for which in by_size.values():
-        stacked = logits if plain else torch.stack([rows[i] for i in which])
+
+    def drawn(which: Sequence[int]) -> Iterable[tuple[int, float]]:
+        stacked = logits if plain and len(which) == len(blocks) else torch.stack([rows[i] for i in which])
         found = dispatch.pick(stacked, [picks[i] for i in which])
-        tokens, tops = found.token.tolist(), found.stats.top_prob.tolist()
-        for i, token, top in zip(which, tokens, tops, strict=True):
-            if token >= 0:
-                on[i] = blocks[i].take(token, rows[i], picks[i], top, accepts[i])
-    going = [block for block, more in zip(blocks, on, strict=True) if more]
+        return zip(found.token.tolist(), found.stats.top_prob.tolist(), strict=True)
+
+    for which in by_size.values():
+        for i, outcome in zip(which, isolated(drawn, which), strict=True):
+            if isinstance(outcome, Exception):
+                on[i] = outcome
+            elif outcome[0] >= 0:
+                on[i] = blocks[i].take(outcome[0], rows[i], picks[i], outcome[1], accepts[i])
+    going = [block for block, more in zip(blocks, on, strict=True) if more is True]
     if not together([block.rule for block in going]):
-        return [False] * len(blocks)
+        return [more if isinstance(more, Exception) else False for more in on]
     for block in going:
         block.follow()
     return on

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from trimtab.decode.engine.batch import Span as Piece
 from trimtab.decode.engine.calls import Calls
 from trimtab.decode.engine.costs import Load
 from trimtab.decode.engine.drafting import Block, Source, columns, grow
+from trimtab.decode.engine.isolate import isolated
 from trimtab.decode.engine.pages import OutOfPages
 from trimtab.decode.engine.rounds import Kind
 from trimtab.decode.engine.run import Run
@@ -181,6 +183,8 @@ class Scheduler:
                 fault = f"{wanted} reads of a sequence of {total} tokens"
             elif total > sequence.view.context:
                 fault = f"{total} tokens exceed the context of {sequence.view.context}"
+            elif outside := sequence.view.unknown(tokens):
+                fault = outside
             elif isinstance(op, Value) is not (sequence.view.model.labels is not None):
                 fault = f"{type(op).__name__} of model {sequence.view.name!r}"
         if isinstance(op, Verify) and wanted != len(drafted) + 1:
@@ -249,8 +253,11 @@ class Scheduler:
             drafting: all belong to blocks under way.
         """
         chosen = self._choose(view, waiting)
-        if not chosen:
-            return
+        if chosen:
+            self._compute(view, chosen, drafting)
+
+    def _compute(self, view: View, chosen: list[tuple[Item, Piece]], drafting: bool) -> None:
+        """Run the pass; where it fails, its halves, until the one that makes it fail is alone and ends by that."""
         batch = RaggedBatch.pack([piece for _, piece in chosen], view.storage.page_tokens)
         blocks = [(item, self._blocks.get(item.pending)) for item, _ in chosen]
         part: Part = "target"
@@ -272,10 +279,21 @@ class Scheduler:
                 output, hidden = view.model.forward_hidden(*arguments)
             else:
                 output = view.model.forward(*arguments)
+        except Exception as error:
+            if len(chosen) == 1:
+                self._fail(chosen[0][0].run, f"a forward pass of model {view.name!r} failed", error)
+                return
+            half = len(chosen) // 2
+            for part in (chosen[:half], chosen[half:]):
+                # A request that has ended meanwhile has taken its other rows with it.
+                if left := [(item, piece) for item, piece in part if not item.sequence.closed]:
+                    self._compute(view, left, drafting)
+            return
+        try:
             growing = self._read(view, chosen, output, hidden)
-        except Exception as error:  # a fault of the pass is the fault of the requests in it, and of no other
-            log.exception("a forward pass of %s failed", view.name)
-            self._fail([item.run for item, _ in chosen], f"a forward pass of model {view.name!r} failed", error)
+        except Exception as error:  # not of one row: those are told apart
+            for item, _ in chosen:
+                self._fail(item.run, f"reading a pass of model {view.name!r} failed", error)
             return
         view.forward_passes += 1
         for run in _unique([item.run for item, _ in chosen]):
@@ -321,7 +339,10 @@ class Scheduler:
                 self.speculation.rounds.add(view.name, kind, load, seconds, self._written, read)
 
     def _read(self, view: View, chosen: list[tuple[Item, Piece]], output: Tensor, hidden: Tensor | None) -> set[Item]:
-        """Give each item its rows of output; sample those that can be. Returns the drafting items that go on."""
+        """Give each item its rows of output; sample those that can be. Returns the drafting items that go on.
+
+        What a row raises is given to its item, which ends by it once it is computed whole.
+        """
         rows: list[Row] = []
         joined = any(isinstance(item.pending.op, Verify) and len(item.pending.items) == 1 for item, _ in chosen)
         sampled: list[tuple[Item, int]] = []  # and the row of output
@@ -334,6 +355,7 @@ class Scheduler:
             elif item.sampled and not (joined and item.joins):
                 for i in range(piece.reads):
                     rows.append(_row(item, item.got + i))
+                    item.run.drawn += isinstance(rows[-1].pick, Pick)
                     sampled.append((item, at + i))
             elif piece.reads:
                 item.rows.append(output[at : at + piece.reads])
@@ -341,8 +363,11 @@ class Scheduler:
             at += piece.reads
         if rows:
             own = output if len(rows) == len(output) else output[[i for _, i in sampled]]
-            for (item, _), read in zip(sampled, sample(own, rows, view.vocabulary.piece), strict=True):
-                item.reads.append(read)
+            for (item, _), read in zip(sampled, _sampled(own, rows, view.vocabulary.piece), strict=True):
+                if isinstance(read, Exception):
+                    item.fault = item.fault or read
+                else:
+                    item.reads.append(read)
         growing: set[Item] = set()
         if drafting:
             blocks, at_rows = [b for b, _ in drafting], [i for _, i in drafting]
@@ -352,7 +377,9 @@ class Scheduler:
                 accepts = view.model.acceptance(hidden[at_rows], greedy.to(hidden.device)).tolist()
             own = output if len(blocks) == len(output) else output[at_rows]
             for block, on in zip(blocks, grow(blocks, own, accepts), strict=True):
-                if on:
+                if isinstance(on, Exception):
+                    block.item.fault = on
+                elif on:
                     growing.add(block.item)
         return growing
 
@@ -364,27 +391,47 @@ class Scheduler:
             if item.pending.open == 0 and item.run in self.running and not item.pending.task.done:
                 ready.append(item.pending)
         answers: list[tuple[Pending, Any]] = []
-        for kind, group in _groups(ready):
-            try:
-                answers += zip(group, self._results(kind, group), strict=True)
-            except Exception as error:
-                log.exception("reading %s failed", kind.__name__)
-                self._fail([p.run for p in group], f"reading {kind.__name__} failed", error)
+        for pending in ready:
+            if fault := next((item.fault for item in pending.items if item.fault is not None), None):
+                answers.append((pending, fault))
+        for kind, group in _groups([p for p in ready if all(item.fault is None for item in p.items)]):
+            call = partial(self._results, kind)
+            answers += zip(group, isolated(call, group), strict=True)
         order = {id(pending): i for i, pending in enumerate(ready)}
         for pending, answer in sorted(answers, key=lambda pair: order[id(pair[0])]):
             if pending.run not in self.running:
                 continue
+            if isinstance(answer, Exception):
+                self._fail(pending.run, f"reading {type(pending.op).__name__} failed", answer)
+                continue
+            self._blocks.pop(pending, None)
             model = pending.items[0].sequence.view.name
             reads = [r for r in answer if isinstance(r, Read)] if isinstance(answer, list) else []
             self._written += len(reads)
+            self._count(pending, reads)
             if any(read.token < 0 for read in reads):
                 pending.task.fail(EngineFailed(f"model {model!r} gave no finite logits"))
             else:
                 pending.task.resume(answer)
             self._settle(pending.run)
 
-    def _results(self, kind: type[ModelOp], group: list[Pending]) -> list[Any]:
-        """What ops that one call can answer are answered with; see ``_groups``."""
+    def _count(self, pending: Pending, reads: Sequence[Read]) -> None:
+        """Take note of what an answer says: tokens drawn, drafted ones accepted, sequences as long as what stands."""
+        op = pending.op
+        if isinstance(op, Extend) and not pending.items[0].sampled:
+            pending.run.drawn += sum(isinstance(pick, Pick) for pick in op.picks)
+        if not isinstance(op, Verify):
+            return
+        pending.run.drawn += 1
+        count, accepted, source = len(op.drafted.tokens), len(reads) - 1, op.drafted.source
+        if isinstance(source, Source) and count:
+            target, request = pending.items[0].sequence.view.name, pending.run.job.generation_id
+            self.speculation.verified(source.model, target, request, source.length, count, accepted, source.passes)
+        for item in pending.items:
+            item.sequence.rewind(len(item.sequence.tokens) - count + accepted)
+
+    def _results(self, kind: type[ModelOp], group: Sequence[Pending]) -> list[Any]:
+        """What ops that one call can answer are answered with; see ``_groups``. Nothing is changed by it."""
         view = group[0].items[0].sequence.view
         if kind is Draft:
             return [self._drafted(pending) for pending in group]
@@ -410,26 +457,11 @@ class Scheduler:
             if isinstance(pending.op, Verify) and pending.op.coupled:
                 draft = None
             spans.append(Span(own, drafted.tokens, draft))
-        results = verify(logits, spans, view.vocabulary.piece)
-        for pending, reads_of in zip(group, results, strict=True):
-            op = pending.op
-            if not isinstance(op, Verify):
-                continue
-            count, accepted = len(op.drafted.tokens), len(reads_of) - 1
-            pending.run.drawn += 1
-            source = op.drafted.source
-            if isinstance(source, Source) and count:
-                request = pending.run.job.generation_id
-                self.speculation.verified(
-                    source.model, view.name, request, source.length, count, accepted, source.passes
-                )
-            for item in pending.items:
-                item.sequence.rewind(len(item.sequence.tokens) - count + accepted)
-        return results
+        return verify(logits, spans, view.vocabulary.piece)
 
     def _drafted(self, pending: Pending) -> Drafted:
         """The block that a ``Draft`` op is answered with."""
-        block = self._blocks.pop(pending)
+        block = self._blocks[pending]
         if block.rule.dropped is not None:
             op, request = block.op, pending.run.job.generation_id
             self.speculation.dropped(
@@ -437,13 +469,13 @@ class Scheduler:
             )
         return block.drafted()
 
-    def _fail(self, runs: list[Run], what: str, error: Exception) -> None:
-        """End requests whose work failed."""
-        for run in _unique(runs):
-            if run in self.running:
-                failure = EngineFailed(f"{what}: {type(error).__name__}")
-                failure.__cause__ = error
-                self._end(run, failure)
+    def _fail(self, run: Run, what: str, error: Exception) -> None:
+        """End a request whose work failed."""
+        if run in self.running:
+            log.error("%s", what, exc_info=error)
+            failure = EngineFailed(f"{what}: {type(error).__name__}")
+            failure.__cause__ = error
+            self._end(run, failure)
 
     def _choose(self, view: View, waiting: Sequence[Item]) -> list[tuple[Item, Piece]]:
         """The items of this pass and the part of each that it computes; pages are reserved."""
@@ -602,10 +634,19 @@ def _row(item: Item, index: int) -> Row:
     op, sequence = item.pending.op, item.sequence
     assert isinstance(op, (Extend, Verify))
     pick = op.picks[index]
-    item.run.drawn += isinstance(pick, Pick) and isinstance(op, Extend)
     if not isinstance(pick, Pick) or pick.filters.repetition_penalty == 1.0:
         return Row(pick, (), op.top)
     return Row(pick, tuple(sequence.tokens[: len(sequence.tokens) - item.wanted + 1 + index]), op.top)
+
+
+def _sampled(logits: Tensor, rows: Sequence[Row], piece: Callable[[int], bytes]) -> list[Read | Exception]:
+    """``sample``, with a row's fault in the place of its read."""
+
+    def some(which: Sequence[int]) -> list[Read]:
+        whole = len(which) == len(rows)
+        return sample(logits if whole else logits[list(which)], [rows[i] for i in which], piece)
+
+    return isolated(some, range(len(rows)))
 
 
 def _blend(pending: Pending) -> Any:

@@ -70,7 +70,10 @@ class Task:
         if isinstance(op, Gather):
             self._gather(op)
         elif isinstance(op, _OPS):
-            self._submit(self, op)
+            try:
+                self._submit(self, op)
+            except Exception as fault:  # an op that makes no sense is the fault of the method that awaits it
+                self._advance(None, fault)
         else:
             accepted = ", ".join(kind.__name__ for kind in _OPS)
             self._advance(None, TypeError(f"a method awaited {type(op).__name__}; accepted: {accepted}, gather"))

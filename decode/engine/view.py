@@ -39,6 +39,12 @@ class View:
         self.context = min(model.context, pages * page_tokens)
         self.forward_passes = 0
 
+    def unknown(self, tokens: Sequence[int]) -> str:
+        """Which of these token ids the model doesn't have, in words; nothing where it has them all."""
+        size = self.model.vocab_size
+        wrong = next((token for token in tokens if not 0 <= token < size), None)
+        return "" if wrong is None else f"token {wrong}, where model {self.name!r} has 0 to {size - 1}"
+
 
 class LiveSequence:
     """Tokens of one branch under one view, and the table of what is cached of them."""
@@ -46,6 +52,8 @@ class LiveSequence:
     __slots__ = ("closed", "owner", "table", "tokens", "view")
 
     def __init__(self, view: View, tokens: Sequence[int], owner: dict[LiveSequence, None]) -> None:
+        if outside := view.unknown(tokens):
+            raise ValueError(outside)
         self.view = view
         self.tokens = list(tokens)
         self.table = view.pages.open()

@@ -28,6 +28,7 @@ class Item:
         rows: what passes have given of these so far, in order, where the op is answered from rows.
         reads: the same where rows were sampled at once.
         overtaken: left out of the last pass, which a later request was in.
+        fault: what reading one of its rows raised.
     """
 
     pending: Pending
@@ -37,6 +38,7 @@ class Item:
     reads: list[Read] = field(default_factory=list)
     got: int = 0
     overtaken: bool = False
+    fault: Exception | None = None
 
     @property
     def run(self) -> Run:
