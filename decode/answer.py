@@ -120,7 +120,7 @@ class Answer:
         return self._pick_at(model, self._keys, len(self.tokens) + ahead)
 
     def picks(self, model: str, count: int) -> Picks:
-        """How to draw the next ``count`` tokens, from ``model``; as of now, whatever is written before they are read."""
+        """How to draw the next ``count`` tokens, from ``model``, as of now, even if they are read later."""
         start, keys = len(self.tokens), self._keys
         return Picks(lambda i: self._pick_at(model, keys, start + i), count)
 

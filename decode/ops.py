@@ -185,7 +185,7 @@ class Extend:
         seq: the sequence. Tokens that it has but the engine has not computed yet are computed first, in one go.
         tokens: appended when the op is awaited.
         picks: one entry per read, in order; None reads the statistics only.
-        top: number of most likely tokens to report per read.
+        top: number of most likely tokens to report per read; all of them where the vocabulary has fewer.
 
     Awaiting it returns a list of ``reads`` = len(picks) reads.
     """

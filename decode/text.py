@@ -133,6 +133,15 @@ def _without_prefix_space(spec: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
+def _without_added(backend: Tokenizer, limit: int) -> Tokenizer:
+    """The tokenizer without added tokens of ids from ``limit`` on."""
+    from tokenizers import Tokenizer
+
+    spec = json.loads(backend.to_str())
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["id"] < limit]
+    return Tokenizer.from_str(json.dumps(spec))
+
+
 def _adds_prefix_space(spec: dict[str, Any]) -> bool:
     steps = [spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}]
     flat = [inner for s in steps for inner in s.get("normalizers", s.get("pretokenizers", [s]))]
@@ -164,6 +173,8 @@ class Vocabulary:
         tokenizer: a fast tokenizer. Truncation and padding stored in it are switched off.
         eos_token_ids: ids that end an answer; by default the tokenizer's own. Generation configs may name several.
         name: the model's name, for error messages.
+        limit: ids that the model has. Added tokens beyond them (of images, say, where the text model has no row for
+            them) are no tokens: their names are text like any other.
 
     Raises:
         UnsupportedModel: the tokenizer is not a fast one, or its tokens have no bytes of their own (WordPiece).
@@ -175,12 +186,15 @@ class Vocabulary:
         *,
         eos_token_ids: Iterable[int] | None = None,
         name: str = "tokenizer",
+        limit: int | None = None,
     ) -> None:
         backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise UnsupportedModel(name, f"its tokenizer {type(tokenizer).__name__} is not a fast (Rust) tokenizer")
         backend.no_truncation()
         backend.no_padding()
+        if limit is not None and any(i >= limit for i in backend.get_added_tokens_decoder()):
+            backend = _without_added(backend, limit)
         self.name = name
         self.tokenizer = tokenizer
         self._backend = backend

@@ -184,6 +184,7 @@ class Mixture:
     Attributes:
         experts: one or several models.
         plausibility: in [0, 1): only tokens with p_base >= plausibility x max p_base can be drawn; None keeps all.
+            Where bans leave none of these, all others can.
     """
 
     experts: tuple[Weighted, ...]
@@ -738,7 +739,7 @@ class ModelInfo:
     dtype: str
     device: str
     max_context_tokens: int
-    vocab_size: int
+    vocab_size: int  # token ids in use; of models that share a vocabulary, the narrowest one's
     eos_token_ids: tuple[int, ...]
     nudge_models: tuple[str, ...] = ()
     draft_models: tuple[str, ...] = ()

@@ -324,9 +324,7 @@ def test_answers_follow_the_distribution_of_their_fields(engine: Engine, referen
 
 @pytest.mark.full
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_answers_follow_the_distribution_of_every_composition(
-    engine: Engine, reference: Reference, case: Case
-) -> None:
+def test_answers_follow_the_distribution_of_every_composition(engine: Engine, reference: Reference, case: Case) -> None:
     check(engine, reference, case, 1000)
 
 
@@ -339,7 +337,9 @@ def penalised(engine: Engine) -> list[Result]:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{}, {"temperature": 0.75}, {"top_k": 10}, {"repetition_penalty": 1.5}, {"logit_bias": {31: 3.0, 200: 3.0}}], ids=str
+    "wrong",
+    [{}, {"temperature": 0.75}, {"top_k": 10}, {"repetition_penalty": 1.5}, {"logit_bias": {31: 3.0, 200: 3.0}}],
+    ids=str,
 )
 def test_another_distribution_is_told_from_the_engines(
     penalised: list[Result], reference: Reference, wrong: Mapping[str, Any]

@@ -55,7 +55,7 @@ def columns(draft: View, target: View, shared: bool) -> Columns | None:
             byte (token-level intersection; Timor et al., 2025).
     """
     device = draft.model.device
-    size = target.model.vocab_size
+    size = target.width
     if shared:
         if draft.model.draft_ids is None:
             return None

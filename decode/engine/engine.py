@@ -152,11 +152,14 @@ class Engine:
         if isinstance(views, BaseException):
             raise views
         self._views = views
-        self.models: Mapping[str, ModelInfo] = MappingProxyType(_infos(self._views, configs))
         self._same = {
             (a, b): self._views[a].vocabulary.same_ids(self._views[b].vocabulary)
             for a, b in itertools.permutations(self._views, 2)
         }
+        for _ in views:  # until the narrowest is known to all
+            for name, view in views.items():
+                view.width = min(other.width for n, other in views.items() if self.same_ids(name, n))
+        self.models: Mapping[str, ModelInfo] = MappingProxyType(_infos(self._views, configs))
         self.rewards: Mapping[str, RewardInfo] = MappingProxyType({n: r.info for n, r in self._rewards.items()})
         self._scheduler = Scheduler(
             self._views, options.max_batch_rows, options.token_budget, self.same_ids, self._wake.set
@@ -434,6 +437,8 @@ class Engine:
         for name, ids in prompts.items():
             if not ids:
                 raise InvalidRequest.of("prompt", request.prompt, f"a prompt of at least one token of model {name!r}")
+            if outside := self._views[name].unknown(ids):
+                raise InvalidRequest.of("prompt", outside, "a text of tokens that the model has")
             check_length(len(ids), request.stopping.max_new_tokens, self._views[name].context)
         resolved = resolve_sampling(request.sampling, view.model.generation_config)
         foreign = Filters(
@@ -758,8 +763,8 @@ class Engine:
         """
         view = self._view(model)
         for i, token in enumerate(ids):
-            if not 0 <= token < view.model.vocab_size:
-                raise InvalidRequest.of(f"ids[{i}]", token, f"0 to {view.model.vocab_size - 1}")
+            if not 0 <= token < view.width:
+                raise InvalidRequest.of(f"ids[{i}]", token, f"0 to {view.width - 1}")
         return view.vocabulary.decode_bytes(ids, skip_special_tokens)
 
     def _view(self, model: str) -> View:
@@ -878,7 +883,7 @@ def _infos(views: Mapping[str, View], configs: Mapping[str, ModelConfig]) -> dic
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             max_context_tokens=view.context,
-            vocab_size=model.vocab_size,
+            vocab_size=view.width,
             eos_token_ids=model.vocabulary.eos_token_ids,
         )
     return {

@@ -17,7 +17,7 @@ from trimtab.kernels.dispatch import RowPick, Stats
 if TYPE_CHECKING:
     from trimtab.kernels.reference.mix import Blend
 
-__all__ = ["Row", "Span", "mix", "row_pick", "sample", "verify"]
+__all__ = ["Row", "Span", "drawable", "mix", "row_pick", "sample", "verify"]
 
 Piece = Callable[[int], bytes]
 
@@ -82,6 +82,7 @@ def sample(logits: Tensor, rows: Sequence[Row], piece: Piece) -> list[Read]:
 
 def mix(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[Row], piece: Piece) -> list[Read]:
     """As ``sample``, from the mixture of several models' logits, each [R, V]; one blend per row."""
+    blends = drawable(logits, blends, rows)
     given = [i for i, row in enumerate(rows) if isinstance(row.pick, Given)]
     if given:  # for scores, which nobody waits for
         mixed = dispatch.blend(logits, blends).logits
@@ -91,6 +92,21 @@ def mix(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[Row], 
         mixed = dispatch.blend(logits, blends).logits
         return _reads(found.stats, found.token.tolist(), mixed, rows, piece)
     return _reads(found.stats, found.token.tolist(), logits[0], rows, piece)
+
+
+def drawable(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[Row]) -> Sequence[Blend]:
+    """The blends, without the bound on plausibility where bans leave no plausible token: then all others compete."""
+    bounded = [
+        i
+        for i, (blend, row) in enumerate(zip(blends, rows, strict=True))
+        if blend.plausibility and isinstance(row.pick, Pick) and (row.pick.banned or row.pick.filters.bias)
+    ]
+    if not bounded:
+        return blends
+    masked = dispatch.blend([part[bounded] for part in logits], [blends[i] for i in bounded]).logits
+    found = dispatch.pick(masked, [row_pick(rows[i].pick, rows[i].seen) for i in bounded]).token.tolist()
+    empty = {i for i, token in zip(bounded, found, strict=True) if token < 0}
+    return [replace(blend, plausibility=0.0) if i in empty else blend for i, blend in enumerate(blends)]
 
 
 def verify(logits: Tensor, spans: Sequence[Span], piece: Piece) -> list[list[Read]]:
@@ -153,7 +169,7 @@ def _tops(logits: Tensor, wanted: Sequence[int], piece: Piece) -> list[tuple[Top
     tops: list[tuple[TopLogprob, ...]] = [()] * len(wanted)
     rows = [i for i, n in enumerate(wanted) if n]
     if rows:
-        ids, logprobs = dispatch.top_logprobs(logits[rows], max(wanted))
+        ids, logprobs = dispatch.top_logprobs(logits[rows], min(max(wanted), logits.shape[1]))
         for i, row_ids, row_logprobs in zip(rows, ids.tolist(), logprobs.tolist(), strict=True):
             pairs = zip(row_ids[: wanted[i]], row_logprobs, strict=False)
             # A plausibility mask may leave fewer tokens than are wanted; -1 stands for those that there are not.

@@ -33,7 +33,7 @@ from trimtab.decode.engine.isolate import isolated
 from trimtab.decode.engine.pages import OutOfPages
 from trimtab.decode.engine.rounds import Kind
 from trimtab.decode.engine.run import Run
-from trimtab.decode.engine.sampler import Row, Span, mix, sample, verify
+from trimtab.decode.engine.sampler import Row, Span, drawable, mix, sample, verify
 from trimtab.decode.engine.speculation import Part, Speculation, Spent
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.view import View
@@ -279,14 +279,16 @@ class Scheduler:
                 output, hidden = view.model.forward_hidden(*arguments)
             else:
                 output = view.model.forward(*arguments)
+            if output.shape[1] > view.width and view.model.labels is None:
+                output = output[:, : view.width]
         except Exception as error:
             if len(chosen) == 1:
                 self._fail(chosen[0][0].run, f"a forward pass of model {view.name!r} failed", error)
                 return
             half = len(chosen) // 2
-            for part in (chosen[:half], chosen[half:]):
+            for some in (chosen[:half], chosen[half:]):
                 # A request that has ended meanwhile has taken its other rows with it.
-                if left := [(item, piece) for item, piece in part if not item.sequence.closed]:
+                if left := [(item, piece) for item, piece in some if not item.sequence.closed]:
                     self._compute(view, left, drafting)
             return
         try:
@@ -448,7 +450,7 @@ class Scheduler:
         if kind is Extend:
             reads = iter(mix(parts, blends, flat, view.vocabulary.piece))
             return [[next(reads) for _ in own] for own in rows]
-        logits = dispatch.blend(parts, blends).logits if blends else parts[0]
+        logits = dispatch.blend(parts, drawable(parts, blends, flat)).logits if blends else parts[0]
         spans = []
         for pending, own in zip(group, rows, strict=True):
             drafted = pending.op.drafted if isinstance(pending.op, Verify) else Drafted(())

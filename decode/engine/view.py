@@ -38,12 +38,14 @@ class View:
         self.storage: Storage = model.storage(pages, page_tokens)
         self.context = min(model.context, pages * page_tokens)
         self.forward_passes = 0
+        self.width = model.vocab_size
+        """Token ids below it are used. Models that share a vocabulary may be padded to unlike widths: an id that one of
+        them lacks is nobody's."""
 
     def unknown(self, tokens: Sequence[int]) -> str:
-        """Which of these token ids the model doesn't have, in words; nothing where it has them all."""
-        size = self.model.vocab_size
-        wrong = next((token for token in tokens if not 0 <= token < size), None)
-        return "" if wrong is None else f"token {wrong}, where model {self.name!r} has 0 to {size - 1}"
+        """Which of these token ids are not used, in words; nothing where all are."""
+        wrong = next((token for token in tokens if not 0 <= token < self.width), None)
+        return "" if wrong is None else f"token {wrong}, where model {self.name!r} has 0 to {self.width - 1}"
 
 
 class LiveSequence:

@@ -120,12 +120,12 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
     eos: Any = generation_config.eos_token_id
     eos_ids = None if eos is None else ([eos] if isinstance(eos, int) else list(eos))
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
-    vocabulary = Vocabulary(tokenizer, eos_token_ids=eos_ids, name=name)
     text_config = model.config.get_text_config()
+    vocab_size = int(text_config.vocab_size)
+    vocabulary = Vocabulary(tokenizer, eos_token_ids=eos_ids, name=name, limit=vocab_size)
     context = int(getattr(text_config, "max_position_embeddings", None) or 2048)
     if config.context_tokens is not None:
         context = min(context, config.context_tokens)
-    vocab_size = int(text_config.vocab_size)
     with torch.inference_mode():
         probe = _probe_tokens(vocab_size)
         expected = [(head_values(model, ids) if rates else _logits(model, ids)).float().cpu() for ids in probe]

@@ -126,7 +126,7 @@ class RowPick(NamedTuple):
         return filters.top_p < 1 or filters.min_p > 0 or 0 < filters.top_k < vocabulary
 
 
-def check_ids(name: str, values: tuple[int, ...] | Ids, vocabulary: int) -> Ids:
+def check_ids(name: str, values: Sequence[int] | Ids, vocabulary: int) -> Ids:
     """int64 ids; ValueError that names the field unless all are in the vocabulary."""
     ids = np.asarray(values, np.int64)
     if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
