@@ -12,10 +12,18 @@ from typing import Any, Union, get_args, get_origin
 from hypothesis import strategies as st
 
 Scalars = Mapping[Any, st.SearchStrategy[Any]]
+Named = Mapping[str, st.SearchStrategy[Any]]
+NONE: Named = types.MappingProxyType({})
 
 
-def values(hint: Any, scalars: Scalars) -> st.SearchStrategy[Any]:
-    """Values of an annotated type; ``scalars`` gives those of int, float and str, and of any type as a whole."""
+def values(hint: Any, scalars: Scalars, named: Named = NONE) -> st.SearchStrategy[Any]:
+    """Values of an annotated type.
+
+    Args:
+        hint: the type.
+        scalars: gives the values of int, float and str, and of any type as a whole.
+        named: gives those of fields by their name, whatever their type.
+    """
     if hint in scalars:
         return scalars[hint]
     origin, arguments = get_origin(hint), get_args(hint)
@@ -24,12 +32,15 @@ def values(hint: Any, scalars: Scalars) -> st.SearchStrategy[Any]:
     if hint is bool:
         return st.booleans()
     if origin in (Union, types.UnionType):
-        return st.one_of([values(arm, scalars) for arm in arguments])
+        return st.one_of([values(arm, scalars, named) for arm in arguments])
     if origin is tuple:
-        return st.lists(values(arguments[0], scalars), max_size=3).map(tuple)
+        return st.lists(values(arguments[0], scalars, named), max_size=3).map(tuple)
     if origin is Mapping:
-        return st.dictionaries(values(arguments[0], scalars), values(arguments[1], scalars), max_size=3)
+        return st.dictionaries(values(arguments[0], scalars, named), values(arguments[1], scalars, named), max_size=3)
     if issubclass(hint, Enum):
         return st.sampled_from(hint)
     hints = typing.get_type_hints(hint)
-    return st.builds(hint, **{field.name: values(hints[field.name], scalars) for field in fields(hint)})
+    return st.builds(
+        hint,
+        **{f.name: named[f.name] if f.name in named else values(hints[f.name], scalars, named) for f in fields(hint)},
+    )

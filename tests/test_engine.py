@@ -24,8 +24,10 @@ from hypothesis import strategies as st
 from trimtab.decode.answer import Answer
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
+from trimtab.decode.engine.loop import Loop
 from trimtab.decode.engine.run import Job
 from trimtab.decode.engine.sampler import Row, sample
+from trimtab.decode.engine.view import View
 from trimtab.decode.errors import (
     EngineClosed,
     EngineFailed,
@@ -35,6 +37,7 @@ from trimtab.decode.errors import (
     RequestCancelled,
     UnsupportedRequest,
 )
+from trimtab.decode.models.load import LoadedModel
 from trimtab.decode.ops import Extend, Pick, gather
 from trimtab.decode.searches.setting import Outcome
 from trimtab.decode.serial import from_json, to_json
@@ -1381,7 +1384,7 @@ def test_a_fault_of_the_engine_ends_everything_with_an_error(make: Factory, monk
     def broken() -> None:
         raise AssertionError("an invariant is gone")
 
-    monkeypatch.setattr(engine._scheduler, "tick", broken)
+    monkeypatch.setattr(engine._loop.scheduler, "tick", broken)
     for inbox in inboxes:
         outcome = inbox.outcome()
         assert isinstance(outcome, EngineFailed)
@@ -1457,8 +1460,9 @@ def test_closing_ends_everything(make: Factory) -> None:
 def test_closing_while_others_submit_strands_nobody(make: Factory) -> None:
     """Every request that was accepted gets its last event, however close to the end it came."""
     model = make("llama")
+    loaded = {name: view.model for name, view in model._views.items()}
     for round_ in range(25):
-        engine = _reopened(model)
+        engine = _reopened(model, loaded)
         accepted: list[Inbox] = []
         go = threading.Event()
 
@@ -1482,16 +1486,13 @@ def test_closing_while_others_submit_strands_nobody(make: Factory) -> None:
             assert isinstance(inbox.outcome(), Result | EngineClosed)
 
 
-def _reopened(engine: Engine) -> Engine:
+def _reopened(engine: Engine, models: Mapping[str, LoadedModel]) -> Engine:
     """A new engine over the same models: loading them again would be all that a test does."""
     fresh = Engine.__new__(Engine)
     fresh.__dict__.update(engine.__dict__)
-    fresh._lock, fresh._wake = threading.Lock(), threading.Event()
-    fresh._scheduler = type(engine._scheduler)(engine._views, 64, 512, fresh.same_ids, fresh._wake.set)
-    fresh._inbox = type(engine._inbox)()
-    fresh._open, fresh._closing = 0, False
-    fresh._thread = threading.Thread(target=fresh._loop, daemon=True)
-    fresh._thread.start()
+    fresh._loop = Loop(lambda: {name: View(model, 64, 16, None) for name, model in models.items()}, None)
+    fresh._views = fresh._loop.views
+    fresh._loop.start(64, 512, engine.same_ids)
     return fresh
 
 
@@ -1501,7 +1502,7 @@ def test_a_request_that_arrives_as_the_engine_closes_is_answered(make: Factory) 
     engine.generate("a", max_new_tokens=1)
     late: list[Inbox] = []
 
-    class Racing(type(engine._inbox)):  # type: ignore[misc]
+    class Racing(type(engine._loop._inbox)):  # type: ignore[misc]
         def __bool__(self) -> bool:
             if not len(self) and not late:
                 late.append(Inbox(engine, request("llama", [1], 1)))
@@ -1511,8 +1512,8 @@ def test_a_request_that_arrives_as_the_engine_closes_is_answered(make: Factory) 
                 return False
             return len(self) > 0
 
-    engine._inbox = Racing()
-    engine._wake.set()
+    engine._loop._inbox = Racing()
+    engine._loop.wake()
     while not late:
         time.sleep(0.001)
     assert isinstance(late[0].outcome(), EngineClosed)

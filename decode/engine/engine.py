@@ -9,29 +9,28 @@ import os
 import queue
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, overload
-
-import torch
 
 from trimtab.decode.answer import Drawing
 from trimtab.decode.api import ResolvedSampling, check_length, request_from_kwargs, resolve_sampling, validate
 from trimtab.decode.build import Plan, write
 from trimtab.decode.config import EngineConfig, EngineOptions, ModelConfig
+from trimtab.decode.engine.loop import Loop
+from trimtab.decode.engine.memory import give_back
 from trimtab.decode.engine.run import Job, Run
-from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.view import View, memory_for_pages, page_size
 from trimtab.decode.errors import (
-    EngineClosed,
     EngineFailed,
     InvalidRequest,
     NotFound,
-    Overloaded,
     TrimtabError,
 )
 from trimtab.decode.models.load import load
@@ -135,36 +134,18 @@ class Engine:
         self._rewards = make_rewards(rewards or {}, configs)
         for reward in self._rewards.values():
             configs.update(reward.brings)
-        self._inbox: deque[Run] = deque()
-        self._open = 0  # submitted and not finished
         self._arrivals = itertools.count()
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._closing = False
-        self._failure: Exception | None = None
-        loaded: queue.SimpleQueue[dict[str, View] | BaseException] = queue.SimpleQueue()
-        self._loaded = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(configs, options, loaded), name="trimtab-engine", daemon=True
-        )
-        self._thread.start()
-        views = loaded.get()
-        if isinstance(views, BaseException):
-            raise views
-        self._views = views
-        self._same = {
-            (a, b): self._views[a].vocabulary.same_ids(self._views[b].vocabulary)
-            for a, b in itertools.permutations(self._views, 2)
+        self._loop = Loop(partial(_views, configs, options), options.threads)
+        self._views = views = self._loop.views
+        self._same = same = {
+            (a, b): views[a].vocabulary.same_ids(views[b].vocabulary) for a, b in itertools.product(views, repeat=2)
         }
         for _ in views:  # until the narrowest is known to all
             for name, view in views.items():
-                view.width = min(other.width for n, other in views.items() if self.same_ids(name, n))
-        self.models: Mapping[str, ModelInfo] = MappingProxyType(_infos(self._views, configs))
+                view.width = min(other.width for n, other in views.items() if same[name, n])
+        self.models: Mapping[str, ModelInfo] = MappingProxyType(_infos(views, configs))
         self.rewards: Mapping[str, RewardInfo] = MappingProxyType({n: r.info for n, r in self._rewards.items()})
-        self._scheduler = Scheduler(
-            self._views, options.max_batch_rows, options.token_budget, self.same_ids, self._wake.set
-        )
-        self._loaded.set()
+        self._loop.start(options.max_batch_rows, options.token_budget, lambda a, b: same[a, b])
 
     @classmethod
     def from_config(cls, config: EngineConfig | str | os.PathLike[str]) -> Self:
@@ -322,7 +303,7 @@ class Engine:
             EngineClosed: the engine is closing.
         """
         submitted = time.monotonic()
-        self._check_open()
+        self._loop.check_open()
         self._validate(request)
         plan, resolved = self._prepare(request)
         needed = self._needed_pages(plan)
@@ -348,10 +329,11 @@ class Engine:
         """Queue a coroutine that runs as a request; its result is the last thing that ``on_event`` gets."""
         last: list[Any] = []
 
+        loop = self._loop
+
         def deliver(event: Any) -> None:
             if last or isinstance(event, Exception):
-                with self._lock:
-                    self._open -= 1  # before its owner hears of the end, who may submit the next at once
+                loop.done()  # before its owner hears of the end, who may submit the next at once
             on_event(event)
 
         async def whole(run: Run) -> Any:
@@ -359,7 +341,7 @@ class Engine:
             last.append(True)
             return result
 
-        job = Job(f"{os.urandom(8).hex()}", self._wake.set)
+        job = Job(f"{os.urandom(8).hex()}", loop.wake)
         run = Run(
             job=job,
             arrival=next(self._arrivals),
@@ -368,21 +350,15 @@ class Engine:
             rewards=self._rewards,
             needed_pages=needed,
             on_event=deliver,
-            copies=self._scheduler.copies,
+            copies=loop.scheduler.copies,
             submitted=time.monotonic() if submitted is None else submitted,
         )
-        run.task = Task(whole(run), lambda task, op: self._scheduler.submit(run, task, op))
-        with self._lock:
-            try:
-                self._check_open()
-                if self._open >= (most := self.limits.max_queue):
-                    raise Overloaded(f"{self._open} requests are waiting or running; limits.max_queue is {most}")
-            except TrimtabError:
-                run.release()  # its coroutine never starts
-                raise
-            self._open += 1
-            self._inbox.append(run)
-        self._wake.set()
+        run.task = Task(whole(run), lambda task, op: loop.scheduler.submit(run, task, op))
+        try:
+            loop.submit(run, self.limits.max_queue)
+        except TrimtabError:
+            run.release()  # its coroutine never starts
+            raise
         return job
 
     def _views_of(self, models: Iterable[str]) -> dict[str, View]:
@@ -401,7 +377,7 @@ class Engine:
 
     def same_ids(self, a: str, b: str) -> bool:
         """Whether two models share one vocabulary, id for id."""
-        return a == b or self._same[a, b]
+        return self._same[a, b]
 
     def _request(self, prompt: Prompt, options: dict[str, Any]) -> Request:
         options = dict(options)
@@ -644,74 +620,17 @@ class Engine:
             rows.append((prompt, ids, answer))
         return self._launch(request, {by: view}, {}, lambda run: score_by_model(run, by, rows), on_event)
 
-    # ------------------------------------------------------------------------------------------------------- the thread
-
-    def _run(
-        self,
-        configs: Mapping[str, ModelConfig],
-        options: EngineOptions,
-        loaded: queue.SimpleQueue[dict[str, View] | BaseException],
-    ) -> None:
-        """Load the models and serve them, all on this thread.
-
-        Each thread that computes has OpenMP workers of its own. Where those of two threads outnumber the cores, GNU's
-        OpenMP lets idle ones sleep at once, and each of the hundreds of parallel regions of a step pays a wake-up:
-        with the models loaded on another thread a token took 20 ms instead of 10 (2 cores, SmolLM2-135M).
-        """
-        try:
-            if options.threads is not None:
-                torch.set_num_threads(options.threads)
-            loaded.put(_views(configs, options))
-        except BaseException as error:  # whatever it is, the constructor waits for it
-            loaded.put(error)
-            return
-        self._loaded.wait()
-        self._loop()
-
-    def _loop(self) -> None:
-        scheduler = self._scheduler
-        try:
-            with torch.inference_mode():
-                while True:
-                    self._wake.clear()
-                    closing = self._closing  # read first: what was accepted before it was set is in the inbox
-                    while self._inbox:
-                        scheduler.queue.append(self._inbox.popleft())
-                    if closing:
-                        scheduler.abort(EngineClosed("the engine was closed"))
-                        return
-                    if scheduler.idle:
-                        self._wake.wait()
-                        continue
-                    if (pause := scheduler.pause) is not None:
-                        self._wake.wait(pause)
-                    scheduler.tick()
-        except Exception as error:
-            log.exception("the engine thread failed")
-            with self._lock:
-                self._failure = error
-                self._closing = True
-            while self._inbox:
-                scheduler.queue.append(self._inbox.popleft())
-            failure = EngineFailed(f"the engine thread failed: {type(error).__name__}")
-            failure.__cause__ = error
-            scheduler.abort(failure)
-        finally:
-            scheduler.close()
-
-    def _check_open(self) -> None:
-        if self._failure is not None:
-            raise EngineFailed("the engine has failed; make another") from self._failure
-        if self._closing:
-            raise EngineClosed("the engine is closed")
+    # ---------------------------------------------------------------------------------------------------------- its end
 
     def close(self) -> None:
-        """End all requests with EngineClosed and stop the thread. Idempotent."""
-        with self._lock:
-            self._closing = True
-        self._wake.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+        """End all requests with EngineClosed, stop the thread and free the models' memory. Idempotent."""
+        self._loop.close()
+
+    def __del__(self) -> None:
+        loop: Loop | None = getattr(self, "_loop", None)  # none where the constructor failed
+        if loop is not None and not loop.closing:
+            warnings.warn(f"{self!r} was dropped and not closed", ResourceWarning, source=self, stacklevel=2)
+            loop.close(wait=False)
 
     def __enter__(self) -> Self:
         return self
@@ -726,14 +645,13 @@ class Engine:
     @property
     def failure(self) -> Exception | None:
         """What stopped the engine, if it failed."""
-        return self._failure
+        return self._loop.failure
 
     def stats(self) -> EngineStats:
         """A snapshot; cheap, and safe at any time."""
-        scheduler = self._scheduler
         return EngineStats(
-            running=len(scheduler.running),
-            queued=len(self._inbox) + len(scheduler.queue),
+            running=len(self._loop.scheduler.running),
+            queued=self._loop.queued,
             pages_used=MappingProxyType({n: v.pages.held for n, v in self._views.items()}),
             pages_total=MappingProxyType({n: v.pages.count for n, v in self._views.items()}),
             forward_passes=MappingProxyType({n: v.forward_passes for n, v in self._views.items()}),
@@ -747,7 +665,7 @@ class Engine:
         """
         for view in self._views.values():
             view.pages.check()
-            if self._scheduler.idle and not self._inbox:
+            if self._loop.idle:
                 assert view.pages.held == 0, f"{view.pages.held} pages of {view.name!r} are held though nothing runs"
 
     def tokenize(self, model: str, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[int]]:
@@ -824,7 +742,10 @@ def _is_many(prompt: Sequence[Any]) -> bool:
 
 def _views(configs: Mapping[str, ModelConfig], options: EngineOptions) -> dict[str, View]:
     """Load all models and share the memory for pages among those of one device: each holds as many tokens."""
-    loaded = {name: load(name, config) for name, config in configs.items()}
+    loaded = {}
+    for name, config in configs.items():
+        loaded[name] = load(name, config)
+        give_back()  # what reading a checkpoint and its tokenizer took
     shares = {}
     for name, model in loaded.items():
         given = configs[name].memory_share

@@ -6,8 +6,10 @@ Triton is missing the CPU's way serves there too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ class Storage:
         path: which implementation attends; see ``kernels.paths``.
 
     The pool is zero-filled, because masked positions take part in products and 0 * NaN is NaN. On a CPU the operating
-    system commits a page of memory at its first write, so a large pool costs nothing until it is used.
+    system commits its memory at the first write (``_zeros``), so a large pool costs nothing until it is used.
     """
 
     def __init__(
@@ -51,12 +53,17 @@ class Storage:
     ) -> None:
         self.page_tokens, self.kv_heads, self.head_dim = page_tokens, kv_heads, head_dim
         self.dtype, self.device, self.path = dtype, device, path
-        self._all = torch.zeros((layers, 2, pages, kv_heads, page_tokens, head_dim), dtype=dtype, device=device)
+        self._all = _zeros((layers, 2, pages, kv_heads, page_tokens, head_dim), dtype, device)
         self.pools = list(self._all.unbind())
         self._flat = [pool.view(-1, head_dim) for pool in self.pools]
         # Row of the flat pool of (key or value, head) relative to the slot's page.
         heads = torch.arange(2 * kv_heads, device=device)
         self._head_rows = heads % kv_heads * page_tokens + heads // kv_heads * (pages * kv_heads * page_tokens)
+
+    def release(self) -> None:
+        """Free the pool."""
+        self._all = self._all.new_empty(0)
+        self.pools, self._flat = [], []
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """Carry out page copies, in order."""
@@ -76,6 +83,14 @@ class Storage:
     def write(self, layer: int, rows: Tensor, kv: Tensor) -> None:
         """Store kv [T, 2 * Hkv, D] of a layer at ``rows`` [T * 2 * Hkv]."""
         self._flat[layer].index_copy_(0, rows, kv.reshape(-1, self.head_dim).to(self.dtype))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU through ``calloc``, which gives untouched pages. ``torch.zeros`` writes all of them at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 class Step:

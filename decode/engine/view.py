@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
+from trimtab.decode.engine.memory import memory_limit
 from trimtab.decode.engine.pages import Pages
-from trimtab.decode.engine.storage import Storage
+from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.models.load import LoadedModel
 from trimtab.decode.prepare.templates import PromptTemplate
 
@@ -42,10 +43,19 @@ class View:
         """Token ids below it are used. Models that share a vocabulary may be padded to unlike widths: an id that one of
         them lacks is nobody's."""
 
+    def release(self) -> None:
+        """Free the weights and the pool; nothing can run on them any more."""
+        self.model = replace(self.model, forward=_released, forward_hidden=None, acceptance=None)
+        self.storage.release()
+
     def unknown(self, tokens: Sequence[int]) -> str:
         """Which of these token ids are not used, in words; nothing where all are."""
         wrong = next((token for token in tokens if not 0 <= token < self.width), None)
         return "" if wrong is None else f"token {wrong}, where model {self.name!r} has 0 to {self.width - 1}"
+
+
+def _released(tokens: torch.Tensor, positions: torch.Tensor, step: Step, rows: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("the engine of this model is closed")
 
 
 class LiveSequence:
@@ -95,11 +105,15 @@ class LiveSequence:
 
 
 def memory_for_pages(device: torch.device) -> int:
-    """Bytes that all pages on a device may take together: an eighth of a CPU's memory, most of a GPU's free memory."""
+    """Bytes that all pages on a device may take together: an eighth of a CPU's memory, most of a GPU's free memory.
+
+    On a CPU memory is taken as pages are first used, and kept: what has been read stays known for as long as there is
+    room. A laptop of 8 GB then has 1 GB of pages.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.8)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+    return memory_limit() // 8
 
 
 def page_size(model: LoadedModel, memory: int, rows: int) -> int:

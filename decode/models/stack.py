@@ -115,12 +115,14 @@ class Stack:
     Args:
         model: a causal LM of one of ``FAMILIES``, on the CPU, in the dtype to run in. Its linear weights are released
             as they are packed; the model can't be used afterwards.
+        table: the embedding in a narrower dtype, to be read in place of the model's own: a packed head holds the same
+            numbers again, and of the table only a row per token is ever read.
 
     Raises:
         ValueError: the model isn't of these families.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, table: Tensor | None = None) -> None:
         config, inner = model.config, model.model
         if any(type(layer).__name__ not in FAMILIES for layer in inner.layers):
             raise ValueError(f"{type(model).__name__} is not one of the checked families")
@@ -128,8 +130,10 @@ class Stack:
         pack = packing_available(dtype)
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        self.embed: nn.Embedding = inner.embed_tokens
-        self.scaled = type(self.embed) is not nn.Embedding
+        embed: Any = inner.embed_tokens
+        self.table: Tensor = embed.weight.detach() if table is None else table
+        scale = None if type(embed) is nn.Embedding else embed.embed_scale
+        self.embed_scale: Tensor | None = None if scale is None else scale.to(dtype)
         self.layers: list[_DecoderLayer] = []
         self.head = Linear((model.lm_head,), pack)
         for index, layer in enumerate(inner.layers):
@@ -164,7 +168,9 @@ class Stack:
         if last >= self._length:
             self._grow(2 * last)
         angles = {k: (c.index_select(0, positions), s.index_select(0, positions)) for k, (c, s) in self._tables.items()}
-        x = self.embed(tokens) if self.scaled else functional.embedding(tokens, self.embed.weight)
+        x = functional.embedding(tokens, self.table).to(self._dtype)
+        if self.embed_scale is not None:
+            x = x * self.embed_scale
         for layer in self.layers:
             cos, sin = angles[layer.kind]
             x = layer(x, cos, sin, step)
