@@ -21,21 +21,23 @@ async def score_by_reward(context: Context, reward: str, items: Sequence[tuple[P
 async def score_by_model(
     context: Context, model: str, items: Sequence[tuple[Prompt, Sequence[int], Sequence[int]]]
 ) -> list[Scored]:
-    """Sum of ln p of each answer's tokens.
+    """Sum of ln p of each answer's tokens; of an empty answer that of the token by which the model would end it.
 
     Args:
         context: of the request.
-        model: its name.
+        model: its name; one that ends answers, if an answer is empty.
         items: (prompt, its ids, ids of the answer).
     """
     return await gather(*(_one(context, model, ids, answer) for _, ids, answer in items))
 
 
 async def _one(context: Context, model: str, prompt: Sequence[int], answer: Sequence[int]) -> Scored:
-    if not answer:
-        return Scored(0.0)
     seq = context.open(model, [*prompt, *answer[:-1]])
-    reads = await Extend(seq, (), [Given(token) for token in answer])
+    if answer:
+        reads = await Extend(seq, (), [Given(token) for token in answer])
+    else:
+        ends = [(await Extend(seq, (), [Given(token)]))[0] for token in context.vocabulary(model).eos_token_ids]
+        reads = [max(ends, key=lambda read: read.logprob)]
     seq.close()
     piece = context.vocabulary(model).piece
     tokens = tuple(

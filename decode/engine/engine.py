@@ -630,6 +630,9 @@ class Engine:
             if not 1 <= len(ids) <= len(ids) + len(answer) <= view.context:
                 accepted = f"1 to {view.context} tokens of prompt and completion together"
                 raise InvalidRequest.of(f"items[{i}]", f"{len(ids) + len(answer)} tokens", accepted)
+            if not answer and not view.vocabulary.eos_token_ids:
+                accepted = f"a text of at least one token: model {by!r} has no token that ends an answer"
+                raise InvalidRequest.of(f"items[{i}].completion", text, accepted)
             rows.append((prompt, ids, answer))
         return self._launch(request, {by: view}, {}, lambda run: score_by_model(run, by, rows), on_event)
 
