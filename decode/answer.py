@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from trimtab.decode.chance import Line
 from trimtab.decode.ops import Context, Pick, Read, blind
 from trimtab.decode.text import Detokenizer
 from trimtab.decode.types import Candidate, Chunk, FinishReason, Request, Token, TokenDraw
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from trimtab.kernels.rng import Key
 
 __all__ = ["Answer", "Drawing"]
-
-_HELPER = 2**32 - 1  # number of the branch of models that help; forks of a search count from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,4 +232,4 @@ def _keys(key: Key) -> tuple[Key, Key]:
     Whether a helper is asked at a position can depend on what the requested model drew there. With the same random
     numbers its token would depend on it too, and no longer follow its own distribution.
     """
-    return key, key.child(0, _HELPER)
+    return key, key.child(0, Line.HELPER)

@@ -29,6 +29,7 @@ __all__ = [
     "RunsOn",
     "Sample",
     "distinct_prompts",
+    "prompt_key",
     "spoken",
     "turns",
 ]
@@ -80,14 +81,14 @@ class Sample:
 
 def distinct_prompts(samples: Sequence[Sample]) -> tuple[list[Hashable], dict[Hashable, Sample]]:
     """Per sample what tells its prompt from another one, and for each prompt the first sample that has it."""
-    keys = [_key_of(sample.prompt) for sample in samples]
+    keys = [prompt_key(sample.prompt) for sample in samples]
     first: dict[Hashable, Sample] = {}
     for key, sample in zip(keys, samples, strict=True):
         first.setdefault(key, sample)
     return keys, first
 
 
-def _key_of(prompt: Prompt) -> Hashable:
+def prompt_key(prompt: Prompt) -> Hashable:
     """A prompt by what it says: messages in either form are equal, and a text never equals a list."""
     if isinstance(prompt, str):
         return prompt
