@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.decode.errors import InvalidRequest, Violation
 from trimtab.decode.ops import Context, Extend, Given, gather
-from trimtab.decode.rewards.base import Sample
+from trimtab.decode.prepare.messages import PromptKind, prompt_kind
+from trimtab.decode.rewards.base import Reward, Sample
 from trimtab.decode.rewards.rating import rate
 from trimtab.decode.types import Objective, Prompt, Scored, Token, TokenDraw
 
-__all__ = ["score_by_model", "score_by_reward"]
+__all__ = ["check_prompts", "score_by_model", "score_by_reward"]
+
+
+def check_prompts(reward: Reward, items: Sequence[tuple[Prompt, str]]) -> None:
+    """Whether a reward can read the prompts of (prompt, answer) pairs.
+
+    Raises:
+        InvalidRequest: naming each that it can't. No model is asked whose the ids could be.
+    """
+    accepted = f"a text or chat messages: reward {reward.name!r} reads what was asked"
+    found = [
+        Violation.of(f"items[{i}].prompt", prompt, accepted)
+        for i, (prompt, _) in enumerate(items)
+        if reward.reads_prompt and not isinstance(prompt, str) and prompt_kind(prompt) is not PromptKind.CHAT
+    ]
+    if found:
+        raise InvalidRequest(found)
 
 
 async def score_by_reward(context: Context, reward: str, items: Sequence[tuple[Prompt, str]]) -> list[Scored]:

@@ -13,6 +13,7 @@ import transformers as hf
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine, _Waiter
+from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.rating import rate
 from trimtab.decode.types import (
@@ -74,6 +75,7 @@ def engine(tiny_folder: Folder) -> Iterator[Engine]:
     models = {n: ModelConfig(source=str(tiny_folder(k, seed)), dtype="float32") for n, (k, seed) in SOURCES.items()}
     rewards: dict[str, Any] = {
         "vowels": {"type": "python", "function": vowels, "kind": "token"},
+        "never asks": {"type": "python", "function": lambda samples: [float(len(one.text)) for one in samples]},
         "likelihood": {"type": "likelihood", "model": "base"},
         "plain": {"type": "likelihood", "model": "base", "chat": False},
         "total": {"type": "likelihood", "model": "base", "power": 0.0},
@@ -242,3 +244,23 @@ def test_an_empty_answer_is_scored_by_its_end(engine: Engine, forwards: dict[str
     assert one.value == pytest.approx(float(row[own.convert_tokens_to_ids("x")]), abs=1e-4)
     assert [(t.id, t.author) for t in empty.tokens] == [(own.eos_token_id, "base")]
     assert (empty.token_count, empty.tokens[0].logprob) == (1, empty.value)
+
+
+# ---------------------------------------------------------------------------------------------- prompts as token ids
+
+
+@pytest.mark.parametrize("reward", ["likelihood", "plain", "certainty", "implicit", "vowels"])
+def test_ids_of_nobody_are_refused_before_anything_runs(engine: Engine, reward: str) -> None:
+    before = engine.stats().forward_passes
+    with pytest.raises(InvalidRequest) as refused:
+        engine.score([(TEXT, "x"), ([5, 6, 7], "x"), ([], "x")], reward=reward)
+    assert [violation.field for violation in refused.value.violations] == ["items[1].prompt", "items[2].prompt"]
+    assert "accepted: a text or chat messages" in str(refused.value)
+    assert engine.stats().forward_passes == before
+    assert engine.score([([5, 6, 7], "axe")], reward="never asks")[0].value == 3.0
+
+
+def test_ids_of_the_requested_model_are_the_text_that_they_stand_for(engine: Engine, said: Said, tiny: Any) -> None:
+    ids = tiny.tokenizer()(TEXT, add_special_tokens=False)["input_ids"]
+    found = engine.generate(ids, **OPTIONS, search=BestOfN(3, OF))
+    check(said, found.candidates)

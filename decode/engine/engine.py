@@ -38,7 +38,7 @@ from trimtab.decode.models.load import load
 from trimtab.decode.prepare.messages import PromptKind, prompt_kind
 from trimtab.decode.prepare.templates import as_chat
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
-from trimtab.decode.scoring import score_by_model, score_by_reward
+from trimtab.decode.scoring import check_prompts, score_by_model, score_by_reward
 from trimtab.decode.types import (
     Acceptance,
     BestOfN,
@@ -621,6 +621,7 @@ class Engine:
                 raise NotFound("reward", reward, sorted(self.rewards))
             if self.rewards[reward].pairwise:
                 raise InvalidRequest.of("reward", reward, "a reward that rates single answers; this one compares two")
+            check_prompts(self._rewards[reward], items)
             views = self._views_of(self.rewards[reward].models)
             return self._launch(request, views, {}, lambda run: score_by_reward(run, reward, items), on_event)
         view = self._view(by)

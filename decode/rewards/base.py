@@ -109,6 +109,8 @@ class Reward:
         models: models of the engine that it asks.
         brings: models that the engine must load for it, by name.
         needs_reference: whether it needs reference answers.
+        reads_prompt: whether it reads what was asked, a text or messages. Token ids say nothing to it where it isn't
+            known whose they are.
         reference: where zero lies for ``Combine.LOG_SIGMOID``; None: at zero.
     """
 
@@ -120,6 +122,7 @@ class Reward:
     models: tuple[str, ...] = ()
     brings: Mapping[str, ModelConfig] = NO_MODELS
     needs_reference: bool = False
+    reads_prompt: bool = False
     reference: Reference | None = None
     runs_on: RunsOn = "thread"
 

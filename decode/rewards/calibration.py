@@ -149,6 +149,8 @@ class Calibrated(EngineReward):
         transform: ``none``; ``log`` or ``exp`` of the quantile, which InfAlign derives for the worst and the best of n.
     """
 
+    reads_prompt = True
+
     def __init__(self, of: Reward, drawn: Drawn, transform: str = "none") -> None:
         self.of, self.drawn = of, drawn
         self.transform = choice("transform", transform, ("none", "log", "exp"))

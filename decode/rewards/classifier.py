@@ -36,6 +36,7 @@ class Classifier(EngineReward):
     """
 
     kind = "prefix"
+    reads_prompt = True
 
     def __init__(
         self,

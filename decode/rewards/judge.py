@@ -71,6 +71,7 @@ class Judge(EngineReward):
     """
 
     kind = "prefix"
+    reads_prompt = True
 
     def __init__(
         self,
@@ -120,6 +121,8 @@ class PairwiseJudge(PairwiseReward):
     Raises:
         OptionError: a slot is missing or unknown, or there aren't two different verdicts.
     """
+
+    reads_prompt = True
 
     def __init__(
         self,

@@ -126,6 +126,7 @@ class Likelihood(EngineReward):
     """
 
     kind = "prefix"
+    reads_prompt = True
 
     def __init__(self, model: str, beta: float = 1.0, power: float = 1.0, chat: bool = True) -> None:
         self.model, self.beta, self.power = model, number("beta", beta), number("power", power, 0, 2)
@@ -149,6 +150,7 @@ class Implicit(EngineReward):
     """
 
     kind = "prefix"
+    reads_prompt = True
 
     def __init__(self, aligned: str, base: str, beta: float = 1.0, per_token: bool = False, chat: bool = True) -> None:
         self.aligned, self.base, self.beta = aligned, base, number("beta", beta)
@@ -180,6 +182,7 @@ class Certainty(EngineReward):
     """
 
     kind = "prefix"
+    reads_prompt = True
 
     def __init__(self, model: str, chat: bool = True) -> None:
         self.model, self.chat = model, flag("chat", chat)
