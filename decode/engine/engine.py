@@ -554,7 +554,8 @@ class Engine:
         Args:
             items: (prompt, answer) pairs.
             reward: its name, or
-            model: its name; exactly one of the two. A model's score is the sum of ln p of the answer's tokens.
+            model: its name; exactly one of the two. A model's score is the sum of ln p of the answer's tokens;
+                of an empty answer that of the token by which the model would end it.
 
         Raises:
             InvalidRequest, NotFound: before anything runs. RewardFailed: the reward did.
