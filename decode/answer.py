@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from trimtab.decode.ops import Context, Pick, Picks, Read
+from trimtab.decode.chance import Line
+from trimtab.decode.ops import Context, Pick, Picks, Read, blind
 from trimtab.decode.text import Detokenizer
 from trimtab.decode.types import Candidate, Chunk, FinishReason, Request, Token, TokenDraw
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from trimtab.kernels.rng import Key
 
 __all__ = ["Answer", "Drawing"]
-
-_HELPER = 2**32 - 1  # number of the branch of models that help; forks of a search count from 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,8 @@ class Answer:
         same_vocabulary: models that share the requested model's token ids.
         text_only: the tokens are passed on as text, so one that ends answers must not be written inside one.
         index: of the candidate.
+        prompts: for each author the token ids after which it writes; none where the figures of its tokens are not its
+            own, but those of a mixture.
         emit: takes each chunk of committed text; None collects silently.
     """
 
@@ -60,9 +61,11 @@ class Answer:
         same_vocabulary: Sequence[str] = (),
         text_only: bool = False,
         index: int = 0,
+        prompts: Mapping[str, Sequence[int]] | None = None,
         emit: Callable[[Chunk], None] | None = None,
     ) -> None:
         self._context, self._emit = context, emit
+        self.prompts: Mapping[str, Sequence[int]] = prompts or {}
         self._stopping, self.top = request.stopping, request.top_logprobs
         self._drawing, self.index, self._model = drawing, index, request.model
         self._keys = _keys(drawing.key)
@@ -98,9 +101,12 @@ class Answer:
 
     @property
     def mean_logprob(self) -> float:
-        """Mean ln p of the tokens under their authors; 0 if there are none."""
+        """Mean ``Token.logprob``, the token that ended the answer included.
+
+        An answer without a token has no more than one that is drawn blindly from the requested model's vocabulary.
+        """
         known = [token.logprob for token in self.tokens if token.logprob is not None]
-        return sum(known) / len(known) if known else 0.0
+        return sum(known) / len(known) if known else blind(self._context.vocabulary(self._model))
 
     @property
     def remaining(self) -> int:
@@ -150,6 +156,8 @@ class Answer:
 
     def adopt(self, other: Answer) -> None:
         """Take over what ``other`` has written, text and end included, and forget what was written here."""
+        if other.prompts is not self.prompts and other.prompts != self.prompts:
+            self.prompts = {}  # its tokens were written after another prompt than what follows
         self.tokens, self._text = list(other.tokens), list(other._text)
         self._detokenizer = other._detokenizer.copy()
         self.finish_reason, self.stop_match = other.finish_reason, other.stop_match
@@ -231,4 +239,4 @@ def _keys(key: Key) -> tuple[Key, Key]:
     Whether a helper is asked at a position can depend on what the requested model drew there. With the same random
     numbers its token would depend on it too, and no longer follow its own distribution.
     """
-    return key, key.child(0, _HELPER)
+    return key, key.child(0, Line.HELPER)

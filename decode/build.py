@@ -20,13 +20,12 @@ from trimtab.decode.policies.token_reward import RateAnswers, TokenRewardWriter
 from trimtab.decode.policies.trigger import DEFAULT_TRIGGER
 from trimtab.decode.prepare.templates import BASE_STOPS
 from trimtab.decode.rewards import rating
-from trimtab.decode.rewards.base import Sample
 from trimtab.decode.searches.best_of_n import best_of_n
 from trimtab.decode.searches.evolution import evolution
 from trimtab.decode.searches.refine import refine
 from trimtab.decode.searches.reject_segments import reject_segments
 from trimtab.decode.searches.segments import segments
-from trimtab.decode.searches.setting import Compare, Emit, Outcome, Rate, Setting
+from trimtab.decode.searches.setting import Compare, Emit, Outcome, Rate, Setting, sample_of
 from trimtab.decode.searches.single import single
 from trimtab.decode.types import (
     Autoregressive,
@@ -161,6 +160,7 @@ class Maker:
             same_vocabulary=plan.models if plan.same_vocabulary else (),
             text_only=foreign,
             index=index,
+            prompts={} if isinstance(policy, Mixture) else prompts,
             emit=emit,
         )
         seq = self._open(request.model, prompts)
@@ -237,10 +237,7 @@ class Maker:
         request = self.plan.request
 
         async def rated(answers: Sequence[Answer]) -> list[float]:
-            samples = [
-                Sample(request.prompt, answer.text, answer.done, tuple(answer.tokens), request.references)
-                for answer in answers
-            ]
+            samples = [sample_of(request, answer) for answer in answers]
             return [found.value for found in await self.rate(self.context, reward, samples)]
 
         return rated

@@ -10,7 +10,17 @@ from enum import IntEnum
 
 from trimtab.kernels.rng import Key, Stream
 
-__all__ = ["Choice", "chance", "drawn"]
+__all__ = ["Choice", "Line", "chance", "drawn"]
+
+
+class Line(IntEnum):
+    """Branches at position 0 for lines of tokens beside the candidates; a search's forks and retries count from 0.
+
+    Two lines that should be independent never share a branch, even where their seeds are equal.
+    """
+
+    HELPER = 2**32 - 1  # of models that help to write an answer
+    CALIBRATION = 2**32 - 2  # of a base model's own answers, by which a reward is calibrated
 
 
 class Choice(IntEnum):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, replace
+from math import log
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from trimtab.decode.types import Length, Prompt, TokenDraw, TopLogprob
@@ -35,6 +36,7 @@ __all__ = [
     "Value",
     "Verify",
     "VocabularyView",
+    "blind",
     "gather",
 ]
 
@@ -97,7 +99,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a model says after one position: statistics of its distribution at temperature 1, and a token.
+    """What a model, or a mixture, says after one position: statistics of its distribution, and a token.
+
+    The distribution is that at temperature 1, before penalties, bias, bans and filters; a mixture's is the normalised
+    one, without the tokens that its plausibility leaves out.
 
     Attributes:
         token: the drawn or given token, or the most likely one where no pick was given.
@@ -327,6 +332,7 @@ async def gather(*children: Coroutine[Any, Any, T]) -> list[T]:
 class VocabularyView(Protocol):
     """The part of a vocabulary that methods use; see ``trimtab.decode.text.Vocabulary``."""
 
+    size: int
     eos_token_ids: tuple[int, ...]
     special_ids: frozenset[int]
 
@@ -337,6 +343,15 @@ class VocabularyView(Protocol):
     ) -> tuple[list[int], list[int]]: ...
 
     def piece(self, token_id: int) -> bytes: ...
+
+
+def blind(vocabulary: VocabularyView) -> float:
+    """ln p, in nats, of a token that is drawn blindly from a vocabulary: what stands for an answer that says nothing.
+
+    A mean over no tokens has no value. Zero would be the largest there is, as if saying nothing were certain; a model
+    that says anything at all of a text is better than blind on average, so emptiness comes last.
+    """
+    return -log(vocabulary.size)
 
 
 class Context(Protocol):

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.decode.errors import InvalidRequest, Violation
 from trimtab.decode.ops import Context, Extend, Given, gather
-from trimtab.decode.rewards.base import Sample
+from trimtab.decode.prepare.messages import PromptKind, prompt_kind
+from trimtab.decode.rewards.base import Reward, Sample
 from trimtab.decode.rewards.rating import rate
 from trimtab.decode.types import Objective, Prompt, Scored, Token, TokenDraw
 
-__all__ = ["score_by_model", "score_by_reward"]
+__all__ = ["check_prompts", "score_by_model", "score_by_reward"]
+
+
+def check_prompts(reward: Reward, items: Sequence[tuple[Prompt, str]]) -> None:
+    """Whether a reward can read the prompts of (prompt, answer) pairs.
+
+    Raises:
+        InvalidRequest: naming each that it can't. No model is asked whose the ids could be.
+    """
+    accepted = f"a text or chat messages: reward {reward.name!r} reads what was asked"
+    found = [
+        Violation.of(f"items[{i}].prompt", prompt, accepted)
+        for i, (prompt, _) in enumerate(items)
+        if reward.reads_prompt and not isinstance(prompt, str) and prompt_kind(prompt) is not PromptKind.CHAT
+    ]
+    if found:
+        raise InvalidRequest(found)
 
 
 async def score_by_reward(context: Context, reward: str, items: Sequence[tuple[Prompt, str]]) -> list[Scored]:
@@ -21,21 +39,23 @@ async def score_by_reward(context: Context, reward: str, items: Sequence[tuple[P
 async def score_by_model(
     context: Context, model: str, items: Sequence[tuple[Prompt, Sequence[int], Sequence[int]]]
 ) -> list[Scored]:
-    """Sum of ln p of each answer's tokens.
+    """Sum of ln p of each answer's tokens; of an empty answer that of the token by which the model would end it.
 
     Args:
         context: of the request.
-        model: its name.
+        model: its name; one that ends answers, if an answer is empty.
         items: (prompt, its ids, ids of the answer).
     """
     return await gather(*(_one(context, model, ids, answer) for _, ids, answer in items))
 
 
 async def _one(context: Context, model: str, prompt: Sequence[int], answer: Sequence[int]) -> Scored:
-    if not answer:
-        return Scored(0.0)
     seq = context.open(model, [*prompt, *answer[:-1]])
-    reads = await Extend(seq, (), [Given(token) for token in answer])
+    if answer:
+        reads = await Extend(seq, (), [Given(token) for token in answer])
+    else:
+        ends = [(await Extend(seq, (), [Given(token)]))[0] for token in context.vocabulary(model).eos_token_ids]
+        reads = [max(ends, key=lambda read: read.logprob)]
     seq.close()
     piece = context.vocabulary(model).piece
     tokens = tuple(

@@ -520,15 +520,25 @@ class TopLogprob:
 class Token:
     """One written token and how it came about.
 
+    Its figures are of the distribution that it was drawn from as it is before all that the request asks of draws: at
+    temperature 1, without penalty, bias, bans, top-k, top-p and min-p. Whose distribution that is, the policy says:
+
+    * ``Base``, ``TokenReward``: the requested model's; of ``TokenReward`` before rewards count.
+    * ``Nudged``: that of the author, base or nudger, after its own prompt and the answer in its own spelling.
+    * ``Mixture``: the mixture's, normalised, without the tokens that ``plausibility`` leaves out. It is no single
+      model's; the author is the requested model, whose ids and sequence they are.
+
+    Under speculation it is the target's, never the draft's. Of scores it is the model's that was asked.
+
     Attributes:
         id: token id in the vocabulary of ``author``.
         piece: the token's raw bytes; one token may be half a character.
         author: name of the model that wrote it.
         draw: how it was drawn.
-        logprob: ln p under the author, temperature 1, no penalties, no filters.
-        entropy: nats, of the same distribution.
+        logprob: ln p of the token.
+        entropy: of the distribution, nats.
         top_prob: its largest probability.
-        top: the most likely tokens, if asked for.
+        top: its most likely tokens, if asked for.
         reward: of the answer up to this token, under a policy that rates tokens.
     """
 
@@ -556,6 +566,7 @@ class Candidate:
 
     @property
     def sum_logprob(self) -> float:
+        """Sum of ``Token.logprob`` of all tokens, those that ended the answer included."""
         return sum(t.logprob for t in self.tokens if t.logprob is not None)
 
 
@@ -619,7 +630,7 @@ class Result:
 
     @property
     def mean_entropy(self) -> float:
-        """Mean entropy (nats) over the written tokens of the chosen candidate; 0 if there are none."""
+        """Mean ``Token.entropy`` (nats) over the tokens of the chosen candidate; 0 if there are none."""
         entropies = [t.entropy for t in self.tokens if t.entropy is not None]
         return sum(entropies) / len(entropies) if entropies else 0.0
 
@@ -637,7 +648,7 @@ class Scored:
 
     Attributes:
         value: the reward, or the sum of ln p of the tokens.
-        token_count: tokens of the answer, where a model scored it.
+        token_count: tokens of the answer, where a model scored it; of an empty answer the one that ends it.
         tokens: these, with their log-probabilities.
     """
 

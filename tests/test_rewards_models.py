@@ -24,7 +24,7 @@ from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.judge import verdict_probabilities
 from trimtab.decode.rewards.rating import compare, rate
 from trimtab.decode.rewards.registry import make_rewards
-from trimtab.decode.types import BestOfN, ChatMessage, Combine, Completed, Objective, Request, RewardTerm, Token
+from trimtab.decode.types import BestOfN, ChatMessage, Combine, Completed, Objective, Request, RewardTerm
 
 PROMPT = (ChatMessage("user", "say something about the sea"),)
 TEXT = "the sea is deep and the sand is warm, and there is wind in the air on the shore of the land"
@@ -254,7 +254,7 @@ def test_a_suffix_counts_for_finished_answers(tiny: Any, tiny_folder: Callable[.
         opened = ratings(engine, "open", [partial, finished])
         assert engine.rewards["closed"].models == ("closed.model",)
         assert engine.models["closed.model"].role == "reward"
-    assert closed[0] == closed[1] == pytest.approx(opened[1], abs=1e-5)
+    assert closed == pytest.approx([opened[1]] * 2, abs=1e-5)
     assert abs(opened[0] - opened[1]) > 1e-3
 
 
@@ -438,24 +438,6 @@ def test_likelihoods_are_those_of_the_models(engine: Engine, tiny_folder: Callab
     assert ratings(engine, "likelihood", sample)[0] == pytest.approx(base / len(answer), rel=1e-4)
     assert ratings(engine, "implicit", sample)[0] == pytest.approx(other - base, rel=1e-3, abs=1e-3)
     assert ratings(engine, "certainty", sample)[0] == pytest.approx(-entropy / len(answer), rel=1e-4)
-
-
-def test_what_the_writer_said_of_its_tokens_is_not_asked_again(engine: Engine) -> None:
-    result = engine.generate(list(PROMPT), model="base", max_new_tokens=12, seed=3, temperature=1.0)
-    known = Sample(PROMPT, result.text, tokens=result.tokens)
-
-    async def counted(context: Any) -> tuple[float, int]:
-        (rating,) = await rate(context, "total", [known])
-        return rating.value, int(context.counter("base").forward_passes)
-
-    value, passes = run(engine, counted)
-    eos = engine.models["base"].eos_token_ids
-    assert value == pytest.approx(sum(t.logprob or 0.0 for t in result.tokens if t.id not in eos), rel=1e-6)
-    assert passes == 0
-    # Tokens of another author are read as text.
-    foreign = tuple(Token(t.id, t.piece, "other", t.draw, t.logprob, t.entropy) for t in result.tokens)
-    again = ratings(engine, "total", [Sample(PROMPT, result.text), Sample(PROMPT, result.text, tokens=foreign)])
-    assert again[0] == pytest.approx(again[1], abs=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ calibration, profiles

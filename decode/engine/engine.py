@@ -37,7 +37,7 @@ from trimtab.decode.models.load import load
 from trimtab.decode.prepare.messages import PromptKind, prompt_kind
 from trimtab.decode.prepare.templates import as_text
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
-from trimtab.decode.scoring import score_by_model, score_by_reward
+from trimtab.decode.scoring import check_prompts, score_by_model, score_by_reward
 from trimtab.decode.types import (
     Acceptance,
     BestOfN,
@@ -541,7 +541,8 @@ class Engine:
         Args:
             items: (prompt, answer) pairs.
             reward: its name, or
-            model: its name; exactly one of the two. A model's score is the sum of ln p of the answer's tokens.
+            model: its name; exactly one of the two. A model's score is the sum of ln p of the answer's tokens;
+                of an empty answer that of the token by which the model would end it.
 
         Raises:
             InvalidRequest, NotFound: before anything runs. RewardFailed: the reward did.
@@ -608,6 +609,7 @@ class Engine:
                 raise NotFound("reward", reward, sorted(self.rewards))
             if self.rewards[reward].pairwise:
                 raise InvalidRequest.of("reward", reward, "a reward that rates single answers; this one compares two")
+            check_prompts(self._rewards[reward], items)
             views = self._views_of(self.rewards[reward].models)
             return self._launch(request, views, {}, lambda run: score_by_reward(run, reward, items), on_event)
         view = self._view(by)
@@ -617,6 +619,9 @@ class Engine:
             if not 1 <= len(ids) <= len(ids) + len(answer) <= view.context:
                 accepted = f"1 to {view.context} tokens of prompt and completion together"
                 raise InvalidRequest.of(f"items[{i}]", f"{len(ids) + len(answer)} tokens", accepted)
+            if not answer and not view.vocabulary.eos_token_ids:
+                accepted = f"a text of at least one token: model {by!r} has no token that ends an answer"
+                raise InvalidRequest.of(f"items[{i}].completion", text, accepted)
             rows.append((prompt, ids, answer))
         return self._launch(request, {by: view}, {}, lambda run: score_by_model(run, by, rows), on_event)
 

@@ -8,8 +8,8 @@ of its own, so that decoding never waits for it. An *engine* reward asks the eng
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from trimtab.decode.ops import Context
     from trimtab.decode.rewards.calibration import Reference
 
-__all__ = ["EngineReward", "Kind", "LocalReward", "PairwiseReward", "Reward", "RunsOn", "Sample", "spoken", "turns"]
+__all__ = [
+    "EngineReward",
+    "Kind",
+    "LocalReward",
+    "PairwiseReward",
+    "Reward",
+    "RunsOn",
+    "Sample",
+    "distinct_prompts",
+    "prompt_key",
+    "spoken",
+    "turns",
+]
 
 Kind = Literal["sequence", "prefix", "token"]
 RunsOn = Literal["engine", "thread", "process"]
@@ -39,6 +51,8 @@ class Sample:
             can decide (a closing phrase, complete JSON), and as it stands otherwise.
         tokens: of the answer, with authors and log-probabilities where they are known; may be empty.
         references: answers to compare with.
+        prompts: for each author of ``tokens`` the token ids after which it wrote them. Without an entry the figures of
+            its tokens are not what it says itself: those of a mixture, or of tokens taken over from another prompt.
     """
 
     prompt: Prompt
@@ -46,6 +60,7 @@ class Sample:
     finished: bool = True
     tokens: tuple[Token, ...] = ()
     references: tuple[str, ...] = ()
+    prompts: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def instruction(self) -> str:
@@ -64,6 +79,22 @@ class Sample:
         raise ValueError("this reward reads the prompt: accepted: a text, or messages with one of the user")
 
 
+def distinct_prompts(samples: Sequence[Sample]) -> tuple[list[Hashable], dict[Hashable, Sample]]:
+    """Per sample what tells its prompt from another one, and for each prompt the first sample that has it."""
+    keys = [prompt_key(sample.prompt) for sample in samples]
+    first: dict[Hashable, Sample] = {}
+    for key, sample in zip(keys, samples, strict=True):
+        first.setdefault(key, sample)
+    return keys, first
+
+
+def prompt_key(prompt: Prompt) -> Hashable:
+    """A prompt by what it says: messages in either form are equal, and a text never equals a list."""
+    if isinstance(prompt, str):
+        return prompt
+    return tuple(ChatMessage(t["role"], t["content"]) if isinstance(t, Mapping) else t for t in prompt)
+
+
 class Reward:
     """What all rewards have. Subclass ``LocalReward`` or ``EngineReward``, not this.
 
@@ -78,6 +109,8 @@ class Reward:
         models: models of the engine that it asks.
         brings: models that the engine must load for it, by name.
         needs_reference: whether it needs reference answers.
+        reads_prompt: whether it reads what was asked, a text or messages. Token ids say nothing to it where it isn't
+            known whose they are.
         reference: where zero lies for ``Combine.LOG_SIGMOID``; None: at zero.
     """
 
@@ -89,6 +122,7 @@ class Reward:
     models: tuple[str, ...] = ()
     brings: Mapping[str, ModelConfig] = NO_MODELS
     needs_reference: bool = False
+    reads_prompt: bool = False
     reference: Reference | None = None
     runs_on: RunsOn = "thread"
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import bisect
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Protocol, Self
+from weakref import WeakKeyDictionary
 
-from trimtab.decode.ops import Context, Extend, Pick, Seq, gather
-from trimtab.decode.rewards.base import EngineReward, Reward, Sample
+from trimtab.decode.ops import Context, Extend, Pick, Seq, VocabularyView, gather
+from trimtab.decode.rewards.base import EngineReward, Reward, Sample, prompt_key
 from trimtab.decode.rewards.evaluation import evaluate
 from trimtab.decode.rewards.options import OptionError, choice, number, text, whole
 from trimtab.decode.types import Prompt
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibrated", "DrawnReference", "FixedReference", "Reference", "calibrated", "drawn_answers", "reference"]
 
-_PROMPTS_KEPT = 256
+_QUESTIONS_KEPT = 256
 _HALF_OF_NORMAL = 1.349  # interquartile range of the standard normal distribution
 
 
@@ -57,11 +58,16 @@ class FixedReference:
         return [(self.center, self.scale)] * len(samples)
 
 
-@dataclass(eq=False)
+_Question = tuple[str, Hashable, tuple[str, ...]]  # the reward, the prompt and the references
+
+
+@dataclass(frozen=True, eq=False)
 class Drawn:
     """Answers of a base model to each prompt, and what rewards say of them.
 
-    The last 256 prompts are remembered. Answers are drawn by a seed of their own, so a rating depends on no request.
+    Of each model the last 256 questions are remembered: the reward, the prompt and the references, which are all that a
+    rating of these answers depends on. Answers are drawn by a seed and random numbers of their own, so a rating depends
+    on no request and shares nothing with its candidates.
 
     Attributes:
         model: that answers, by its own template.
@@ -74,7 +80,10 @@ class Drawn:
     samples: int = 16
     max_new_tokens: int = 128
     seed: int = 0
-    _known: OrderedDict[tuple[str, str], list[float]] = field(default_factory=OrderedDict, init=False, repr=False)
+    # By the vocabulary object, of which each model of each engine has one: a name may mean another model elsewhere.
+    _known: WeakKeyDictionary[VocabularyView, OrderedDict[_Question, tuple[float, ...]]] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         text("model", self.model, "the name of a model")
@@ -82,27 +91,36 @@ class Drawn:
         whole("max_new_tokens", self.max_new_tokens, 1)
         whole("seed", self.seed, 0, 2**32 - 1)
 
-    async def values(self, context: Context, reward: Reward, samples: Sequence[Sample]) -> list[list[float]]:
-        """Per sample the reward of each drawn answer to its prompt, ascending."""
-        first = {repr(sample.prompt): sample for sample in reversed(samples)}
-        found = {prompt: self._known[prompt, reward.name] for prompt in first if (prompt, reward.name) in self._known}
-        missing = [prompt for prompt in first if prompt not in found]
-        fresh = await gather(*(self._rated(context, reward, first[prompt]) for prompt in missing))
-        found |= dict(zip(missing, fresh, strict=True))
-        for prompt, values in found.items():
-            self._known[prompt, reward.name] = values
-            self._known.move_to_end((prompt, reward.name))
-        while len(self._known) > _PROMPTS_KEPT:
-            self._known.popitem(last=False)
-        return [found[repr(sample.prompt)] for sample in samples]
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        return type(self), tuple(getattr(self, one.name) for one in fields(self) if one.init)  # what is known stays
 
-    async def _rated(self, context: Context, reward: Reward, sample: Sample) -> list[float]:
+    async def values(self, context: Context, reward: Reward, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
+        """Per sample the reward of each drawn answer to its prompt, ascending.
+
+        Raises:
+            ValueError: a prompt leaves no room for an answer.
+        """
+        asked: list[_Question] = [(reward.name, prompt_key(s.prompt), s.references) for s in samples]
+        first = dict(zip(reversed(asked), reversed(samples), strict=True))
+        known = self._known.setdefault(context.vocabulary(self.model), OrderedDict())
+        found = {question: known[question] for question in first if question in known}
+        missing = [question for question in first if question not in found]
+        fresh = await gather(*(self._rated(context, reward, first[question]) for question in missing))
+        found |= dict(zip(missing, fresh, strict=True))
+        for question, values in found.items():
+            known[question] = values
+            known.move_to_end(question)
+        while len(known) > _QUESTIONS_KEPT:
+            known.popitem(last=False)
+        return [found[question] for question in asked]
+
+    async def _rated(self, context: Context, reward: Reward, sample: Sample) -> tuple[float, ...]:
         texts = await drawn_answers(context, self.model, sample.prompt, self.samples, self.max_new_tokens, self.seed)
         answers = [Sample(sample.prompt, said, references=sample.references) for said in texts]
-        return sorted(await evaluate(context, reward, answers))
+        return tuple(sorted(await evaluate(context, reward, answers)))
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class DrawnReference(Drawn):
     """Zero is a quantile of the base model's rewards on the prompt, the unit their spread.
 
@@ -130,6 +148,8 @@ class Calibrated(EngineReward):
         drawn: the base model's answers.
         transform: ``none``; ``log`` or ``exp`` of the quantile, which InfAlign derives for the worst and the best of n.
     """
+
+    reads_prompt = True
 
     def __init__(self, of: Reward, drawn: Drawn, transform: str = "none") -> None:
         self.of, self.drawn = of, drawn
@@ -159,18 +179,26 @@ class Calibrated(EngineReward):
 async def drawn_answers(
     context: Context, model: str, prompt: Prompt, count: int, max_new_tokens: int, seed: int
 ) -> list[str]:
-    """Answers of a model to a prompt at temperature 1; the prompt is read once."""
-    from trimtab.kernels.rng import Key  # with torch, which a configuration is read without
+    """Answers of a model to a prompt at temperature 1; the prompt is read once.
+
+    Raises:
+        ValueError: the prompt leaves no room for an answer.
+    """
+    # With torch, which a configuration is read without.
+    from trimtab.decode.chance import Line
+    from trimtab.kernels.rng import Key
 
     ids = context.render(model, prompt)
-    room = min(max_new_tokens, context.limit(model) - len(ids))
+    if len(ids) >= (limit := context.limit(model)):
+        raise ValueError(f"the prompt takes {len(ids)} tokens of model {model!r}; accepted: less than {limit}")
+    room = min(max_new_tokens, limit - len(ids))
     root = context.open(model, ids)
     opened = [root]
     try:
         await Extend(root, (), (None,))
         for _ in range(count - 1):
             opened.append(root.fork())
-        key = Key(seed)
+        key = Key(seed).child(0, Line.CALIBRATION)  # a request may have the same seed
         return await gather(*(_write(context, seq, key.child(0, index), room) for index, seq in enumerate(opened)))
     finally:
         for seq in opened:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trimtab.decode.ops import Context, Value, gather
-from trimtab.decode.rewards.base import EngineReward, Reward, Sample, turns
+from trimtab.decode.rewards.base import EngineReward, Reward, Sample, distinct_prompts, turns
 from trimtab.decode.rewards.options import OptionError, choice, text
 from trimtab.decode.rewards.readings import Reading, reading
 
@@ -36,6 +36,7 @@ class Classifier(EngineReward):
     """
 
     kind = "prefix"
+    reads_prompt = True
 
     def __init__(
         self,
@@ -53,9 +54,8 @@ class Classifier(EngineReward):
 
     async def rate(self, context: Context, samples: Sequence[Sample]) -> Sequence[float]:
         end = context.turn_end(self.model) if self.end is None else self._encoded(context, self.end)
-        keys = [repr(sample.prompt) for sample in samples]
-        prompts = {key: sample.prompt for key, sample in zip(keys, samples, strict=True)}
-        read = {key: context.render(self.model, turns(prompt)) for key, prompt in prompts.items()}
+        keys, first = distinct_prompts(samples)
+        read = {key: context.render(self.model, turns(sample.prompt)) for key, sample in first.items()}
         if len(samples) > len(read):  # several answers to one prompt: it is read once, before them
             await gather(*(self._outputs(context, ids, 1) for ids in read.values()))
         answers = [self._answer(context, sample, end) for sample in samples]

@@ -45,6 +45,7 @@ class Constraints(LocalReward):
         self.strict = number("strict", strict, 0, 1)
         self.checks = _checks("constraints", rules)
         self.by_prompt = {prompt: _checks("by_prompt", own) for prompt, own in (by_prompt or {}).items()}
+        self.reads_prompt = bool(self.by_prompt)
         self.description = f"share of {len(self.checks)} rules that the answer keeps"
         if self.by_prompt:
             self.description = "share of the prompt's rules that the answer keeps"

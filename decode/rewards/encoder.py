@@ -54,6 +54,7 @@ class Encoder(LocalReward):
             self.reads = "chat" if chat else "pair"
         if self.reads == "chat" and not chat:
             raise OptionError("reads", reads, "pair or answer: the tokenizer has no chat template")
+        self.reads_prompt = self.reads != "answer"
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
             self._model.config.pad_token_id = self._tokenizer.pad_token_id

@@ -29,6 +29,7 @@ class Function(LocalReward):
         self.kind = choice("kind", kind, ("sequence", "prefix", "token"))  # type: ignore[assignment]
         self.runs_on = choice("runs_on", runs_on, ("thread", "process"))  # type: ignore[assignment]
         self.batched = _takes_batch(function)
+        self.reads_prompt = not self.batched
         self.description = (inspect.getdoc(function) or "").partition("\n")[0]
 
     def rate(self, samples: Sequence[Sample]) -> Sequence[float]:

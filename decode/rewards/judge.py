@@ -2,6 +2,10 @@
 
 A template with slots becomes the message of a user; the judge's probability of each allowed verdict right after it is
 read, and normalised over the verdicts. So a rating is a smooth number after one forward pass.
+
+The reply is heard as the longest verdict that it begins with: where "10" is spelled "1", "0", what goes on to a 10 is
+no 1. So the same replies give the same rating whether a vocabulary has a token for 10 or not. Words are taken as they
+are written: "yes" is another word than "Yes", and what a reply says after its verdict counts nothing.
 """
 
 from __future__ import annotations
@@ -67,6 +71,7 @@ class Judge(EngineReward):
     """
 
     kind = "prefix"
+    reads_prompt = True
 
     def __init__(
         self,
@@ -117,6 +122,8 @@ class PairwiseJudge(PairwiseReward):
         OptionError: a slot is missing or unknown, or there aren't two different verdicts.
     """
 
+    reads_prompt = True
+
     def __init__(
         self,
         model: str,
@@ -126,7 +133,7 @@ class PairwiseJudge(PairwiseReward):
     ) -> None:
         self.model, self.rubric = model, text("rubric", rubric)
         self.template = _checked(template, ("prompt", "answer_a", "answer_b"), _PAIRWISE_SLOTS)
-        self.verdicts = texts("verdicts", verdicts)
+        self.verdicts = tuple(_word("verdicts", word) for word in texts("verdicts", verdicts))
         if len(set(self.verdicts)) != 2 or len(self.verdicts) != 2:
             raise OptionError("verdicts", verdicts, "two different words, for the first answer and for the second")
         self.needs_reference = "reference" in _slots(template)
@@ -149,18 +156,23 @@ class PairwiseJudge(PairwiseReward):
 
 
 async def verdict_probabilities(context: Context, model: str, asked: str, verdicts: Sequence[str]) -> list[float]:
-    """The probabilities, normalised over ``verdicts``, that a model answers a message with each of them.
+    """The probabilities, normalised over ``verdicts``, that a model's answer to a message begins with each of them.
 
-    A verdict of several tokens has the probability of all of them. None of them may begin another.
+    A verdict of several tokens has the probability of all of them, less that of the longer verdicts that they begin.
 
     Raises:
-        ValueError: the message is longer than the model's context.
+        ValueError: the message is longer than the model's context, or the model can't tell two verdicts apart: they are
+            spelled alike in its vocabulary, or one isn't spelled at all.
     """
     ids = context.render(model, (ChatMessage("user", asked),))
     vocabulary = context.vocabulary(model)
     # After a template that ends inside a line ("Answer:") a word begins with its space.
     space = "" if ids[-1] in vocabulary.special_ids or vocabulary.piece(ids[-1])[-1:].isspace() else " "
-    words = [vocabulary.encode(space + verdict, False, continues=True) for verdict in verdicts]
+    words = [tuple(vocabulary.encode(space + verdict, False, continues=True)) for verdict in verdicts]
+    for i, word in enumerate(words):
+        if not word or word in words[:i]:
+            accepted = f"words that model {model!r} spells, each in tokens of its own"
+            raise ValueError(f"verdict {verdicts[i]!r} is spelled {list(word)} in tokens; accepted: {accepted}")
     if len(ids) + max(map(len, words)) > (limit := context.limit(model)):
         raise ValueError(f"the judge's prompt takes {len(ids)} tokens; accepted: less than {limit}")
     root = context.open(model, ids)
@@ -174,9 +186,21 @@ async def verdict_probabilities(context: Context, model: str, asked: str, verdic
         for seq in opened:
             seq.close()
     top = max(logs)
-    weights = [math.exp(log - top) for log in logs]
+    weights = [math.exp(log - top) for log in _alone(words, logs)]
     total = math.fsum(weights)
     return [weight / total for weight in weights]
+
+
+def _alone(words: Sequence[tuple[int, ...]], logs: Sequence[float]) -> list[float]:
+    """ln p of each word where no longer one of them follows: -inf where one always does."""
+    found = []
+    for word, log in zip(words, logs, strict=True):
+        longer = [i for i, other in enumerate(words) if len(other) > len(word) and other[: len(word)] == word]
+        # Of those that begin one another the shortest has the mass of all.
+        first = [i for i in longer if not any(words[i][: len(words[k])] == words[k] for k in longer if k != i)]
+        left = 1.0 - math.fsum(math.exp(logs[i] - log) for i in first)
+        found.append(log + math.log(left) if left > 0 else -math.inf)
+    return found
 
 
 async def _logprob(seq: Seq, tokens: Sequence[int]) -> float:
@@ -214,7 +238,15 @@ def _verdicts(verdicts: object) -> dict[str, float]:
     given = table("verdicts", verdicts, "a table of words and their numbers")
     if len(given) < 2:
         raise OptionError("verdicts", verdicts, "at least two words with their numbers")
-    return {text("verdicts", word): number(f"verdicts.{word}", value) for word, value in given.items()}
+    return {_word("verdicts", word): number(f"verdicts.{word}", value) for word, value in given.items()}
+
+
+def _word(key: str, value: object) -> str:
+    """A verdict; white space around it would be read as a part of it."""
+    word = text(key, value)
+    if word != word.strip():
+        raise OptionError(key, value, "words without white space around them")
+    return word
 
 
 def _slots(template: str) -> set[str]:

@@ -93,6 +93,7 @@ class Logistic(EngineReward):
         self.kind = min((reward.kind for reward in rewards), key=_ORDER.index)
         self.models = tuple(dict.fromkeys(model for reward in rewards for model in reward.models))
         self.needs_reference = any(reward.needs_reference for reward in rewards)
+        self.reads_prompt = any(reward.reads_prompt for reward in rewards)
         self.description = f"log-odds fitted over {', '.join(composition.weights)}"
 
     async def rate(self, context: Context, samples: Sequence[Sample]) -> Sequence[float]:

@@ -33,6 +33,7 @@ class Profile(EngineReward):
         self.kind = min((reward.kind for reward in rewards), key=_ORDER.index)
         self.models = tuple(dict.fromkeys(model for reward in rewards for model in reward.models))
         self.needs_reference = any(reward.needs_reference for reward in rewards)
+        self.reads_prompt = any(reward.reads_prompt or reward.reference is not None for reward in rewards)
         terms = ", ".join(f"{term.reward} x {term.weight:g}" for term in objective.terms)
         self.description = f"{objective.combine.value} of {terms}"
 

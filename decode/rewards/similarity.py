@@ -38,6 +38,7 @@ class Similarity(LocalReward):
         self.pooling = choice("pooling", pooling, ("mean", "cls"))
         self.batch = whole("batch", batch, 1)
         self.needs_reference = to == "reference"
+        self.reads_prompt = to == "prompt"
         self.description = f"similarity to the {to}"
         self._encode = _encoder(text("source", source, "an encoder: a folder or a hub id"), max_tokens)
         self._lock = threading.Lock()  # a tokenizer changes its padding while it works

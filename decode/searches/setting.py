@@ -15,7 +15,7 @@ from trimtab.decode.types import AnyObjective, Candidate, ChatMessage, Chunk, Ob
 from trimtab.decode.writer import Writer
 from trimtab.kernels.rng import Key
 
-__all__ = ["Compare", "Emit", "Outcome", "Rate", "Setting", "ranked", "rewards_of"]
+__all__ = ["Compare", "Emit", "Outcome", "Rate", "Setting", "ranked", "rewards_of", "sample_of"]
 
 Emit = Callable[[Chunk | Progress], None]
 Rate = Callable[[Context, AnyObjective, Sequence[Sample]], Awaitable[list[Rating]]]
@@ -55,6 +55,13 @@ class Outcome:
     reproducible: bool = True
 
 
+def sample_of(request: Request, answer: Answer) -> Sample:
+    """An answer, or the beginning of one, as rewards see it: against the request's own prompt."""
+    return Sample(
+        request.prompt, answer.text, answer.done, tuple(answer.tokens), request.references, prompts=answer.prompts
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What a search works with.
@@ -81,8 +88,7 @@ class Setting:
 
     def sample(self, answer: Answer) -> Sample:
         """An answer, or the beginning of one, as rewards see it: against the request's own prompt."""
-        request = self.request
-        return Sample(request.prompt, answer.text, answer.done, tuple(answer.tokens), request.references)
+        return sample_of(self.request, answer)
 
     async def ratings(self, objective: AnyObjective, answers: Sequence[Answer]) -> list[Rating]:
         """One rating per answer, by one call of each reward."""

@@ -1278,7 +1278,10 @@ global___RewardTerm = RewardTerm
 
 @typing.final
 class TokenInfo(google.protobuf.message.Message):
-    """One written token and how it came about."""
+    """One written token and how it came about. Its figures are of the distribution that it was drawn from before all that
+    Sampling asks (temperature 1, nothing penalised, biased, banned or filtered): the requested model's, under Nudged its
+    author's, and under Mixture the mixture's, normalised and without implausible tokens. Never a draft's.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1299,15 +1302,17 @@ class TokenInfo(google.protobuf.message.Message):
     author: builtins.int
     """index into Started.models"""
     logprob: builtins.float
-    """ln p under the author, temperature 1, no penalties, no filters"""
+    """ln p of the token"""
     entropy_nats: builtins.float
-    """of the same distribution; its branching factor is exp(entropy)"""
+    """of the distribution; its branching factor is exp(entropy)"""
     reward: builtins.float
     """of the answer up to this token, under a policy that rates tokens"""
     top_prob: builtins.float
-    """largest probability of the same distribution"""
+    """largest probability of the distribution"""
     @property
-    def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TopLogprob]: ...
+    def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TopLogprob]:
+        """most likely tokens of the distribution"""
+
     def __init__(
         self,
         *,
@@ -1393,6 +1398,7 @@ class Candidate(google.protobuf.message.Message):
     finish_reason: global___FinishReason.ValueType
     stop_match: builtins.str
     sum_logprob: builtins.float
+    """over all tokens, those that ended the answer included"""
     token_count: builtins.int
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenInfo]:
@@ -1714,7 +1720,7 @@ class ScoreRequest(google.protobuf.message.Message):
     reward: builtins.str
     """one that rates answers: not a pairwise one"""
     model: builtins.str
-    """the sum of ln p of the completion's tokens"""
+    """the sum of ln p of the completion's tokens; if it is empty, of the token that ends it"""
     tokens: builtins.bool
     """a TokenInfo for every token of a completion; needs model"""
     @property
