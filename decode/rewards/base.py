@@ -8,7 +8,7 @@ of its own, so that decoding never waits for it. An *engine* reward asks the eng
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -110,6 +110,13 @@ class LocalReward(Reward, abc.ABC):
     @abc.abstractmethod
     def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
         """One finite number per sample, in order; more is better. Called from several threads at once."""
+
+    def work(self, samples: Sequence[Sample]) -> tuple[Callable[..., Sequence[float]], tuple[Any, ...]]:
+        """What to call, where the reward runs, to rate samples: a function and its arguments.
+
+        For a process both are pickled; a reward that can't be, or that needs little of its samples, says it here.
+        """
+        return self.rate, (tuple(samples),)
 
 
 class EngineReward(Reward, abc.ABC):
