@@ -248,6 +248,7 @@ class _Threads:
             self._count -= surplus
         return not surplus
 
+
 class _Child:
     """A process that answers one call at a time; see ``worker``."""
 

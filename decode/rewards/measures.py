@@ -8,6 +8,7 @@ measure takes time linear in the text, whatever the text.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ import regex
 
 from trimtab.decode.rewards.options import OptionError, whole
 
-__all__ = ["LONGEST", "UNITS", "Bounds", "has_title", "paragraphs", "read_part"]
+__all__ = ["LONGEST", "LONGEST_FOR_LIBRARIES", "UNITS", "Bounds", "has_title", "measured", "paragraphs", "read_part"]
 
 LONGEST = 1_000_000
 """Characters of a text that rules read; what comes after them counts for nothing."""
+
+LONGEST_FOR_LIBRARIES = 50_000
+"""The same for what other packages measure, which may take time quadratic in a word."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _QUOTED_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]”’]*\s+")
@@ -84,6 +88,19 @@ class Bounds:
 def read_part(text: str) -> str:
     """What rules read of a text: its first ``LONGEST`` characters."""
     return text[:LONGEST]
+
+
+def measured(measure: Callable[[str], float], text: str, worst: float) -> float:
+    """What a package says of a text, of its first ``LONGEST_FOR_LIBRARIES`` characters.
+
+    ``worst`` where it says nothing of a text of this kind: where it raises what a text may bring it to (a division by
+    its sentences, an index into its words), or gives no finite number. A text fails no request, nor other texts.
+    """
+    try:
+        value = float(measure(text[:LONGEST_FOR_LIBRARIES]))
+    except (ArithmeticError, LookupError, RecursionError, ValueError):
+        return worst
+    return value if math.isfinite(value) else worst
 
 
 def paragraphs(text: str, divider: str = "\n\n") -> list[str]:
