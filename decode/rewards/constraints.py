@@ -49,9 +49,9 @@ class Constraints(LocalReward):
         strict: float = 0.5,
     ) -> None:
         self.strict = number("strict", strict, 0, 1)
-        self.checks = _checks("constraints", rules)
-        self.by_prompt = {prompt: _checks("by_prompt", own) for prompt, own in (by_prompt or {}).items()}
-        self._rules, self._own_rules = tuple(rules), {prompt: tuple(own) for prompt, own in (by_prompt or {}).items()}
+        self._rules, self._own_rules = _plain(rules), {prompt: _plain(own) for prompt, own in (by_prompt or {}).items()}
+        self.checks = _checks("constraints", self._rules)
+        self.by_prompt = {prompt: _checks("by_prompt", own) for prompt, own in self._own_rules.items()}
         if any(map(_apart, (*self._rules, *(rule for own in self._own_rules.values() for rule in own)))):
             self.runs_on = "process"
         self.description = f"share of {len(self.checks)} rules that the answer keeps"
@@ -76,7 +76,7 @@ class Constraints(LocalReward):
 
     def _sent(self, sample: Sample) -> bytes:
         own = self._own_rules.get(sample.instruction, ()) if self.by_prompt else ()
-        return pickle.dumps([dict(rule) for rule in (*self._rules, *own)])
+        return pickle.dumps((*self._rules, *own))
 
 
 def _rating(credits: Sequence[float], strict: float) -> float:
@@ -98,6 +98,15 @@ def _made(rules: bytes) -> tuple[Check, ...]:
 
 def _apart(rule: Mapping[str, object]) -> bool:
     return apart(str(rule["kind"]), rule)
+
+
+def _plain(value: Any) -> Any:
+    """Tables and lists of whatever class as those that can be sent to a process."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def constraints(
