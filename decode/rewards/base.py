@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from trimtab.decode.ops import Context
     from trimtab.decode.rewards.calibration import Reference
 
-__all__ = ["EngineReward", "Kind", "LocalReward", "PairwiseReward", "Reward", "RunsOn", "Sample", "spoken", "turns"]
+__all__ = [
+    "EngineReward",
+    "Kind",
+    "LocalReward",
+    "PairwiseReward",
+    "Reward",
+    "RunsOn",
+    "Sample",
+    "spoken",
+    "turns",
+    "well_formed",
+]
 
 Kind = Literal["sequence", "prefix", "token"]
 RunsOn = Literal["engine", "thread", "process"]
@@ -162,3 +173,8 @@ def spoken(prompt: Prompt) -> str:
     """
     said = turns(prompt)
     return said[0].content if len(said) == 1 else "\n\n".join(f"{t.role.capitalize()}: {t.content}" for t in said)
+
+
+def well_formed(text: str) -> str:
+    """A text that can be encoded: halves of surrogate pairs, which tokenizers refuse, are U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
