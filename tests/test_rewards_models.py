@@ -254,7 +254,7 @@ def test_a_suffix_counts_for_finished_answers(tiny: Any, tiny_folder: Callable[.
         opened = ratings(engine, "open", [partial, finished])
         assert engine.rewards["closed"].models == ("closed.model",)
         assert engine.models["closed.model"].role == "reward"
-    assert closed[0] == closed[1] == pytest.approx(opened[1], abs=1e-5)
+    assert closed == pytest.approx([opened[1]] * 2, abs=1e-5)
     assert abs(opened[0] - opened[1]) > 1e-3
 
 

@@ -114,12 +114,12 @@ def classifier(
         source: a folder or a hub id; or
         model: a model of the engine that has a head.
         label, reading, level: which output counts, see ``readings.reading``.
-        partial, end, pooling: see ``Classifier``; a model that 'trimtab bench train-reward' made knows the last two
-            itself.
+        partial, end, pooling: see ``Classifier``, and ``Encoder``, which has ``partial`` alone; a model that 'trimtab
+            bench train-reward' made knows the last two itself.
         on: ``engine`` (decoders with a linear head), ``thread`` (every model), or ``auto``.
         reads: what an encoder is given: ``pair`` (prompt and answer), ``answer``, or ``auto``: messages through the
             tokenizer's chat template where it has one, otherwise the pair.
-        template: Jinja template in place of a decoder's own.
+        template: Jinja template in place of the model's own.
         dtype: of the weights.
         batch: answers that an encoder reads at a time.
 
