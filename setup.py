@@ -56,6 +56,7 @@ setup(
         "safetensors",
         "jinja2",
         "filelock",
+        "regex",
         "tqdm",
         # transformers reads the bundled GGUF files with these two
         "gguf>=0.17",

@@ -75,7 +75,7 @@ def _rule(name: str, own: Mapping[str, Any]) -> Rule:
         case "multiple_sections":
             return {"kind": "sections", "name": own["section_spliter"], "at_least": own["num_sections"]}
         case "json_format":
-            return {"kind": "json"}
+            return {"kind": "json", "nan": True}
         case "title":
             return {"kind": "title"}
         case "two_responses":
@@ -89,9 +89,9 @@ def _rule(name: str, own: Mapping[str, Any]) -> Rule:
         case "capital_word_frequency":
             return {"kind": "capital_words", **_bounds(own["capital_relation"], own["capital_frequency"])}
         case "english_capital":
-            return {"kind": "case", "style": "upper"}
+            return {"kind": "case", "style": "upper", "language": "en"}
         case "english_lowercase":
-            return {"kind": "case", "style": "lower"}
+            return {"kind": "case", "style": "lower", "language": "en"}
         case "no_comma":
             return {"kind": "commas", "exactly": 0}
     raise ValueError(f"unknown constraint {name!r}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trimtab.kernels.reference.filters import Filters
     from trimtab.kernels.rng import Key
 
-__all__ = ["Answer", "Drawing"]
+__all__ = ["Answer", "Drawing", "Preview"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,55 @@ class Drawing:
     filters: Filters
     foreign: Filters
     key: Key
+
+
+class _Written:
+    """The first tokens of a list that only grows, as a tuple once somebody asks."""
+
+    __slots__ = ("_all", "_list", "count")
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self._list, self.count = tokens, len(tokens)
+        self._all: tuple[Token, ...] | None = None
+
+    def __call__(self) -> tuple[Token, ...]:
+        if self._all is None:
+            self._all = tuple(self._list[: self.count])
+        return self._all
+
+    def still(self, tokens: list[Token]) -> bool:
+        """Whether they are all of ``tokens``."""
+        return self._list is tokens and self.count == len(tokens)
+
+
+class Preview:
+    """What an answer would be after a few tokens more, as ``Answer`` would say it.
+
+    It shares what is written already; text and tokens are put together when they are read. It stays as it is when the
+    answer goes on.
+
+    Attributes:
+        finish_reason, stop_match: of the answer, if it would end.
+        prompts: see ``Answer``.
+    """
+
+    __slots__ = ("_text", "_tokens", "_written", "finish_reason", "prompts", "stop_match")
+
+    def __init__(self, written: _Written, text: tuple[str, str], end: Answer) -> None:
+        self._written, self._text, self._tokens = written, text, end.tokens
+        self.finish_reason, self.stop_match, self.prompts = end.finish_reason, end.stop_match, end.prompts
+
+    @property
+    def done(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        return self._written() + tuple(self._tokens)
 
 
 class Answer:
@@ -75,7 +124,9 @@ class Answer:
         self._detokenizer = Detokenizer(
             (*stopping.stop, *stops), include_stop=stopping.include_stop, min_tokens=stopping.min_new_tokens
         )
-        self.tokens: list[Token] = []
+        self.tokens: list[Token] = []  # it only grows; where an answer goes back, it gets another list
+        self._before = 0  # tokens of the answer that are not in the list: of previews
+        self._written = _Written(self.tokens)  # where previews were made last
         self._text: list[str] = []
         self.finish_reason: FinishReason | None = None
         self.stop_match: str | None = None
@@ -162,12 +213,19 @@ class Answer:
         self._detokenizer = other._detokenizer.copy()
         self.finish_reason, self.stop_match = other.finish_reason, other.stop_match
 
-    def preview(self, tokens: Sequence[Token]) -> Answer:
-        """What the answer would be after these tokens; nothing is emitted, nothing changes here."""
-        twin = self.fork(self.key)
+    def preview(self, tokens: Sequence[Token]) -> Preview:
+        """What the answer would be after these tokens; nothing is emitted, nothing changes here.
+
+        It takes time of the new tokens alone, however long the answer is.
+        """
+        if not self._written.still(self.tokens):  # once for all previews of this place
+            self._written, self._text = _Written(self.tokens), ["".join(self._text)]
+        twin = copy(self)
+        twin._emit, twin.tokens, twin._before, twin._text = None, [], len(self.tokens), []
+        twin._detokenizer = self._detokenizer.copy()
         _, text = twin._take(tokens)
         twin._commit(text, ())
-        return twin
+        return Preview(self._written, ("".join(self._text), twin.text), twin)
 
     def write(self, tokens: Sequence[Token]) -> int:
         """Append tokens, in order, until one ends the answer; returns how many were taken."""
@@ -205,7 +263,7 @@ class Answer:
             if self._detokenizer.match is not None:
                 self.stop_match = self._detokenizer.match.stop
                 self.finish_reason = FinishReason.STOP
-            elif len(self.tokens) >= self._stopping.max_new_tokens:
+            elif self._before + len(self.tokens) >= self._stopping.max_new_tokens:
                 self.finish_reason = FinishReason.MAX_NEW_TOKENS
         return taken, text
 

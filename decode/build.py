@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from trimtab.decode.answer import Answer, Drawing
+from trimtab.decode.answer import Answer, Drawing, Preview
 from trimtab.decode.draws.autoregressive import AutoregressiveDraw
 from trimtab.decode.draws.base import TokenDraws
 from trimtab.decode.draws.foreign import ForeignDrafter
@@ -236,7 +236,7 @@ class Maker:
         """Ratings of what an answer might become."""
         request = self.plan.request
 
-        async def rated(answers: Sequence[Answer]) -> list[float]:
+        async def rated(answers: Sequence[Preview]) -> list[float]:
             samples = [sample_of(request, answer) for answer in answers]
             return [found.value for found in await self.rate(self.context, reward, samples)]
 

@@ -300,7 +300,8 @@ class Call:
         function: with ``process`` it must be picklable, as must its arguments and its result.
         args: its arguments.
         where: a thread, or a process of its own where it holds the interpreter's lock or may crash.
-        timeout: seconds until the wait is given up with ``TimeoutError``; the time it waits for a free worker counts.
+        timeout: seconds that the function may take before it is given up with ``TimeoutError``; the time it waits for
+            a free worker doesn't count.
 
     Awaiting it returns the function's result or raises its exception.
     """

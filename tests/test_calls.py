@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -97,3 +98,65 @@ def test_forgotten_calls_come_back_to_nobody(desk: Desk) -> None:
     desk.submit("other", operator.add, 1, 2)
     assert desk.wait(1) == {"other": 3}
     assert desk.calls.timeout() is None
+
+
+@pytest.mark.parametrize("where", ["thread", "process"])
+def test_waiting_for_the_calls_of_others_costs_no_time_limit_and_little_time(desk: Desk, where: Any) -> None:
+    """More calls hang than there are workers, all with a long limit: one behind them with a short one is answered."""
+    if where == "process":
+        desk.submit("warm", operator.add, 1, 1, where=where)
+        desk.wait(1)
+    hanging = [desk.submit(f"hang{i}", time.sleep, 60, where=where, timeout=55) for i in range(5)]
+    began = time.monotonic()
+    desk.submit("quick", operator.add, 2, 2, where=where, timeout=0.3)
+    count = 1 + (where == "process")
+    assert desk.wait(count)["quick"] == 4
+    assert time.monotonic() - began < 30  # processes start slowly on a busy machine
+    for run in hanging:
+        desk.calls.forget(run)
+
+
+def test_the_process_of_a_forgotten_call_is_killed(desk: Desk, tmp_path: Any) -> None:
+    """A request that is cancelled leaves no process at work behind."""
+    path = str(tmp_path / "pid")
+    noted = f"import os, time; open({path!r} + '~', 'w').write(str(os.getpid())); os.rename({path!r} + '~', {path!r})"
+    run = desk.submit("forgotten", exec, f"{noted}; time.sleep(60)", where="process")
+    end = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    pid = int((tmp_path / "pid").read_text())
+    desk.calls.forget(run)
+    while time.monotonic() < end and _runs(pid):
+        time.sleep(0.02)
+    assert not _runs(pid)
+    desk.submit("after", operator.add, 1, 1, where="process")
+    assert desk.wait(1)["after"] == 2
+
+
+def test_threads_that_come_back_late_are_not_kept() -> None:
+    """What was left behind ends when its function does, and workers there are too many of end too."""
+    desk = Desk()
+    gate = threading.Event()
+    before = _workers()
+    for i in range(6):
+        desk.submit(f"late{i}", gate.wait, timeout=0.1)
+    desk.wait(6)
+    gate.set()
+    desk.submit("after", operator.add, 1, 1)
+    desk.wait(7)
+    end = time.monotonic() + 20
+    while _workers() - before > 4 and time.monotonic() < end:
+        time.sleep(0.02)
+    assert 1 <= _workers() - before <= 4
+    desk.calls.close()
+
+
+def _workers() -> int:
+    return sum(thread.name == "trimtab-call" for thread in threading.enumerate())
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

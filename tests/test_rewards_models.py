@@ -343,12 +343,13 @@ def test_readings_of_one_head_agree(engine: Engine) -> None:
         assert w <= m
 
 
-def test_what_is_too_long_is_said(engine: Engine) -> None:
-    with pytest.raises(RewardFailed, match=r"'trained' failed.*tokens; accepted: at most"):
-        ratings(engine, "trained", [Sample(PROMPT, TEXT * 200)])
+@pytest.mark.parametrize("name", ["trained", "encoder"])
+def test_what_is_too_long_is_said(engine: Engine, name: str) -> None:
+    with pytest.raises(RewardFailed, match=rf"'{name}' failed.*the answer takes \d+ tokens; accepted: at most"):
+        ratings(engine, name, [Sample(PROMPT, TEXT * 200)])
     with pytest.raises(RewardFailed, match="not token ids"):
-        ratings(engine, "trained", [Sample((1, 2, 3), TEXT)])
-    assert ratings(engine, "trained", [Sample(PROMPT, TEXT)])
+        ratings(engine, name, [Sample((1, 2, 3), TEXT)])
+    assert ratings(engine, name, [Sample(PROMPT, TEXT)])
 
 
 # --------------------------------------------------------------------------------------------------------------- judges

@@ -43,10 +43,14 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ("words", {"at_most": 2}, ["", "one", "one, two!"], ["one two three"]),
     ("words", {"exactly": 2}, ["one two"], ["one", "one two three"]),
     ("characters", {"at_least": 2, "at_most": 3}, ["ab", "abc"], ["a", "abcd"]),
-    ("sentences", {"exactly": 2}, ["One. Two!", 'He said "no." Then he left.'], ["One.", "One. Two. Three."]),
+    ("sentences", {"exactly": 2}, ["One. Two!"], ["One.", "One. Two. Three.", 'He said "no." Then he left.']),
+    ("quoted_sentences", {"exactly": 2}, ["One. Two!", 'He said "no." Then he left.'], ["One.", "One.) Two. Three."]),
     ("lines", {"exactly": 2}, ["a\n\nb"], ["a", "a\nb\nc"]),
-    ("bullets", {"exactly": 2}, ["* a\n* b", "text\n- a\n  - b\n", "• a\n• b"], ["* a", "**a**\n**b**", "a - b"]),
-    ("placeholders", {"at_least": 2}, ["[name] and [city]"], ["[name]", "name, city", "[]"]),
+    ("bullets", {"exactly": 2}, ["* a\n* b", "text\n- a\n  - b\n", "- \n- two"],
+     ["* a", "**a**\n**b**", "a - b", "•a\n• b"]),
+    ("list_items", {"exactly": 2}, ["* a\n* b", "text\n- a\n  - b\n", "• a\n• b"],
+     ["* a", "**a**\n**b**", "- \n- two"]),
+    ("placeholders", {"at_least": 2}, ["[name] and [city]"], ["[name]", "name, city", "[name\n] [city"]),
     ("highlights", {"at_least": 2}, ["*a* and **b c**"], ["*a*", "** ** and * *", "*a\nb* *c"]),
     ("capital_words", {"at_least": 2}, ["NASA and ESA", "I AM"], ["NASA", "Nasa Esa"]),
     ("commas", {"exactly": 0}, ["no", ""], ["a, b"]),
@@ -69,15 +73,18 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ("postscript", {"marker": "P.P.S"}, ["P.P.S more"], ["P.S. more"]),
     ("quotation", {}, ['"all of it"', ' "a" '], ['"half', 'half"', "none", '"', ""]),
     ("start", {"phrase": "Repeat me."}, ["Repeat me. Then more", "repeat ME."], ["Repeat", "I repeat me.", ""]),
-    ("end", {"phrase": "The end."}, ["... the end.", "The END. "], ["The end. Or not", "The end", ""]),
-    ("options", {"phrases": ["My answer is yes.", "My answer is no."]}, ["Well: My answer is  no."],
-     ["My answer is maybe.", "my answer is no.", ""]),
+    ("end", {"phrase": "The end."}, ["... the end.", 'The END." '], ["The end. Or not", "The end", 'The end. "', ""]),
+    ("ends_with", {"phrase": 'The "end"'}, ['... the "end"', 'The "END ', 'the "end" " '], ["The end", '"end"', ""]),
+    ("options", {"phrases": ["My answer is yes.", "My answer is no."]}, ["Well: My answer is no."],
+     ["My answer is maybe.", "my answer is no.", "My answer is  no.", ""]),
     ("two_answers", {}, ["a\n******\nb"], ["a", "a******a", "a******b******c", ""]),
-    ("json", {}, ['{"a": [1, 2.5e3, null]}', "```json\n[]\n```", " 3 "], ["{'a': 1}", '{"a": 1', "[1,]", "[] []", ""]),
+    ("json", {}, ['{"a": [1, 2.5e3, null]}', "```json\n[]\n```", " 3 "],
+     ["{'a': 1}", '{"a": 1', "[1,]", "[] []", "NaN", ""]),
+    ("json", {"nan": True}, ["[NaN, -Infinity]", "Infinity"], ["nan", "+Infinity", "-NaN"]),
     ("json", {"schema": {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}},
      ['{"a": 1}'], ["{}", '{"a": "b"}', "[]", '{"a": 1']),
     ("case", {"style": "upper"}, ["ALL 123 CAPS!"], ["Not all", "123", ""]),
-    ("case", {"style": "lower"}, ["all 123 small"], ["Not all", "1"]),
+    ("case", {"style": "lower"}, ["all 123 small"], ["Not all", "1", "ǅ a"]),
 ]  # fmt: skip
 NAMES = [f"{kind}-{i}" for i, (kind, *_) in enumerate(CASES)]
 
@@ -137,7 +144,8 @@ def test_bounds_credit_is_monotone(low: int, more: int, count: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "arguments", "begun", "lost"),
     [
-        ("json", {}, ["", "`", "```js", "```json\n{", '{"a', '{"a": tr', "[1, 2", "[-", '["\\u12'], ["{a", "[1 2"]),
+        ("json", {}, ["", "`", "```js", "```json\n{", "```json\n{}\n`", '{"a', '{"a": tr', "[1, 2", "[-", '["\\u12'],
+         ["{a", "[1 2"]),
         ("start", {"phrase": "repeat this"}, ["", "rep", "REPEAT THIS and"], ["x", "repeat x"]),
         ("end", {"phrase": "the end"}, ["", "anything"], []),
         ("postscript", {}, ["anything"], []),
@@ -188,9 +196,9 @@ def test_json_agrees_with_python(text: str) -> None:
 
 
 def test_json_is_bounded_in_depth() -> None:
-    assert json_progress("[" * 150 + "]" * 150).complete
+    assert json_progress("[" * 900 + "]" * 900).complete
     assert json_progress("[" * 100_000).valid < 1000
-    assert unfenced("```json\n{}\n```") == "{}\n"
+    assert unfenced("```json\n{}\n```") == "{}"
     assert unfenced("{}") == "{}"
 
 
@@ -306,7 +314,8 @@ def test_languages() -> None:
     for code, text, other in (("en", english, german), ("de", german, english)):
         assert credit("language", text, code=code) == 1
         assert credit("language", other, code=code) < 0.5
-    assert credit("language", "123", code="en") == 0
+    assert credit("language", "123", code="en") == 1  # as good as any
+    assert credit("language", " ", code="en") == 0
     assert credit("language", "", False, code="en") == 1
     assert len({credit("language", "no es la mer sea", code="es") for _ in range(20)}) == 1  # the detector samples
     with pytest.raises(ConfigError, match=r"\.code = 'klingon'"):
@@ -339,14 +348,16 @@ IFEVAL: list[tuple[str, dict[str, Any], str, str]] = [
     ("startend:end_checker", {"end_phrase": "bye"}, "and bye", "bye and"),
     ("startend:quotation", {}, '"a"', "a"),
     ("change_case:capital_word_frequency", {"capital_relation": "at least", "capital_frequency": 1}, "A B", "a b"),
-    ("change_case:english_capital", {}, "AB", "Ab"),
-    ("change_case:english_lowercase", {}, "ab", "Ab"),
+    ("change_case:english_capital", {}, "THIS IS A TEXT ABOUT THE SEA", "THIS is A TEXT ABOUT THE SEA"),
+    ("change_case:english_lowercase", {}, "this is a text about the sea", "dies ist ein text über das meer"),
     ("punctuation:no_comma", {}, "a", "a,"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "arguments", "keeps", "breaks"), IFEVAL, ids=[name for name, *_ in IFEVAL])
 def test_instructions_become_rules(name: str, arguments: dict[str, Any], keeps: str, breaks: str) -> None:
+    if "english" in name:
+        pytest.importorskip("langdetect")
     row = {"prompt": "p", "instruction_id_list": [name], "kwargs": [arguments]}
     reward = reward_for([row])
     kept, broken = (reward.rate([Sample("p", text)])[0] for text in (keeps, breaks))

@@ -25,7 +25,11 @@ def one_thread() -> None:
 
 
 def serve(pipe: Connection) -> None:
-    """Answer (function, args) with (result, None) or (None, exception), until the other side closes the pipe."""
+    """Say that this process is there, then answer (function, args) with (result, None) or (None, exception).
+
+    Until the other side closes the pipe.
+    """
+    _send(pipe, None, None)
     while True:
         try:
             function, args = pipe.recv()

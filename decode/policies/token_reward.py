@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Self
 
-from trimtab.decode.answer import Answer
+from trimtab.decode.answer import Answer, Preview
 from trimtab.decode.chance import Choice, chance, drawn
 from trimtab.decode.ops import Context, Extend, Read, Seq
 from trimtab.decode.types import FinishReason, Token, TopLogprob
@@ -28,8 +28,8 @@ __all__ = ["RateAnswers", "TokenRewardWriter"]
 
 _LIFTED = 64
 
-# Rewards of what an answer would become: one number each, in order. The answers are not to be kept.
-RateAnswers = Callable[[Sequence[Answer]], Awaitable[list[float]]]
+# Rewards of what an answer would become: one number each, in order.
+RateAnswers = Callable[[Sequence[Preview]], Awaitable[list[float]]]
 
 
 class TokenRewardWriter(Writer):

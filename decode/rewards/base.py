@@ -8,7 +8,7 @@ of its own, so that decoding never waits for it. An *engine* reward asks the eng
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -32,6 +32,7 @@ __all__ = [
     "prompt_key",
     "spoken",
     "turns",
+    "well_formed",
 ]
 
 Kind = Literal["sequence", "prefix", "token"]
@@ -145,6 +146,13 @@ class LocalReward(Reward, abc.ABC):
     def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
         """One finite number per sample, in order; more is better. Called from several threads at once."""
 
+    def work(self, samples: Sequence[Sample]) -> tuple[Callable[..., Sequence[float]], tuple[Any, ...]]:
+        """What to call, where the reward runs, to rate samples: a function and its arguments.
+
+        For a process both are pickled; a reward that can't be, or that needs little of its samples, says it here.
+        """
+        return self.rate, (tuple(samples),)
+
 
 class EngineReward(Reward, abc.ABC):
     """A reward that asks models of the engine."""
@@ -189,3 +197,8 @@ def spoken(prompt: Prompt) -> str:
     """
     said = turns(prompt)
     return said[0].content if len(said) == 1 else "\n\n".join(f"{t.role.capitalize()}: {t.content}" for t in said)
+
+
+def well_formed(text: str) -> str:
+    """A text that can be encoded: halves of surrogate pairs, which tokenizers refuse, are U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

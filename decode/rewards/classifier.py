@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.decode.ops import Context, Value, gather
 from trimtab.decode.rewards.base import EngineReward, Reward, Sample, distinct_prompts, turns
+from trimtab.decode.rewards.fitting import fitted
 from trimtab.decode.rewards.options import OptionError, choice, text
 from trimtab.decode.rewards.readings import Reading, reading
 
@@ -33,6 +34,9 @@ class Classifier(EngineReward):
         end: text that ends an answer; None: what the model's template writes there.
         pooling: what the head reads: ``last``, the last token, as transformers does; ``mean``, all tokens of the answer
             and its end, and their mean counts. The answer is then read anew each time, its prompt is not.
+
+    Where prompt and answer are longer than the model takes, the prompt's beginning is left out; the answer is always
+    read whole, and one that doesn't fit alone is refused with a ValueError.
     """
 
     kind = "prefix"
@@ -56,13 +60,20 @@ class Classifier(EngineReward):
         end = context.turn_end(self.model) if self.end is None else self._encoded(context, self.end)
         keys, first = distinct_prompts(samples)
         read = {key: context.render(self.model, turns(sample.prompt)) for key, sample in first.items()}
-        if len(samples) > len(read):  # several answers to one prompt: it is read once, before them
-            await gather(*(self._outputs(context, ids, 1) for ids in read.values()))
         answers = [self._answer(context, sample, end) for sample in samples]
+        fit = [self._fitted(context, read[key], ids) for key, ids in zip(keys, answers, strict=True)]
+        if len(samples) > len(read):  # several answers to one prompt: it is read once, before them
+            limit = context.limit(self.model)
+            await gather(*(self._outputs(context, ids, 1) for ids in read.values() if len(ids) <= limit))
         outputs = await gather(
-            *(self._outputs(context, [*read[key], *ids], len(ids)) for key, ids in zip(keys, answers, strict=True))
+            *(self._outputs(context, [*prompt, *ids], len(ids)) for prompt, ids in zip(fit, answers, strict=True))
         )
         return [self.read(one) for one in outputs]
+
+    def _fitted(self, context: Context, prompt: Sequence[int], answer: Sequence[int]) -> list[int]:
+        special = context.vocabulary(self.model).special_ids
+        keep = int(bool(prompt) and prompt[0] in special)
+        return fitted(prompt, len(answer), context.limit(self.model), keep)
 
     def _answer(self, context: Context, sample: Sample, end: Sequence[int]) -> list[int]:
         closed = sample.finished or self.partial == "closed"
@@ -73,8 +84,6 @@ class Classifier(EngineReward):
 
     async def _outputs(self, context: Context, tokens: Sequence[int], answer: int) -> list[float]:
         """Of tokens, the last so many of which are the answer's."""
-        if len(tokens) > (limit := context.limit(self.model)):
-            raise ValueError(f"prompt and answer take {len(tokens)} tokens; accepted: at most {limit}")
         seq = context.open(self.model, tokens)
         try:
             return await Value(seq, last=max(1, answer) if self.pooling == "mean" else 1)
@@ -105,12 +114,12 @@ def classifier(
         source: a folder or a hub id; or
         model: a model of the engine that has a head.
         label, reading, level: which output counts, see ``readings.reading``.
-        partial, end, pooling: see ``Classifier``; a model that 'trimtab bench train-reward' made knows the last two
-            itself.
+        partial, end, pooling: see ``Classifier``, and ``Encoder``, which has ``partial`` alone; a model that 'trimtab
+            bench train-reward' made knows the last two itself.
         on: ``engine`` (decoders with a linear head), ``thread`` (every model), or ``auto``.
         reads: what an encoder is given: ``pair`` (prompt and answer), ``answer``, or ``auto``: messages through the
             tokenizer's chat template where it has one, otherwise the pair.
-        template: Jinja template in place of a decoder's own.
+        template: Jinja template in place of the model's own.
         dtype: of the weights.
         batch: answers that an encoder reads at a time.
 
@@ -151,7 +160,9 @@ def classifier(
         raise OptionError("pooling", "mean", "last where a model doesn't run in the engine (on = 'thread', encoders)")
     from trimtab.decode.rewards.encoder import Encoder
 
-    return Encoder(where, read, reads=reads, batch=batch, dtype=dtype)
+    if end is not None:
+        raise OptionError("end", end, "no end where a model doesn't run in the engine; its template writes it")
+    return Encoder(where, read, reads=reads, batch=batch, dtype=dtype, partial=partial, template=template)
 
 
 def _end(given: object, config: Any) -> str | None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from trimtab.decode.rewards.base import LocalReward, Sample
-from trimtab.decode.rewards.checks import KINDS, Check
+from trimtab.decode.rewards.checks import KINDS, Check, apart
+from trimtab.decode.rewards.measures import read_part
 from trimtab.decode.rewards.options import OptionError, choice, hint, number, table, text
 
 __all__ = ["Constraints", "case", "constraints", "json_format", "keywords", "length", "regex"]
@@ -24,6 +27,9 @@ class Constraints(LocalReward):
 
     strict x (share of rules kept) + (1 - strict) x (mean credit): of two answers, the one that keeps more rules is
     usually better than the one that is closer to keeping many.
+
+    Of an answer its first ``measures.LONGEST`` characters are read. Where a rule has an expression or a schema of the
+    user's, which may take any time over a text, the rules run in a process, which is killed at the time limit.
 
     Args:
         rules: tables with ``kind`` (a name of ``checks.KINDS``) and its arguments.
@@ -43,26 +49,65 @@ class Constraints(LocalReward):
         strict: float = 0.5,
     ) -> None:
         self.strict = number("strict", strict, 0, 1)
-        self.checks = _checks("constraints", rules)
-        self.by_prompt = {prompt: _checks("by_prompt", own) for prompt, own in (by_prompt or {}).items()}
+        self._rules, self._own_rules = _plain(rules), {prompt: _plain(own) for prompt, own in (by_prompt or {}).items()}
+        self.checks = _checks("constraints", self._rules)
+        self.by_prompt = {prompt: _checks("by_prompt", own) for prompt, own in self._own_rules.items()}
         self.reads_prompt = bool(self.by_prompt)
+        if any(map(_apart, (*self._rules, *(rule for own in self._own_rules.values() for rule in own)))):
+            self.runs_on = "process"
         self.description = f"share of {len(self.checks)} rules that the answer keeps"
         if self.by_prompt:
             self.description = "share of the prompt's rules that the answer keeps"
 
     def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
-        return [self._rated(self.credits(sample)) for sample in samples]
+        return [_rating(self.credits(sample), self.strict) for sample in samples]
+
+    def work(self, samples: Sequence[Sample]) -> tuple[Callable[..., Sequence[float]], tuple[Any, ...]]:
+        if self.runs_on != "process":
+            return super().work(samples)
+        # A check is no plain data: the process is sent its rules, and of the samples what rules read.
+        sent = [(self._sent(sample), read_part(sample.text), sample.finished) for sample in samples]
+        return _rate_apart, (self.strict, sent)
 
     def credits(self, sample: Sample) -> list[float]:
         """The credit of each rule, those for all prompts first."""
         own = self.by_prompt.get(sample.instruction, ()) if self.by_prompt else ()
-        return [check(sample.text, sample.finished) for check in (*self.checks, *own)]
+        text = read_part(sample.text)
+        return [check(text, sample.finished) for check in (*self.checks, *own)]
 
-    def _rated(self, credits: Sequence[float]) -> float:
-        if not credits:
-            return 1.0
-        kept = sum(credit >= 1 for credit in credits)
-        return (self.strict * kept + (1 - self.strict) * sum(credits)) / len(credits)
+    def _sent(self, sample: Sample) -> bytes:
+        own = self._own_rules.get(sample.instruction, ()) if self.by_prompt else ()
+        return pickle.dumps((*self._rules, *own))
+
+
+def _rating(credits: Sequence[float], strict: float) -> float:
+    if not credits:
+        return 1.0
+    kept = sum(credit >= 1 for credit in credits)
+    return (strict * kept + (1 - strict) * sum(credits)) / len(credits)
+
+
+def _rate_apart(strict: float, sent: Sequence[tuple[bytes, str, bool]]) -> list[float]:
+    """In a process of its own: ratings of texts, each with its rules."""
+    return [_rating([check(text, finished) for check in _made(rules)], strict) for rules, text, finished in sent]
+
+
+@lru_cache(maxsize=64)
+def _made(rules: bytes) -> tuple[Check, ...]:
+    return tuple(_checks("constraints", pickle.loads(rules)))
+
+
+def _apart(rule: Mapping[str, object]) -> bool:
+    return apart(str(rule["kind"]), rule)
+
+
+def _plain(value: Any) -> Any:
+    """Tables and lists of whatever class as those that can be sent to a process."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(inner) for inner in value]
+    return value
 
 
 def constraints(
@@ -84,7 +129,7 @@ def length(
     at_least: int | None = None, at_most: int | None = None, exactly: int | None = None, unit: str = "words"
 ) -> Constraints:
     """The type ``length``: how close the number of words (or of another unit) is to what is wanted."""
-    units = ("characters", "words", "sentences", "paragraphs", "lines")
+    units = ("characters", "words", "sentences", "quoted_sentences", "paragraphs", "lines")
     rule = {"kind": choice("unit", unit, units), "at_least": at_least, "at_most": at_most, "exactly": exactly}
     return _one(f"number of {unit}", {key: value for key, value in rule.items() if value is not None})
 
@@ -111,7 +156,7 @@ def regex(expression: str, wanted: bool = True, whole_text: bool = False) -> Con
     )
 
 
-def json_format(schema: Mapping[str, Any] | None = None, path: str | None = None) -> Constraints:
+def json_format(schema: Mapping[str, Any] | None = None, path: str | None = None, nan: bool = False) -> Constraints:
     """The type ``json``: whether the answer is JSON, and fits a schema (a table, or a file at ``path``)."""
     if path is not None:
         if schema is not None:
@@ -120,7 +165,7 @@ def json_format(schema: Mapping[str, Any] | None = None, path: str | None = None
             schema = json.loads(Path(text("path", path)).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OptionError("path", path, f"a readable JSON schema ({error})") from error
-    return _one("JSON", {"kind": "json"} if schema is None else {"kind": "json", "schema": schema})
+    return _one("JSON", {"kind": "json", "nan": nan, **({} if schema is None else {"schema": schema})})
 
 
 def case(style: str = "upper") -> Constraints:

@@ -31,7 +31,7 @@ async def evaluate(context: Context, reward: Reward, samples: Sequence[Sample]) 
         else:
             assert isinstance(reward, LocalReward)
             assert reward.runs_on != "engine"
-            values = await Call(reward.rate, (tuple(samples),), reward.runs_on, reward.timeout)
+            values = await Call(*reward.work(samples), reward.runs_on, reward.timeout)
     except Exception as error:
         raise _failure(reward, error) from error
     return _checked(reward, values, len(samples))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.decode.rewards.base import LocalReward, Sample
+from trimtab.decode.rewards.measures import LONGEST_FOR_LIBRARIES, measured
 from trimtab.decode.rewards.options import needed, whole
 
 __all__ = ["Bleu", "bleu"]
@@ -13,6 +14,8 @@ __all__ = ["Bleu", "bleu"]
 
 class Bleu(LocalReward):
     """Sentence BLEU of sacrebleu against the request's references, in [0, 1]; the best over references' n-grams.
+
+    Of each text its first ``measures.LONGEST_FOR_LIBRARIES`` characters are read; 0 where they can't be.
 
     Args:
         max_ngram: longest n-gram.
@@ -28,8 +31,15 @@ class Bleu(LocalReward):
         self._bleu: Any = metrics.BLEU(effective_order=True, max_ngram_order=max_ngram)
 
     def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
-        scores = (self._bleu.sentence_score(s.text, list(s.references)).score for s in samples)
-        return [min(1.0, float(score) / 100) for score in scores]
+        return [self._rated(sample) for sample in samples]
+
+    def _rated(self, sample: Sample) -> float:
+        references = [reference[:LONGEST_FOR_LIBRARIES] for reference in sample.references]
+
+        def score(text: str) -> float:
+            return min(1.0, float(self._bleu.sentence_score(text, references).score) / 100)
+
+        return measured(score, sample.text, 0.0)
 
 
 def bleu(max_ngram: int = 4) -> Bleu:

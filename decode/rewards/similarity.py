@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.decode.rewards.base import LocalReward, Sample
+from trimtab.decode.rewards.base import LocalReward, Sample, well_formed
 from trimtab.decode.rewards.options import OptionError, choice, text, whole
 
 __all__ = ["Similarity", "similarity"]
@@ -58,7 +58,8 @@ class Similarity(LocalReward):
         with self._lock:
             for start in range(0, len(order), self.batch):
                 part = order[start : start + self.batch]
-                for i, vector in zip(part, self._encode([texts[i] for i in part], self.pooling), strict=True):
+                read = [well_formed(texts[i]) for i in part]
+                for i, vector in zip(part, self._encode(read, self.pooling), strict=True):
                     found[i] = vector
         return found
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.decode.rewards.base import LocalReward, Sample
+from trimtab.decode.rewards.measures import LONGEST_FOR_LIBRARIES, measured
 from trimtab.decode.rewards.options import choice, needed, number
 
 __all__ = ["Profanity", "Readability", "profanity", "readability"]
@@ -29,7 +30,8 @@ class Readability(LocalReward):
         formula: ``flesch_reading_ease`` (0 to 100, more is easier) or one of the grade levels.
         target: wanted value of the formula; the reward is then minus the distance from it. None: easier is better.
 
-    A text without a word has the reward of the least readable one, -100.
+    A text without a word has the reward of the least readable one, -100, and so has one that textstat can't measure. Of
+    a text its first ``measures.LONGEST_FOR_LIBRARIES`` characters are read.
     """
 
     kind = "prefix"
@@ -46,14 +48,20 @@ class Readability(LocalReward):
     def _rated(self, text: str) -> float:
         if not any(map(str.isalnum, text)):
             return -100.0
+        return max(-100.0, measured(self._closeness, text, -100.0))
+
+    def _closeness(self, text: str) -> float:
         value = float(self._measure(text))
         if self.target is not None:
-            return max(-100.0, -abs(value - self.target))
-        return max(-100.0, value if _FORMULAS[self.formula] else -value)
+            return -abs(value - self.target)
+        return value if _FORMULAS[self.formula] else -value
 
 
 class Profanity(LocalReward):
-    """Minus the probability that a text is offensive, by a linear model over its words: in [-1, 0]."""
+    """Minus the probability that a text is offensive, by a linear model over its words: in [-1, 0].
+
+    Of a text its first ``measures.LONGEST_FOR_LIBRARIES`` characters are read; -1 where they can't be.
+    """
 
     kind = "prefix"
     description = "minus the probability of profanity"
@@ -62,7 +70,11 @@ class Profanity(LocalReward):
         self._predict: Any = needed("profanity_check", "rewards").predict_prob
 
     def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
-        return [-float(p) for p in self._predict([sample.text for sample in samples])]
+        texts = [sample.text[:LONGEST_FOR_LIBRARIES] for sample in samples]
+        try:
+            return [-float(p) for p in self._predict(texts)]  # one text at a time takes ten times as long
+        except ValueError:  # one of them can't be read
+            return [measured(lambda text: -float(self._predict([text])[0]), text, -1.0) for text in texts]
 
 
 def readability(formula: str = "flesch_reading_ease", target: float | None = None) -> Readability:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from trimtab.decode.answer import Answer
+from trimtab.decode.answer import Answer, Preview
 from trimtab.decode.ops import Context, gather
 from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.rating import Rating
@@ -55,7 +55,7 @@ class Outcome:
     reproducible: bool = True
 
 
-def sample_of(request: Request, answer: Answer) -> Sample:
+def sample_of(request: Request, answer: Answer | Preview) -> Sample:
     """An answer, or the beginning of one, as rewards see it: against the request's own prompt."""
     return Sample(
         request.prompt, answer.text, answer.done, tuple(answer.tokens), request.references, prompts=answer.prompts
