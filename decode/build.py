@@ -116,6 +116,7 @@ async def write(
         rate,
         compare,
         emit or _silent,
+        plan.drawing.filters.temperature == 0,
     )
     try:
         match plan.request.search:
