@@ -331,6 +331,51 @@ def test_rejected_segments_equal_the_oracle(seed: int) -> None:
     streamed(ran)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bar_is_of_the_text_and_not_of_its_limit(seed: int) -> None:
+    """A longer limit changes no token of what was written under a shorter one, unless the bar is told to follow it."""
+    models = s.letters(4, seed)
+
+    def ids(most: int, tokens: int) -> tuple[int, ...]:
+        search = RejectSegments(
+            LIKED, 1.5, 0.2, entropy_above=9.0, min_tokens=1, max_tokens=3, start=0.0, target_tokens=tokens
+        )
+        stopping = Stopping(max_new_tokens=most, ignore_eos=True)
+        return s.run(models, search=search, stopping=stopping, seed=seed).ids  # type: ignore[no-any-return]
+
+    default = RejectSegments(LIKED, 1.0).target_tokens
+    assert default == 128
+    assert ids(180, default)[:12] == ids(12, default)
+    assert ids(12, 0) == ids(12, 12)
+
+
+def test_the_bar_stays_at_the_target() -> None:
+    """Behind ``target_tokens`` only what reaches the target is accepted at once."""
+    good = {"liked": s.Table(lambda sample: 1.0 if sample.text.endswith("a") else 0.0)}
+    search = RejectSegments(LIKED, 1.0, 0.0, 9.0, 1, 1, max_tries=64, start=0.0, target_tokens=1)
+    stopping = Stopping(max_new_tokens=30, ignore_eos=True)
+    text = s.run(s.letters(4, 1), search=search, stopping=stopping, rewards=good).chosen.text
+    assert set(text[1:]) == {"a"}
+
+
+@pytest.mark.parametrize("logprob", Logprob)
+def test_segments_are_scored_by_ln_p(logprob: Logprob) -> None:
+    """Under a constant reward the likeliest of whole answers is taken: by its sum, short ones are, by its mean not."""
+    lengths = []
+    for seed in range(12):
+        models = s.letters(5, 3)
+        search = Segments(CONSTANT, 1, 12, max_tokens=30, logprob_weight=1.0, logprob=logprob)
+        ran = s.run(models, search=search, stopping=Stopping(max_new_tokens=30), seed=seed)
+        candidates = s.run(models, search=BestOfN(12, CONSTANT), stopping=Stopping(max_new_tokens=30), seed=seed)
+        values = {s.ids_of(c): c.sum_logprob for c in candidates.outcome.candidates}
+        if logprob is Logprob.MEAN:
+            values = {ids: value / len(ids) for ids, value in values.items()}
+        assert ran.ids == max(values, key=lambda ids: values[ids])
+        lengths.append(len(ran.ids))
+    assert Segments(CONSTANT).logprob is Logprob.SUM
+    assert (np.mean(lengths) < 3) == (logprob is Logprob.SUM)
+
+
 # -------------------------------------------------------------------------------------------------------- distributions
 
 
@@ -762,6 +807,29 @@ def test_evolution_replaces_weak_answers_by_survivors() -> None:
         seed=4,
     )
     assert len({s.ids_of(candidate)[:10] for candidate in alone.outcome.candidates[1:]}) == 4
+
+
+def test_evolution_lets_what_has_ended_compete() -> None:
+    """An answer that ended and leads survives; others are replaced by none that is still under way, and dropped."""
+    likes_ends = {"liked": s.Table(lambda sample: float(sample.finished) + s.scattered(sample.text) / 2)}
+    search = Evolution(LIKED, population=4, survivors=1, period_tokens=3, rounds=1)
+    ended = 0
+    for seed in range(12):
+        ran = s.run(
+            s.letters(5, 2),
+            search=search,
+            prompt="fgh",
+            rewards=likes_ends,
+            stopping=Stopping(max_new_tokens=30),
+            seed=seed,
+        )
+        population = ran.outcome.candidates[1:]
+        if early := [c for c in population if len(c.tokens) <= 3 and c.finish_reason is not FinishReason.PRUNED]:
+            others = [c for c in population if c not in early]
+            assert all(c.finish_reason is FinishReason.PRUNED and len(c.tokens) == 3 for c in others)
+            ended += bool(others)
+        assert ran.chosen.finish_reason is not FinishReason.PRUNED
+    assert ended >= 4
 
 
 def test_helpers_are_asked_with_the_prompts_of_the_method() -> None:
