@@ -82,6 +82,8 @@ setup(
             "scikit-learn>=1.4",
             "textstat>=0.7.6,<0.7.9",  # later ones fetch their dictionary over the network when they are used
         ],
+        # What votes of extract="math" compare answers with.
+        "math": ["math-verify[antlr4_13_2]>=0.9,<0.10"],
         # What IFEval's checkers import; they are files of lm-eval, to be had without its own needs (pip --no-deps).
         "eval": ["immutabledict", "langdetect", "nltk>=3.9.1"],
         "dev": [
@@ -107,6 +109,7 @@ setup(
             "server = trimtab.server.commands:register",
             "bench = trimtab.bench.commands:register",
         ],
+        # What votes are counted by is added under "trimtab.extractors"; see trimtab.decode.searches.extractors.
         # Types of rewards: factories, called with the options of a table [rewards.NAME].
         "trimtab.rewards": [
             "bleu = trimtab.decode.rewards.overlap:bleu",

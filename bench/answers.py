@@ -195,7 +195,7 @@ def _figures(method: Method, result: Result) -> dict[str, Any]:
         "share_nudged": round(nudged / count, 4) if count else 0.0,
         "switches": sum(a != b for a, b in itertools.pairwise(authors)),
         "finish_reason": str(result.finish_reason),
-        "branching_factor": round(result.branching_factor, 4),
+        "exp_mean_entropy": round(result.exp_mean_entropy, 4),
     }
 
 

@@ -190,7 +190,7 @@ def _written(
     """Token ids of n candidates of exactly ``new_tokens`` tokens."""
     result: Result = engine.generate(
         list(prompt),
-        search=BestOfN(n, choose=Choose.MAJORITY),
+        search=BestOfN(n, choose=Choose.MAJORITY, extract="text"),
         sampling=Sampling(temperature=temperature, top_p=1.0, seed=seed),
         stopping=Stopping(max_new_tokens=new_tokens, min_new_tokens=new_tokens),
     )

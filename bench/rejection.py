@@ -156,7 +156,7 @@ def named(source: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Early rejection: at each check this share of the unfinished candidates is dropped."""
+    """Early rejection: at each check this share of the candidates that compete is dropped."""
 
     fraction: float
     every: int
@@ -179,6 +179,10 @@ class Rated:
     reward: float
     beginnings: tuple[float, ...]
 
+    def after(self, tokens: int, step: int) -> float:
+        """Its reward after so many tokens, a multiple of ``step``: of the beginning, or of all if it has ended."""
+        return self.beginnings[tokens // step - 1] if self.tokens > tokens else self.reward
+
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
@@ -199,21 +203,21 @@ def replay(pool: Sequence[Rated], rule: Rule | None, step: int) -> Replayed:
     Raises:
         ValueError: the rule checks where no beginning was rated.
     """
-    running, written = list(range(len(pool))), {i: one.tokens for i, one in enumerate(pool)}
-    standing = set(running)
+    competing, written = list(range(len(pool))), {i: one.tokens for i, one in enumerate(pool)}
+    standing = set(competing)
     if rule is not None:
         if rule.every % step:
             raise ValueError(f"a check every {rule.every} tokens: accepted: multiples of {step}")
         due = 0
-        while _dropped(rule.fraction, len(running)) > 0:
+        while _dropped(rule.fraction, len(competing)) > 0 and any(pool[i].tokens > due for i in competing):
             due += rule.every
-            running = [i for i in running if pool[i].tokens > due]
-            at = due // step - 1
-            worst = sorted(running, key=lambda i: (pool[i].beginnings[at], -i))
-            for i in worst[: _dropped(rule.fraction, len(running))]:
-                running.remove(i)
-                standing.remove(i)
-                written[i] = due
+            said = {i: pool[i].after(due, step) for i in competing}
+            worst = sorted(competing, key=lambda i: (said[i], -i))
+            for i in worst[: _dropped(rule.fraction, len(competing))]:
+                competing.remove(i)
+                if pool[i].tokens > due:
+                    standing.remove(i)
+                    written[i] = due
     order = sorted(standing)
     return Replayed(order[best([pool[i].reward for i in order])], sum(written.values()))
 

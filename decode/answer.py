@@ -151,6 +151,11 @@ class Answer:
         return "".join(self._text) + self._detokenizer.held
 
     @property
+    def sum_logprob(self) -> float:
+        """ln p of the tokens under their authors."""
+        return sum(token.logprob for token in self.tokens if token.logprob is not None)
+
+    @property
     def mean_logprob(self) -> float:
         """Mean ``Token.logprob``, the token that ended the answer included.
 

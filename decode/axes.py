@@ -12,7 +12,9 @@ from typing import cast, get_args
 
 from trimtab.decode.checking import MAX_UINT32, Check
 from trimtab.decode.prepare.messages import is_text
+from trimtab.decode.searches.extractors import refusal
 from trimtab.decode.types import (
+    MIN_HELD_TOKENS,
     Acceptance,
     Autoregressive,
     Base,
@@ -25,6 +27,7 @@ from trimtab.decode.types import (
     Entropy,
     Evolution,
     Fixed,
+    Logprob,
     Mixture,
     ModelInfo,
     Nudged,
@@ -221,7 +224,7 @@ class AxesCheck(Check):
 
     def _best_of_n(self, search: BestOfN, request: Request) -> None:
         path = "search.best_of_n"
-        self.integer(f"{path}.n", search.n, 1, self.limits.max_n)
+        self._count(path, search)
         known = isinstance(search.choose, Choose)
         if not known:
             self.refuse(f"{path}.choose", search.choose, f"one of {', '.join(Choose)}")
@@ -251,11 +254,28 @@ class AxesCheck(Check):
                 self.refuse(f"{path}.{name}", value, "None without reject_fraction")
             elif value is not None:
                 self.integer(f"{path}.{name}", value, 1, MAX_UINT32)
+        if (extractors := refusal(search.extract)) is not None:
+            self.refuse(f"{path}.extract", search.extract, extractors)
+        elif search.extract != "auto" and known and search.choose not in (Choose.MAJORITY, Choose.WEIGHTED):
+            self.refuse(f"{path}.extract", search.extract, "auto, or another with choose=majority or choose=weighted")
         if search.threshold is not None:
             self.number(f"{path}.threshold", search.threshold, "of the objective")
             if tournament:
                 pair = "threshold with choose=tournament, which compares answers and rates none"
                 self.unsupport(f"{path}.threshold", pair, "None with choose=tournament")
+
+    def _count(self, path: str, search: BestOfN) -> None:
+        """The number of candidates, and whether each has room."""
+        held = search.max_held_tokens
+        if search.n is None and held is not None:
+            return
+        if not self.integer(f"{path}.n", search.n, 1, self.limits.max_n) or type(held) is not int:
+            return
+        if search.reject_fraction is None or search.check_every_tokens is not None:
+            return
+        if 0 < held < MIN_HELD_TOKENS * cast("int", search.n):
+            room = f">= {MIN_HELD_TOKENS} for each of n = {search.n}, or n unset: as many as have room"
+            self.refuse(f"{path}.max_held_tokens", held, f"a whole number {room}")
 
     def _segments(self, search: Segments, request: Request) -> None:
         path, most = "search.segments", self.limits.max_n
@@ -276,6 +296,8 @@ class AxesCheck(Check):
         self.number(f"{path}.reward_weight", search.reward_weight, "of any sign")
         self.number(f"{path}.logprob_weight", search.logprob_weight, "of any sign")
         self.flag(f"{path}.diverse", search.diverse)
+        if not isinstance(search.logprob, Logprob):
+            self.refuse(f"{path}.logprob", search.logprob, f"one of {', '.join(Logprob)}")
 
     def _reject_segments(self, search: RejectSegments, request: Request) -> None:
         path = "search.reject_segments"
@@ -287,6 +309,7 @@ class AxesCheck(Check):
         self.integer(f"{path}.max_tokens", search.max_tokens, search.min_tokens if known else 1, MAX_UINT32)
         self.integer(f"{path}.max_tries", search.max_tries, 1, _MAX_TRIES)
         self.number(f"{path}.start", search.start, "in [0, 1]", lambda x: 0 <= x <= 1)
+        self.integer(f"{path}.target_tokens", search.target_tokens, 0, MAX_UINT32)
 
     def _evolution(self, search: Evolution, request: Request) -> None:
         path, most = "search.evolution", self.limits.max_n

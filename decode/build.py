@@ -113,6 +113,7 @@ async def write(
         rate,
         compare,
         emit or _silent,
+        plan.drawing.filters.temperature == 0,
     )
     try:
         match plan.request.search:

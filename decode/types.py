@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 __all__ = [
+    "MIN_HELD_TOKENS",
     "Acceptance",
     "AnyObjective",
     "Autoregressive",
@@ -34,6 +35,7 @@ __all__ = [
     "Fixed",
     "Length",
     "Limits",
+    "Logprob",
     "Mixture",
     "ModelInfo",
     "ModelUsage",
@@ -338,7 +340,8 @@ class Choose(StrEnum):
     BEST = "best"  # the largest reward
     SOFT = "soft"  # drawn with probability proportional to exp(reward / temperature)
     WORST = "worst"  # the smallest reward, for red-teaming
-    MAJORITY = "majority"  # the answer given most often
+    MAJORITY = "majority"  # the conclusion given most often
+    WEIGHTED = "weighted"  # the conclusion whose answers have the largest sum of rewards
     CONSENSUS = "consensus"  # minimum Bayes risk: the answer most similar to the others
     TOURNAMENT = "tournament"  # most pairwise wins, by a pairwise reward
 
@@ -348,12 +351,17 @@ class Single:
     """One candidate, which is the answer."""
 
 
+# Tokens that each answer under way has room for before early rejection by memory rates it, and between two ratings.
+MIN_HELD_TOKENS = 8
+
+
 @dataclass(frozen=True, slots=True)
 class BestOfN:
     """Writes n candidates side by side and takes one.
 
     Attributes:
-        n: candidates, in [1, limits.max_n].
+        n: candidates, in [1, limits.max_n]; more than one needs sampling, since greedy ones are all equal. None, with
+            ``max_held_tokens`` only: as many as it has room for, at ``MIN_HELD_TOKENS`` each.
         objective: what is good; not needed by ``MAJORITY`` and ``CONSENSUS``.
         choose: how one is taken.
         temperature: of ``SOFT``, > 0.
@@ -361,12 +369,16 @@ class BestOfN:
             answers, is dropped (speculative rejection; Sun et al., 2024). Needs one of the next two, and rewards that
             can rate a beginning.
         check_every_tokens: tokens of each candidate between two checks.
-        max_held_tokens: a check comes when the answers under way hold so many tokens together, and drops one at least:
-            rejection by memory pressure, at the same places whatever else runs.
+        max_held_tokens: a check comes when the answers under way hold so many tokens together, at least
+            ``MIN_HELD_TOKENS`` for each of n, and drops so many that the others have room for as many more: rejection
+            by memory pressure, at the same places whatever else runs.
         threshold: candidates below this reward are not acceptable; if none is above, the answer is an abstention.
+        extract: what ``MAJORITY`` and ``WEIGHTED`` count. ``auto``: a choice, a number or words, by built-in rules;
+            ``letter`` of a choice; ``number``; ``text``: all words; ``math``: values that math-verify calls equal
+            (extra ``math``); or an extractor that a package adds (see ``trimtab.decode.searches.extractors``).
     """
 
-    n: int
+    n: int | None = None
     objective: AnyObjective | None = None
     choose: Choose = Choose.BEST
     temperature: float = 1.0
@@ -374,6 +386,21 @@ class BestOfN:
     check_every_tokens: int | None = None
     threshold: float | None = None
     max_held_tokens: int | None = None
+    extract: str = "auto"
+
+    @property
+    def candidates(self) -> int:
+        """``n``, or how many candidates there is room for."""
+        if self.n is not None:
+            return self.n
+        return max(1, (self.max_held_tokens or 0) // MIN_HELD_TOKENS)
+
+
+class Logprob(StrEnum):
+    """How the log-probabilities of an answer's tokens become one number."""
+
+    SUM = "sum"  # ln p of the answer, as DeAL has it: longer answers have less
+    MEAN = "mean"  # per token: answers of any length on equal terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +408,8 @@ class Segments:
     """Look-ahead search over segments (DeAL; Huang et al., 2024); beams or trees over steps (Beeching et al., 2024).
 
     Each round, every beam is continued ``samples_per_beam`` times by one segment; the continuations are looked ahead,
-    rated by reward_weight x reward + logprob_weight x mean log-probability, and the best ``beams`` go on.
+    rated by reward_weight x reward + logprob_weight x log-probability, and the best ``beams`` go on. More than one
+    continuation in all needs sampling, since greedy ones are all equal.
 
     Attributes:
         objective: what is good; its rewards must be able to rate a beginning.
@@ -393,6 +421,7 @@ class Segments:
         lookahead: tokens written beyond the segment for its rating only.
         reward_weight, logprob_weight: of the two parts of a score.
         diverse: every beam is a tree of its own and keeps its own best continuation (DVTS).
+        logprob: which log-probability of the answer so far, without what was looked ahead.
     """
 
     objective: AnyObjective
@@ -405,6 +434,7 @@ class Segments:
     reward_weight: float = 1.0
     logprob_weight: float = 0.0
     diverse: bool = False
+    logprob: Logprob = Logprob.SUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,7 +442,8 @@ class RejectSegments:
     """Draws segment by segment and redraws those whose answer so far is rated too low (CARDS; Li et al., 2024).
 
     A segment ends before a token whose entropy is above ``entropy_above``. It is accepted with probability
-    min(1, exp((reward - bar) / beta)); the bar rises linearly from the prompt's own rating to ``target``.
+    min(1, exp((reward - bar) / beta)); the bar rises linearly from the prompt's own rating to ``target``. More than one
+    try needs sampling, since greedy ones are all equal.
 
     Attributes:
         objective: what is good; its rewards must be able to rate a beginning.
@@ -422,6 +453,8 @@ class RejectSegments:
         min_tokens, max_tokens: bounds on a segment.
         max_tries: draws of one segment; then the best of them is taken.
         start: share of ``target`` in the bar of the first segment, in [0, 1].
+        target_tokens: where the bar reaches ``target``; 128 in the published code, whatever the answer's limit. 0: at
+            ``stopping.max_new_tokens``.
     """
 
     objective: AnyObjective
@@ -432,6 +465,7 @@ class RejectSegments:
     max_tokens: int = 64
     max_tries: int = 20
     start: float = 0.5
+    target_tokens: int = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -635,8 +669,11 @@ class Result:
         return sum(entropies) / len(entropies) if entropies else 0.0
 
     @property
-    def branching_factor(self) -> float:
-        """exp of the mean entropy over the written tokens (Yang and Holtzman, 2025)."""
+    def exp_mean_entropy(self) -> float:
+        """exp of the mean entropy over the chosen candidate's tokens: over how many choices it was spread at a token.
+
+        Not the branching factor of Yang and Holtzman (2025), which is estimated from many samples of one prompt.
+        """
         from math import exp
 
         return exp(self.mean_entropy)

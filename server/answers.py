@@ -178,7 +178,7 @@ def completed_message(result: lib.Result) -> pb.Completed:
             time_to_first_token=duration(usage.time_to_first_token),
             total_time=duration(usage.total_time),
             mean_entropy_nats=result.mean_entropy,
-            branching_factor=result.branching_factor,
+            exp_mean_entropy=result.exp_mean_entropy,
         ),
     )
 

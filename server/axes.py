@@ -24,6 +24,7 @@ from trimtab.decode.types import (
     Draw,
     Entropy,
     Length,
+    Logprob,
     Mixture,
     Nudged,
     Objective,
@@ -47,7 +48,11 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 _TRIGGERS: Mapping[str, type] = {"entropy_nats_above": Entropy, "top_prob_below": TopProb, "branching_above": Branching}
-_ENUMS = {"choose": ("CHOOSE", Choose), "combine": ("COMBINE", Combine)}
+_ENUMS = {
+    "choose": ("CHOOSE", Choose),
+    "combine": ("COMBINE", Combine),
+    "logprob": ("LOGPROB", Logprob),
+}
 
 
 # ---------------------------------------------------------------------------------------------------- proto to library

@@ -175,6 +175,8 @@ def _stopping(message: pb.Stopping) -> Stopping:
 def candidates_of(search: Search) -> int:
     """How many candidates an answer has; 0 if no answer has so many."""
     match search:
+        case BestOfN(n=None, max_held_tokens=int()):
+            count = search.candidates
         case BestOfN(n=count) | Segments(beams=count):
             pass
         case Evolution(population=size, rounds=rounds) if isinstance(size, int) and isinstance(rounds, int):

@@ -66,7 +66,7 @@ def _ask(client: Client, out: TextIO, question: str, model: str, policy: Policy 
     return result
 
 
-_HEADS = ("question", "alone tok/s", "branching", "nudged tok/s", "branching", "by nudger")
+_HEADS = ("question", "alone tok/s", "exp(H)", "nudged tok/s", "exp(H)", "by nudger")
 
 
 def _table(rows: list[tuple[str, Result, Result]], model: str, nudger: str) -> str:
@@ -75,9 +75,9 @@ def _table(rows: list[tuple[str, Result, Result]], model: str, nudger: str) -> s
         (
             question if len(question) <= 40 else question[:39] + "…",
             f"{tokens_per_second(alone):.1f}",
-            f"{alone.branching_factor:.2f}",
+            f"{alone.exp_mean_entropy:.2f}",
             f"{tokens_per_second(nudged):.1f}",
-            f"{nudged.branching_factor:.2f}",
+            f"{nudged.exp_mean_entropy:.2f}",
             f"{nudged_share(nudged):.0%}",
         )
         for question, alone, nudged in rows
@@ -87,9 +87,9 @@ def _table(rows: list[tuple[str, Result, Result]], model: str, nudger: str) -> s
         (
             "mean",
             f"{sum(tokens_per_second(a) for _, a, _ in rows) / count:.1f}",
-            f"{sum(a.branching_factor for _, a, _ in rows) / count:.2f}",
+            f"{sum(a.exp_mean_entropy for _, a, _ in rows) / count:.2f}",
             f"{sum(tokens_per_second(n) for _, _, n in rows) / count:.1f}",
-            f"{sum(n.branching_factor for _, _, n in rows) / count:.2f}",
+            f"{sum(n.exp_mean_entropy for _, _, n in rows) / count:.2f}",
             f"{sum(nudged_share(n) for _, _, n in rows) / count:.0%}",
         )
     )

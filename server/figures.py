@@ -25,7 +25,7 @@ def forward_passes(result: Result) -> int:
 
 
 def summary(result: Result) -> str:
-    """One line, e.g. ``96 tokens, 31% nudged, branching factor 3.24, 41.0 tokens/s``.
+    """One line, e.g. ``96 tokens, 31% nudged, exp(mean entropy) 3.24, 41.0 tokens/s``.
 
     A search adds its candidates, and speculation what became of the drafted tokens.
     """
@@ -45,6 +45,6 @@ def summary(result: Result) -> str:
     passes = forward_passes(result)
     if passes:
         parts.append(f"{passes} forward passes")
-    parts.append(f"branching factor {result.branching_factor:.2f}")
+    parts.append(f"exp(mean entropy) {result.exp_mean_entropy:.2f}")
     parts.append(f"{tokens_per_second(result):.1f} tokens/s")
     return ", ".join(parts)

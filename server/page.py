@@ -104,7 +104,7 @@ def _about(token: Token) -> str:
     if token.logprob is not None:
         lines.append(f"logprob   {token.logprob:.3f}  (p {exp(token.logprob):.3f})")
     if token.entropy is not None:
-        lines.append(f"entropy   {token.entropy:.3f} nats  (branching {exp(min(token.entropy, 700.0)):.1f})")
+        lines.append(f"entropy   {token.entropy:.3f} nats  (exp {exp(min(token.entropy, 700.0)):.1f})")
     if token.top_prob is not None:
         lines.append(f"top prob  {token.top_prob:.3f}")
     if token.reward is not None:
@@ -119,7 +119,7 @@ def _figures(result: Result) -> list[tuple[str, str]]:
     figures = [
         ("Finished by", str(result.finish_reason)),
         ("Tokens written", str(written)),
-        ("Branching factor", f"{result.branching_factor:.2f}"),
+        ("exp(mean entropy)", f"{result.exp_mean_entropy:.2f}"),
         ("Time", f"{usage.total_time:.2f} s"),
     ]
     for name in result.models:

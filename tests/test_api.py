@@ -30,6 +30,7 @@ from trimtab.decode.types import (
     Evolution,
     Fixed,
     Limits,
+    Logprob,
     Mixture,
     ModelInfo,
     Nudged,
@@ -128,16 +129,20 @@ VARIANTS: list[Any] = [
     BestOfN(2, "whole", Choose.SOFT, temperature=1e-3, threshold=-1.0),
     BestOfN(2, "whole", Choose.WORST),
     BestOfN(2, choose=Choose.MAJORITY),
+    BestOfN(2, choose=Choose.MAJORITY, extract="letter"),
+    BestOfN(2, "whole", Choose.WEIGHTED, extract="math"),
     BestOfN(2, choose=Choose.CONSENSUS),
+    BestOfN(None, "helpful", reject_fraction=0.5, max_held_tokens=1),
+    BestOfN(8, "helpful", reject_fraction=0.5, max_held_tokens=64),
     BestOfN(2, "whole", Choose.CONSENSUS, threshold=0.5),
     BestOfN(2, "judge", Choose.TOURNAMENT),
     BestOfN(2, {"judge": 1.0, "whole": 0.5}, Choose.TOURNAMENT),
     BestOfN(2, "helpful", Choose.TOURNAMENT, reject_fraction=0.5, check_every_tokens=4),
     BestOfN(2, Objective((RewardTerm("whole"),), Combine.CONSERVATIVE, spread=0.0)),
     Segments("helpful"),
-    Segments("cheap", 8, 8, 1, "é" * 128, 0.0, 4096, -1.0, 1.0, True),
+    Segments("cheap", 8, 8, 1, "é" * 128, 0.0, 4096, -1.0, 1.0, True, Logprob.MEAN),
     RejectSegments("helpful", -1.0),
-    RejectSegments("helpful", 1.0, 0.0, 0.0, 1, 1, 1000, 1.0),
+    RejectSegments("helpful", 1.0, 0.0, 0.0, 1, 1, 1000, 1.0, 0),
     Evolution("helpful"),
     Evolution("cheap", 64, 64, 1, 0, "chat"),
     Refine("whole"),
@@ -368,11 +373,15 @@ BAD_FIELDS: list[tuple[str, Request]] = [
                 for value in (0, True, 1.0)
             ),
             ("max_held_tokens", {"max_held_tokens": 4}),
+            ("max_held_tokens", {"objective": "helpful", "reject_fraction": 0.5, "max_held_tokens": 31}),
             (
                 "max_held_tokens",
                 {"objective": "helpful", "reject_fraction": 0.5, "check_every_tokens": 4, "max_held_tokens": 64},
             ),
             *(("threshold", {"threshold": value}) for value in (NAN, INF, True, "x")),
+            *(("extract", {"choose": Choose.MAJORITY, "extract": value}) for value in ("", "numbers", None, 3)),
+            ("extract", {"extract": "letter"}),
+            ("objective", {"objective": None, "choose": Choose.WEIGHTED}),
         )
     ),
     *(
@@ -388,6 +397,7 @@ BAD_FIELDS: list[tuple[str, Request]] = [
             "reward_weight": (NAN, INF, True, None),
             "logprob_weight": (NAN, INF, True, None),
             "diverse": (1, None),
+            "logprob": ("sum", None, 1),
         }.items()
         for value in values
     ),
@@ -402,6 +412,7 @@ BAD_FIELDS: list[tuple[str, Request]] = [
             "max_tokens": (0, 3, True, None),
             "max_tries": (0, 1001, True),
             "start": (-0.1, 1.1, NAN, True),
+            "target_tokens": (-1, True, None, 1.0),
         }.items()
         for value in values
     ),

@@ -329,7 +329,7 @@ def test_answers_keep_the_row_and_say_how_they_were_made(tmp_path: Path) -> None
     assert row["response"] == "QUESTION 3"
     assert (row["tokens"], row["nudged_tokens"], row["switches"], row["finish_reason"]) == (3, 2, 1, "eos")
     assert row["share_nudged"] == pytest.approx(2 / 3, abs=1e-4)
-    assert row["branching_factor"] == pytest.approx(np.e, abs=1e-4)
+    assert row["exp_mean_entropy"] == pytest.approx(np.e, abs=1e-4)
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ COMBINATIONS = {
         }
     ),
     "rejection by memory, speculating": Combination(
-        {**CHAT, **SAMPLED, "draw": DRAFT, "search": BestOfN(6, "brief", reject_fraction=0.5, max_held_tokens=24)}
+        {**CHAT, **SAMPLED, "draw": DRAFT, "search": BestOfN(6, "brief", reject_fraction=0.5, max_held_tokens=48)}
     ),
     "majority of a mixture": Combination(
         {**CHAT, **SAMPLED, "policy": Mixture((Weighted("twin", 0.5),)), "search": BestOfN(3, choose=Choose.MAJORITY)}

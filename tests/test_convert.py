@@ -230,6 +230,7 @@ def test_what_a_variant_needs_and_lacks_is_named() -> None:
     ("search", "count"),
     [
         (BestOfN(7, "a"), 7),
+        (BestOfN(None, "a", reject_fraction=0.5, max_held_tokens=99), 12),
         (Segments("a", beams=3), 3),
         (Evolution("a", population=5, rounds=3), 16),
         (Refine("a", rounds=2), 3),

@@ -283,7 +283,7 @@ def test_candidates_come_best_first_with_their_rewards() -> None:
 def test_figures_of_searches_and_speculation() -> None:
     assert summary(FOUND) == (
         "2 tokens, best of 3 candidates with 4 tokens together, reward 0.9, 10 drafted, 7 accepted, 3 discarded, "
-        "5 forward passes, branching factor 2.72, 2.0 tokens/s"
+        "5 forward passes, exp(mean entropy) 2.72, 2.0 tokens/s"
     )
 
 
@@ -291,7 +291,7 @@ def test_figures() -> None:
     result = result_of(STORY)
     assert nudged_share(result) == pytest.approx(0.6)
     assert tokens_per_second(result) == pytest.approx(5.0), "time in the queue is not work"
-    assert summary(result) == "5 tokens, 60% nudged, branching factor 2.72, 5.0 tokens/s"
+    assert summary(result) == "5 tokens, 60% nudged, exp(mean entropy) 2.72, 5.0 tokens/s"
     assert tokens_per_second(result_of([], seconds=0.0)) == 0.0
 
 
@@ -416,7 +416,7 @@ def test_generate_marks_and_writes_a_page(address: str, tmp_path: Path, capsys: 
     assert main(["generate", "Hello", *arguments, "--max-new-tokens", "12"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("[base writes plain text, ⟦chat⟧ the marked]\n")
-    assert "tokens, 50% nudged, 1 forward passes, branching factor" in out
+    assert "tokens, 50% nudged, 1 forward passes, exp(mean entropy)" in out
     assert 'class="t m1"' in html.read_text(encoding="utf-8")
 
 

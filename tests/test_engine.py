@@ -282,7 +282,7 @@ def test_an_answer_is_the_models_own(engine: Engine, tiny_folder: Folder) -> Non
     assert result.model == "base"
     assert result.models == ("base",)
     assert result.reproducible
-    assert result.branching_factor == pytest.approx(math.exp(result.mean_entropy))
+    assert result.exp_mean_entropy == pytest.approx(math.exp(result.mean_entropy))
 
 
 def test_usage_counts_what_was_done(engine: Engine) -> None:

@@ -27,6 +27,7 @@ from trimtab.decode.types import (
     Entropy,
     Evolution,
     Fixed,
+    Logprob,
     Mixture,
     Nudged,
     Objective,
@@ -81,6 +82,17 @@ BOTH = Objective((RewardTerm("helpful"), RewardTerm("short", 0.2)))
         ("single", Single()),
         ("best_of_n:16,objective=helpful", BestOfN(16, HELPFUL)),
         ("best_of_n:4,choose=majority", BestOfN(4, choose=Choose.MAJORITY)),
+        ("best_of_n:4,choose=majority,extract=letter", BestOfN(4, choose=Choose.MAJORITY, extract="letter")),
+        ("best_of_n:4,objective=helpful,choose=weighted", BestOfN(4, HELPFUL, Choose.WEIGHTED)),
+        (
+            "best_of_n:objective=helpful,reject_fraction=0.5,max_held_tokens=512",
+            BestOfN(None, HELPFUL, reject_fraction=0.5, max_held_tokens=512),
+        ),
+        (
+            "segments:helpful,logprob_weight=1,logprob=mean",
+            Segments(HELPFUL, logprob_weight=1.0, logprob=Logprob.MEAN),
+        ),
+        ("reject_segments:helpful,target=1,target_tokens=0", RejectSegments(HELPFUL, 1.0, target_tokens=0)),
         (
             "best_of_n:n=4,objective=(helpful=1,short=0.2),choose=soft,temperature=0.5,threshold=-1",
             BestOfN(4, BOTH, Choose.SOFT, 0.5, threshold=-1.0),
@@ -258,11 +270,33 @@ lengths = st.one_of(
 )
 draws = st.builds(Speculative, texts | st.builds(PromptLookup, counts), lengths, st.booleans())
 searches = st.one_of(
-    st.builds(BestOfN, counts, objectives, st.sampled_from(Choose), numbers, maybe, st.none() | counts, maybe),
     st.builds(
-        Segments, objectives, counts, counts, counts, st.none() | texts, maybe, counts, numbers, numbers, st.booleans()
+        BestOfN,
+        st.none() | counts,
+        objectives,
+        st.sampled_from(Choose),
+        numbers,
+        maybe,
+        st.none() | counts,
+        maybe,
+        st.none() | counts,
+        texts,
     ),
-    st.builds(RejectSegments, objectives, numbers, numbers, numbers, counts, counts, counts, numbers),
+    st.builds(
+        Segments,
+        objectives,
+        counts,
+        counts,
+        counts,
+        st.none() | texts,
+        maybe,
+        counts,
+        numbers,
+        numbers,
+        st.booleans(),
+        st.sampled_from(Logprob),
+    ),
+    st.builds(RejectSegments, objectives, numbers, numbers, numbers, counts, counts, counts, numbers, counts),
     st.builds(Evolution, objectives, counts, counts, counts, counts, st.none() | texts),
     st.builds(Refine, objectives, counts, st.none() | texts),
 )

@@ -27,6 +27,7 @@ from trimtab.decode.types import (
     Choose,
     Evolution,
     FinishReason,
+    Logprob,
     Refine,
     RejectSegments,
     Segments,
@@ -53,10 +54,11 @@ SEARCHES: dict[str, Any] = {
     "single": Single(),
     "best": BestOfN(3, LIKED),
     "rejecting": BestOfN(6, LIKED, reject_fraction=0.5, check_every_tokens=3),
-    "rejecting by memory": BestOfN(6, LIKED, reject_fraction=0.5, max_held_tokens=12),
+    "rejecting by memory": BestOfN(3, LIKED, reject_fraction=0.5, max_held_tokens=24),
     "soft": BestOfN(3, LIKED, Choose.SOFT, temperature=0.5),
     "worst": BestOfN(3, LIKED, Choose.WORST),
     "majority": BestOfN(3, choose=Choose.MAJORITY),
+    "weighted": BestOfN(3, LIKED, Choose.WEIGHTED, extract="text"),
     "consensus": BestOfN(3, choose=Choose.CONSENSUS),
     "tournament": BestOfN(3, "odds", Choose.TOURNAMENT),
     "beams": Segments(LIKED, 2, 2, max_tokens=3, lookahead=2, logprob_weight=0.2),
@@ -69,7 +71,7 @@ PAIRS = [(p, d) for p in s.POLICIES for d in s.DRAWS if p != "token_reward" or d
 ONE: dict[str, Any] = {
     "best": BestOfN(1, LIKED),
     "rejecting": BestOfN(1, LIKED, reject_fraction=0.5, check_every_tokens=2),
-    "rejecting by memory": BestOfN(1, LIKED, reject_fraction=0.5, max_held_tokens=2),
+    "rejecting by memory": BestOfN(1, LIKED, reject_fraction=0.5, max_held_tokens=8),
     "segments": Segments(LIKED, 1, 1, max_tokens=3),
     "looking": Segments(LIKED, 1, 1, max_tokens=2, lookahead=3, entropy_above=0.5),
     "reject": RejectSegments(LIKED, target=5.0, entropy_above=1.0, min_tokens=1, max_tokens=3, max_tries=1),
@@ -182,19 +184,27 @@ def never(_: Sequence[int]) -> bool:
     return False
 
 
+def answers_of(models: dict[str, Any], seed: int, n: int, most: int) -> list[list[int]]:
+    """What the candidates of a best of n are when none is dropped."""
+    root = Key(seed)
+    return [sampled(models, root.child(0, k) if k else root, (), most, never) for k in range(n)]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_early_rejection_equals_the_oracle(seed: int) -> None:
+    """The worst share of all that compete is dropped, those that have ended among them."""
     models, most, n, every, fraction = s.letters(4, seed), 12, 7, 2, (0.5, 0.34, 0.8)[seed % 3]
-    root = Key(seed)
-    finished = [sampled(models, root.child(0, k) if k else root, (), most, never) for k in range(n)]
-    running, pruned, due = list(range(n)), dict[int, list[int]](), 0
-    while int(fraction * len(running)):
+    finished = answers_of(models, seed, n, most)
+    competing, pruned, due = list(range(n)), dict[int, list[int]](), 0
+    while int(fraction * len(competing)) and any(len(finished[k]) > due for k in competing):
         due += every
-        running = [k for k in running if len(finished[k]) > due]
-        worst = sorted(running, key=lambda k: (liked(models, finished[k][:due]), -k))
-        for k in worst[: min(len(running) - 1, int(fraction * len(running)))]:
-            pruned[k] = finished[k][:due]
-            running.remove(k)
+        if all(len(finished[k]) <= due for k in competing):
+            break
+        worst = sorted(competing, key=lambda k: (liked(models, finished[k][:due]), -k))
+        for k in worst[: min(len(competing) - 1, int(fraction * len(competing)))]:
+            competing.remove(k)
+            if len(finished[k]) > due:
+                pruned[k] = finished[k][:due]
     expected = [tuple(pruned.get(k, finished[k])) for k in range(n)]
     ran = s.run(
         models,
@@ -225,6 +235,7 @@ def test_segments_equal_the_oracle(seed: int) -> None:
         reward_weight=rng.choice((1.0, -1.0)),
         logprob_weight=rng.choice((0.0, 0.5)),
         diverse=rng.random() < 0.4,
+        logprob=rng.choice(list(Logprob)),
     )
     base = models["base"]
 
@@ -244,8 +255,10 @@ def test_segments_equal_the_oracle(seed: int) -> None:
     def score(key: Key, tokens: list[int]) -> float:
         far = len(tokens) + search.lookahead
         ahead = sampled(models, key, tokens, most, lambda found: len(found) >= far)
-        logps = [np.log(s.tables.softmax(base.logits([*s.PROMPT, *ahead[:i]]))[token]) for i, token in enumerate(ahead)]
-        return float(search.reward_weight * liked(models, ahead) + search.logprob_weight * np.mean(logps))
+        laws = [s.tables.softmax(base.logits([*s.PROMPT, *tokens[:i]])) for i in range(len(tokens))]
+        logps = [np.log(law[token]) for law, token in zip(laws, tokens, strict=True)]
+        logp = np.sum(logps) if search.logprob is Logprob.SUM else np.mean(logps)
+        return float(search.reward_weight * liked(models, ahead) + search.logprob_weight * logp)
 
     root = Key(seed)
     count = search.beams * search.samples_per_beam
@@ -285,6 +298,7 @@ def test_rejected_segments_equal_the_oracle(seed: int) -> None:
         max_tokens=rng.choice((3, 5)),
         max_tries=rng.choice((1, 3, 6)),
         start=rng.choice((0.0, 0.5, 1.0)),
+        target_tokens=rng.choice((0, 7, 128)),
     )
     base = models["base"]
     low = (1 - search.start) * liked(models, ()) + search.start * search.target
@@ -297,7 +311,7 @@ def test_rejected_segments_equal_the_oracle(seed: int) -> None:
             unsure = float(-(p * np.log(p)).sum()) > search.entropy_above
             return len(found) - start >= search.max_tokens or (len(found) - start >= search.min_tokens and unsure)
 
-        bar = low + start / most * (search.target - low)
+        bar = low + min(1.0, start / (search.target_tokens or most)) * (search.target - low)
         drawn = []
         for k in range(search.max_tries):
             own = key.child(start, k) if k else key
@@ -315,6 +329,51 @@ def test_rejected_segments_equal_the_oracle(seed: int) -> None:
     assert ran.ids == tuple(tokens)
     assert len(ran.progress) == tries
     streamed(ran)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bar_is_of_the_text_and_not_of_its_limit(seed: int) -> None:
+    """A longer limit changes no token of what was written under a shorter one, unless the bar is told to follow it."""
+    models = s.letters(4, seed)
+
+    def ids(most: int, tokens: int) -> tuple[int, ...]:
+        search = RejectSegments(
+            LIKED, 1.5, 0.2, entropy_above=9.0, min_tokens=1, max_tokens=3, start=0.0, target_tokens=tokens
+        )
+        stopping = Stopping(max_new_tokens=most, ignore_eos=True)
+        return s.run(models, search=search, stopping=stopping, seed=seed).ids  # type: ignore[no-any-return]
+
+    default = RejectSegments(LIKED, 1.0).target_tokens
+    assert default == 128
+    assert ids(180, default)[:12] == ids(12, default)
+    assert ids(12, 0) == ids(12, 12)
+
+
+def test_the_bar_stays_at_the_target() -> None:
+    """Behind ``target_tokens`` only what reaches the target is accepted at once."""
+    good = {"liked": s.Table(lambda sample: 1.0 if sample.text.endswith("a") else 0.0)}
+    search = RejectSegments(LIKED, 1.0, 0.0, 9.0, 1, 1, max_tries=64, start=0.0, target_tokens=1)
+    stopping = Stopping(max_new_tokens=30, ignore_eos=True)
+    text = s.run(s.letters(4, 1), search=search, stopping=stopping, rewards=good).chosen.text
+    assert set(text[1:]) == {"a"}
+
+
+@pytest.mark.parametrize("logprob", Logprob)
+def test_segments_are_scored_by_ln_p(logprob: Logprob) -> None:
+    """Under a constant reward the likeliest of whole answers is taken: by its sum, short ones are, by its mean not."""
+    lengths = []
+    for seed in range(12):
+        models = s.letters(5, 3)
+        search = Segments(CONSTANT, 1, 12, max_tokens=30, logprob_weight=1.0, logprob=logprob)
+        ran = s.run(models, search=search, stopping=Stopping(max_new_tokens=30), seed=seed)
+        candidates = s.run(models, search=BestOfN(12, CONSTANT), stopping=Stopping(max_new_tokens=30), seed=seed)
+        values = {s.ids_of(c): c.sum_logprob for c in candidates.outcome.candidates}
+        if logprob is Logprob.MEAN:
+            values = {ids: value / len(ids) for ids, value in values.items()}
+        assert ran.ids == max(values, key=lambda ids: values[ids])
+        lengths.append(len(ran.ids))
+    assert Segments(CONSTANT).logprob is Logprob.SUM
+    assert (np.mean(lengths) < 3) == (logprob is Logprob.SUM)
 
 
 # -------------------------------------------------------------------------------------------------------- distributions
@@ -423,7 +482,7 @@ def test_the_prompt_is_read_once() -> None:
 
 
 def test_pruned_candidates_are_closed_at_once() -> None:
-    models = s.letters(4, 5)
+    models = s.letters(12, 5)
     context = s.context_of(models)
     open_now: list[tuple[int, int]] = []
 
@@ -432,7 +491,7 @@ def test_pruned_candidates_are_closed_at_once() -> None:
         open_now.append((calls, len(context.open_sequences)))
 
     context.after = after
-    search = BestOfN(16, LIKED, reject_fraction=0.5, check_every_tokens=2)
+    search = BestOfN(16, LIKED, reject_fraction=0.5, check_every_tokens=4)
     s.run(models, context=context, search=search, stopping=Stopping(max_new_tokens=40, ignore_eos=True))
     most = {calls: max(count for found, count in open_now if found == calls) for calls, _ in open_now}
     assert most == {0: 16, 1: 8, 2: 4, 3: 2, 4: 1, 5: 0}
@@ -441,20 +500,23 @@ def test_pruned_candidates_are_closed_at_once() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_rejection_by_memory_equals_the_oracle(seed: int) -> None:
-    models, most, n = s.letters(4, seed), 12, 7
-    fraction, held = (0.5, 0.34, 0.1)[seed % 3], (3, 14, 30, 84)[seed % 4]
-    root = Key(seed)
-    finished = [sampled(models, root.child(0, k) if k else root, (), most, never) for k in range(n)]
-    running, pruned, written = list(range(n)), dict[int, list[int]](), 0
+    """A full memory drops the worst share of all, and then the worst under way until all have room for 8 more."""
+    models, most, n = s.letters(4, seed), 60, 5
+    fraction, held = (0.5, 0.34, 0.1)[seed % 3], (40, 57, 100, 240)[seed % 4]
+    finished = answers_of(models, seed, n, most)
+    competing, running, pruned, written = list(range(n)), list(range(n)), dict[int, list[int]](), 0
     while len(running) > 1:
-        written = max(written, held // len(running), 1)
+        written = held // len(running)
         running = [k for k in running if len(finished[k]) > written]
-        if len(running) * (written + 1) <= held:
+        if len(running) < 2 or len(running) * (written + 8) <= held:
             continue
-        worst = sorted(running, key=lambda k: (liked(models, finished[k][:written]), -k))
-        for k in worst[: min(len(running) - 1, max(1, int(fraction * len(running))))]:
-            pruned[k] = finished[k][:written]
-            running.remove(k)
+        worst = sorted(competing, key=lambda k: (liked(models, finished[k][:written]), -k))
+        dropped = worst[: min(len(competing) - 1, int(fraction * len(competing)))]
+        left = [k for k in worst if k in running and k not in dropped]
+        while len(left) > 1 and len(left) * (written + 8) > held:
+            dropped.append(left.pop(0))
+        pruned |= {k: finished[k][:written] for k in dropped if k in running}
+        competing, running = ([k for k in some if k not in dropped] for some in (competing, running))
     expected = [tuple(pruned.get(k, finished[k])) for k in range(n)]
     ran = s.run(
         models,
@@ -466,11 +528,23 @@ def test_rejection_by_memory_equals_the_oracle(seed: int) -> None:
     assert [c.finish_reason == FinishReason.PRUNED for c in ran.outcome.candidates] == [k in pruned for k in range(n)]
 
 
-@pytest.mark.parametrize("held", [16, 40, 100, 512])
-def test_candidates_hold_no_more_than_they_may(held: int) -> None:
-    """Tokens of the answers under way, counted whenever a method waits; the last one may be as long as it wants."""
+@pytest.mark.parametrize("held", [128, 150, 200, 512])
+@pytest.mark.parametrize("fraction", [0.05, 0.3, 0.5])
+def test_candidates_hold_no_more_than_they_may(held: int, fraction: float) -> None:
+    """Tokens of the answers under way, counted whenever a method waits; the last one may be as long as it wants.
+
+    However small the memory and the share that is dropped, an answer is rated only after 8 more tokens.
+    """
     models = s.letters(4, 3)
-    context = s.context_of(models)
+    rated: dict[str, int] = {}
+
+    def of(sample: Sample) -> float:
+        shorter = [length for text, length in rated.items() if sample.text.startswith(text)]
+        assert len(sample.tokens) >= 8 + max(shorter, default=0) or sample.finished
+        rated[sample.text] = len(sample.tokens)
+        return s.scattered(sample.text)  # type: ignore[no-any-return]
+
+    context = s.context_of(models, rewards={"liked": s.Table(of)})
     most = 0
 
     def after() -> None:
@@ -480,9 +554,35 @@ def test_candidates_hold_no_more_than_they_may(held: int) -> None:
             most = max(most, sum(lengths))
 
     context.after = after
-    search = BestOfN(16, LIKED, reject_fraction=0.3, max_held_tokens=held)
-    s.run(models, context=context, search=search, stopping=Stopping(max_new_tokens=32, ignore_eos=True))
+    search = BestOfN(16, LIKED, reject_fraction=fraction, max_held_tokens=held)
+    s.run(models, context=context, search=search, stopping=Stopping(max_new_tokens=64, ignore_eos=True))
     assert held // 2 <= most <= held
+    assert len(context.rewards["liked"].calls) <= 8
+
+
+@pytest.mark.parametrize(("held", "n"), [(7, 1), (8, 1), (40, 5), (47, 5)])
+def test_memory_says_how_many_begin(held: int, n: int) -> None:
+    search = BestOfN(objective=LIKED, reject_fraction=0.5, max_held_tokens=held)
+    ran = s.run(s.letters(4, 3), search=search)
+    assert len(ran.outcome.candidates) == n
+    told_n = s.run(s.letters(4, 3), search=replace(search, n=n))
+    assert told_n.outcome == ran.outcome
+
+
+def test_an_answer_that_has_ended_competes() -> None:
+    """A short answer that is better than every beginning leaves room for fewer of them."""
+    models = s.letters(4, 2)
+    likes_ends = {"liked": s.Table(lambda sample: float(sample.finished) + s.scattered(sample.text) / 2)}
+    fewer = 0
+    for seed in range(10):
+        ends = [len(tokens) <= 3 for tokens in answers_of(models, seed, 8, 40)]
+        search = BestOfN(8, LIKED, reject_fraction=0.5, check_every_tokens=3)
+        ran = s.run(models, search=search, stopping=Stopping(max_new_tokens=40), seed=seed, rewards=likes_ends)
+        under_way = [c for c in ran.outcome.candidates if len(c.tokens) > 3]
+        assert len(under_way) <= max(0, 4 - sum(ends))
+        fewer += any(ends)
+        assert ran.chosen.finish_reason is not FinishReason.PRUNED
+    assert fewer >= 5, "some do end early"
 
 
 def test_rejection_costs_less_than_all() -> None:
@@ -529,6 +629,11 @@ def test_choices() -> None:
         most = max(texts.count(text) for text in texts if text) if any(texts) else len(texts)
         voted = ran[Choose.MAJORITY].chosen.text
         assert not any(texts) or (voted and texts.count(voted) == most)
+        sums = {text: s.scattered(text) * texts.count(text) for text in texts if text}
+        assert not sums or sums[ran[Choose.WEIGHTED].chosen.text] == max(sums.values())
+        for choose in (Choose.MAJORITY, Choose.WEIGHTED):
+            shares = {c.text: c.rewards["votes"] for c in ran[choose].outcome.candidates if c.text}
+            assert not sums or sum(shares.values()) == pytest.approx(1)
 
 
 def test_a_soft_choice_follows_its_temperature() -> None:
@@ -702,6 +807,29 @@ def test_evolution_replaces_weak_answers_by_survivors() -> None:
         seed=4,
     )
     assert len({s.ids_of(candidate)[:10] for candidate in alone.outcome.candidates[1:]}) == 4
+
+
+def test_evolution_lets_what_has_ended_compete() -> None:
+    """An answer that ended and leads survives; others are replaced by none that is still under way, and dropped."""
+    likes_ends = {"liked": s.Table(lambda sample: float(sample.finished) + s.scattered(sample.text) / 2)}
+    search = Evolution(LIKED, population=4, survivors=1, period_tokens=3, rounds=1)
+    ended = 0
+    for seed in range(12):
+        ran = s.run(
+            s.letters(5, 2),
+            search=search,
+            prompt="fgh",
+            rewards=likes_ends,
+            stopping=Stopping(max_new_tokens=30),
+            seed=seed,
+        )
+        population = ran.outcome.candidates[1:]
+        if early := [c for c in population if len(c.tokens) <= 3 and c.finish_reason is not FinishReason.PRUNED]:
+            others = [c for c in population if c not in early]
+            assert all(c.finish_reason is FinishReason.PRUNED and len(c.tokens) == 3 for c in others)
+            ended += bool(others)
+        assert ran.chosen.finish_reason is not FinishReason.PRUNED
+    assert ended >= 4
 
 
 def test_helpers_are_asked_with_the_prompts_of_the_method() -> None:

@@ -1,4 +1,4 @@
-"""Choosing among texts: conclusions, agreement, tournaments with cycles."""
+"""Choosing among texts: votes, agreement, tournaments with cycles."""
 
 from __future__ import annotations
 
@@ -9,36 +9,44 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.decode.searches.votes import agreement, conclusion, copeland, majority
+from trimtab.decode.searches.votes import agreement, copeland, majority, tally, vote_weights
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("So the answer is 1,200.50.", "1200.5"),
-        ("First 3, then 4.", "4"),
-        ("It costs $-7.00", "-7"),
-        ("Yes!", "yes"),
-        ("The  Cat.\n", "the cat"),
-        ("-0", "0"),
-        ("007", "7"),
-        (".5", "0.50"),
-    ],
-)
-def test_equal_conclusions(one: str, other: str) -> None:
-    assert conclusion(one) == conclusion(other)
-
-
-@pytest.mark.parametrize(("one", "other"), [("4", "5"), ("-4", "4"), ("yes", "no"), ("1.5", "15"), ("2 or 3", "2")])
-def test_other_conclusions(one: str, other: str) -> None:
-    assert conclusion(one) != conclusion(other)
-
-
-def test_majority() -> None:
-    assert majority(["it is 4", "it is 5", "4.0", "five: 5", "4"]) == [0, 2, 4]
+def test_the_conclusion_given_most_often_wins() -> None:
+    assert majority(["4", "5", "4", "5", "4"]) == [0, 2, 4]
     assert majority(["a", "b", "c"]) == [0], "ties go to what was said first"
     assert majority(["", "", "b"]) == [2], "silence has no vote"
-    assert majority(["", " "]) == [0, 1]
+    assert majority(["", ""]) == [0, 1]
+    assert tally(["4", "5", "4", ""]) == pytest.approx([2 / 3, 1 / 3, 2 / 3, 0])
+
+
+def test_the_largest_sum_of_rewards_wins() -> None:
+    said = ["4", "5", "5"]
+    assert majority(said) == [1, 2]
+    assert majority(said, [0.9, 0.3, 0.3]) == [0]
+    assert majority(said, [0.5, 0.3, 0.3]) == [1, 2]
+    assert majority(["4", "5", "5", "4"], [0.3, 0.1, 0.2, 0.0]) == [0, 3], "sums that differ by rounding are a tie"
+    assert majority(said, [0.0, 0.0, 0.0]) == [1, 2], "without any weight answers are counted"
+    assert tally(said, [0.9, 0.3, 0.3]) == pytest.approx([0.6, 0.4, 0.4])
+
+
+def test_a_negative_reward_is_no_vote_against() -> None:
+    """Log-probabilities are below zero: three fair answers must not lose to one because their sum is lower."""
+    ratings = [-2.0, -2.1, -2.0, -9.0]
+    assert majority(["a", "a", "a", "b"], vote_weights(ratings)) == [0, 1, 2]
+    assert vote_weights(ratings) == pytest.approx([7.0, 6.9, 7.0, 0.0])
+    assert vote_weights([0.5, 2.0]) == [0.5, 2.0], "rewards that are not negative are the weights"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10)), min_size=1, max_size=9))
+def test_weighted_votes_are_sums(answers: list[tuple[str, float]]) -> None:
+    said, weights = [what for what, _ in answers], [weight for _, weight in answers]
+    sums = {what: sum(w for other, w in answers if other == what) for what in said}
+    winner = said[majority(said, weights)[0]]
+    assert sums[winner] == pytest.approx(max(sums.values()))
+    if sum(weights):
+        assert tally(said, weights) == pytest.approx([sums[what] / sum(weights) for what in said])
+    assert majority(said, [2.0] * len(said)) == majority(said)
 
 
 def test_agreement_prefers_what_is_common() -> None:

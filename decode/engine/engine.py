@@ -38,6 +38,7 @@ from trimtab.decode.prepare.messages import PromptKind, prompt_kind
 from trimtab.decode.prepare.templates import as_text
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
 from trimtab.decode.scoring import check_prompts, score_by_model, score_by_reward
+from trimtab.decode.searches.resolve import resolve_search
 from trimtab.decode.types import (
     Acceptance,
     BestOfN,
@@ -424,6 +425,7 @@ class Engine:
             min_p=resolved.min_p,
             repetition_penalty=resolved.repetition_penalty,
         )
+        request = replace(request, search=resolve_search(request.search, self.limits, resolved.greedy))
         drawing = Drawing(replace(foreign, bias=resolved.logit_bias), foreign, Key(resolved.seed))
         stops = view.template.stops(request.prompt)
         if prompt_kind(request.prompt) is PromptKind.TOKEN_IDS:  # rewards and searches read text
@@ -788,8 +790,8 @@ def _rewards_of(request: Request) -> list[str]:
 def _candidates(request: Request) -> int:
     """Answers that are written side by side."""
     match request.search:
-        case BestOfN(n=n):
-            return n
+        case BestOfN() as search:
+            return search.candidates
         case Segments(beams=beams, samples_per_beam=samples):
             return beams * samples
         case Evolution(population=population):

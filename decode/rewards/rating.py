@@ -11,6 +11,7 @@ from trimtab.decode.ops import Context, gather
 from trimtab.decode.rewards.base import PairwiseReward, Reward, Sample
 from trimtab.decode.rewards.combine import combine, log_sigmoid, sigmoid
 from trimtab.decode.rewards.evaluation import evaluate, evaluate_pairs
+from trimtab.decode.rewards.folding import fold, fold_pairs
 from trimtab.decode.types import AnyObjective, Combine, Objective
 
 __all__ = ["Rating", "compare", "rate"]
@@ -30,7 +31,7 @@ class Rating:
 
 
 async def rate(context: Context, objective: AnyObjective, samples: Sequence[Sample]) -> list[Rating]:
-    """Rate samples under an objective.
+    """Rate samples under an objective; equal ones once.
 
     Args:
         context: of the request; knows the rewards by name.
@@ -53,6 +54,14 @@ async def rate(context: Context, objective: AnyObjective, samples: Sequence[Samp
         if reward.pairwise:
             accepted = "a reward that rates single answers; this one compares two, for choose = 'tournament'"
             raise UnsupportedRequest("objective.terms", name, accepted)
+    return await _rate(context, objective, rewards, samples)
+
+
+async def _rate(
+    context: Context, objective: Objective, rewards: Mapping[str, Reward], given: Sequence[Sample]
+) -> list[Rating]:
+    samples, places = fold(given)
+    names = tuple(rewards)
     columns = await gather(*(evaluate(context, rewards[name], samples) for name in names))
     values = dict(zip(names, columns, strict=True))
     terms = {name: values[name] for name in names}
@@ -60,20 +69,22 @@ async def rate(context: Context, objective: AnyObjective, samples: Sequence[Samp
         centred = await gather(*(_centred(context, rewards[name], samples, values[name]) for name in names))
         terms = {name: [log_sigmoid(value) for value in column] for name, column in zip(names, centred, strict=True)}
     weights = [term.weight for term in objective.terms]
-    return [
+    ratings = [
         Rating(
             combine(objective, weights, [terms[term.reward][i] for term in objective.terms]),
             MappingProxyType({name: values[name][i] for name in names}),
         )
         for i in range(len(samples))
     ]
+    return [ratings[place] for place in places]
 
 
 async def compare(context: Context, objective: AnyObjective, pairs: Sequence[tuple[Sample, Sample]]) -> list[float]:
     """Which of two samples is better under an objective.
 
     A pairwise reward is asked; of other rewards the difference of the ratings is a log-odds (Bradley and Terry, 1952).
-    Where an objective mixes both, its probabilities are averaged by weight.
+    Where an objective mixes both, its probabilities are averaged by weight. A sample is rated once, however many pairs
+    it is in; a comparison is asked for once, and none of two equal samples.
 
     Returns:
         Per pair the probability that its first sample is the better one; p(a, b) = 1 - p(b, a).
@@ -88,7 +99,7 @@ async def compare(context: Context, objective: AnyObjective, pairs: Sequence[tup
     flat = [sample for pair in pairs for sample in pair]
     rewards = {term.reward: context.reward(term.reward) for term in objective.terms}
     if not any(reward.pairwise for reward in rewards.values()):
-        ratings = await rate(context, objective, flat)
+        ratings = await _rate(context, objective, rewards, flat)
         return [sigmoid(a.value - b.value) for a, b in zip(ratings[::2], ratings[1::2], strict=True)]
     if objective.combine is not Combine.SUM:
         raise UnsupportedRequest("objective.combine", objective.combine.value, "'sum' with a pairwise reward")
@@ -105,9 +116,13 @@ async def _odds(
     context: Context, reward: Reward, pairs: Sequence[tuple[Sample, Sample]], flat: Sequence[Sample]
 ) -> list[float]:
     if not isinstance(reward, PairwiseReward):
-        values = await evaluate(context, reward, flat)
+        samples, places = fold(flat)
+        found = await evaluate(context, reward, samples)
+        values = [found[place] for place in places]
         return [sigmoid(a - b) for a, b in zip(values[::2], values[1::2], strict=True)]
-    return await evaluate_pairs(context, reward, pairs)
+    asked, answers = fold_pairs(pairs)
+    odds = await evaluate_pairs(context, reward, asked) if asked else []
+    return [0.5 if i is None else 1 - odds[i[0]] if i[1] else odds[i[0]] for i in answers]
 
 
 async def _centred(context: Context, reward: Reward, samples: Sequence[Sample], values: Sequence[float]) -> list[float]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trimtab.decode.config import ConfigError
 from trimtab.decode.errors import TrimtabError, Violation
+from trimtab.decode.plugins import installed
 from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Reward
 from trimtab.decode.rewards.calibration import reference
 from trimtab.decode.rewards.functions import Function
@@ -68,15 +69,8 @@ class Site:
 
 
 def reward_types() -> dict[str, metadata.EntryPoint]:
-    """The types of rewards that are installed, by name; of several of one name the first on the path."""
-    # Not metadata.entry_points(): of two copies of a distribution's metadata (an old build beside an installation) it
-    # sees only the first.
-    found: dict[str, metadata.EntryPoint] = {}
-    for distribution in metadata.distributions():
-        for entry in distribution.entry_points:
-            if entry.group == GROUP:
-                found.setdefault(entry.name, entry)
-    return dict(sorted(found.items()))
+    """The types of rewards that are installed, by name."""
+    return installed(GROUP)
 
 
 def make_rewards(specs: Mapping[str, AnyReward], models: Mapping[str, ModelConfig] | None = None) -> dict[str, Reward]:

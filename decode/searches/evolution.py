@@ -2,13 +2,16 @@
 Search", 2024).
 
 A plain answer comes first. Then, in every round, an instruction is taken from the archive and rewritten by the
-mutator; one answer is written for each rewritten instruction, side by side. After every period the best of the
-unfinished answers survive, and each of the others is replaced by one of them: it goes on with the survivor's text after
-its own instruction. Rewards always see the user's own prompt. The two instructions whose answers survived most often go
-to the archive; the best answer of all rounds is the result.
+mutator; one answer is written for each rewritten instruction, side by side. After every period the best of all answers
+of the round survive, ended or not, and each unfinished other is replaced by an unfinished survivor: it goes on with the
+survivor's text after its own instruction. Where all survivors have ended, it is dropped. Rewards always see the user's
+own prompt. The two instructions whose answers survived most often go to the archive; the best answer of all rounds is
+the result.
 
 Unlike the published code, an answer that changes instructions keeps its tokens: they are read again after the other
-prompt in one chunk, and nothing else is computed twice. One answer of each round keeps its instruction as it is.
+prompt in one chunk, and nothing else is computed twice. One answer of each round keeps its instruction as it is. Where
+every token is the most likely one that would be an answer that is known already, as would be a second one to the same
+instruction; then both are left out, and a round can be smaller.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from trimtab.decode.ops import gather
 from trimtab.decode.rewards.rating import Rating
 from trimtab.decode.searches.setting import Outcome, Setting, ranked, rewards_of, together
 from trimtab.decode.searches.turns import instruction_of, turns_of, with_instruction
-from trimtab.decode.types import ChatMessage, Evolution
+from trimtab.decode.types import ChatMessage, Evolution, FinishReason
 from trimtab.decode.writer import Writer
 
 __all__ = ["evolution"]
@@ -42,45 +45,58 @@ class _Evolution:
     def __init__(self, setting: Setting, search: Evolution) -> None:
         self.setting, self.search = setting, search
         self.writers: list[Writer] = []
-        self.ratings: list[Rating] = []
+        self.ratings: dict[int, Rating] = {}
+        self.settled: set[int] = set()  # rated as they ended
         self.turns = turns_of(setting.request.prompt, setting.context.vocabulary(setting.request.model))
+        self.asked = {instruction_of(self.turns)}
 
     async def run(self) -> Outcome:
         setting = self.setting
         self.writers.append(setting.root(setting.key))
-        await self._finish(self.writers)
+        await self._finish([0])
         archive = [instruction_of(self.turns)]
         for number in range(self.search.rounds):
             if setting.context.out_of_time():
                 break
             u = chance(setting.key, number, Choice.PARENT)
-            archive = await self._round(archive[int(u * len(archive))])
-        selected = ranked([rating.value for rating in self.ratings])[0]
-        rated = zip(self.writers, self.ratings, strict=True)
+            archive = await self._round(number, archive[int(u * len(archive))]) or archive
+        ratings = [self.ratings[i] for i in range(len(self.writers))]
+        selected = ranked([rating.value for rating in ratings])[0]
+        rated = zip(self.writers, ratings, strict=True)
         candidates = tuple(writer.answer.candidate(rewards_of(rating)) for writer, rating in rated)
         setting.commit(candidates[selected])
         return Outcome(candidates, selected, reproducible=all(writer.reproducible for writer in self.writers))
 
-    async def _round(self, parent: str) -> list[str]:
-        """One population; returns the archive that it leaves."""
-        setting, size, first = self.setting, self.search.population, len(self.writers)
-        kept = [parent] if size > 1 else []
-        mutated = await gather(*(self._mutate(parent, first + k) for k in range(len(kept), size)))
-        instructions = [*kept, *mutated]
-        population = [
+    async def _round(self, number: int, parent: str) -> list[str]:
+        """One population; returns the archive that it leaves, nothing if there was nobody in it."""
+        setting, first = self.setting, len(self.writers)
+        instructions = await self._instructions(parent, 1 + number * self.search.population)
+        if not instructions:
+            return []
+        population = range(first, first + len(instructions))
+        self.writers += [
             setting.root(
-                setting.key.child(0, first + k),
-                first + k,
+                setting.key.child(0, k),
+                k,
                 prompt=with_instruction(setting.request.prompt, self.turns, instruction),
             )
-            for k, instruction in enumerate(instructions)
+            for k, instruction in zip(population, instructions, strict=True)
         ]
-        self.writers += population
-        survivals = await self._compete(population, first)
+        survivals = await self._compete(population)
         await self._finish(population)
-        fitness = [(survivals[k], self.ratings[first + k].value) for k in range(size)]
-        order = sorted(range(size), key=lambda k: (-fitness[k][0], -fitness[k][1], k))
-        return list(dict.fromkeys(instructions[k] for k in order))[:_ARCHIVE]
+        order = sorted(population, key=lambda k: (-survivals[k], -self.ratings[k].value, k))
+        return list(dict.fromkeys(instructions[k - first] for k in order))[:_ARCHIVE]
+
+    async def _instructions(self, parent: str, first: int) -> list[str]:
+        """Those of one round: the parent's, and others in its place."""
+        size, greedy = self.search.population, self.setting.greedy
+        kept = [parent] if size > 1 and not greedy else []
+        mutated = await gather(*(self._mutate(parent, first + k) for k in range(len(kept), size)))
+        if not greedy:
+            return [*kept, *mutated]
+        fresh = [instruction for instruction in dict.fromkeys(mutated) if instruction not in self.asked]
+        self.asked.update(fresh)
+        return fresh
 
     async def _mutate(self, parent: str, number: int) -> str:
         """The instruction in other words; as it is where the mutator says nothing."""
@@ -91,41 +107,58 @@ class _Evolution:
         said = (await setting.complete(model, turns, key, _MUTATION_TOKENS, varied=True)).strip()
         return said.removeprefix("Instruction:").strip() or parent
 
-    async def _compete(self, population: Sequence[Writer], first: int) -> list[int]:
+    async def _compete(self, population: Sequence[int]) -> dict[int, int]:
         """Write until all have ended, replacing after each period; returns how often each has survived."""
-        setting, search = self.setting, self.search
-        survivals = [0] * len(population)
+        survivals = dict.fromkeys(population, 0)
         due = 0
         while True:
-            due += search.period_tokens
-            await together(_advance(writer, due) for writer in population if not writer.answer.done)
-            running = [k for k, writer in enumerate(population) if not writer.answer.done]
-            if not running:
+            due += self.search.period_tokens
+            await together(self._advance(k, due) for k in self._running(population))
+            if not self._running(population):
                 return survivals
-            found = await setting.ratings(search.objective, [population[k].answer for k in running])
-            best = [running[i] for i in ranked([rating.value for rating in found])]
-            survivors, others = best[: search.survivors], best[search.survivors :]
+            await self._rate(population)
+            best = sorted(population, key=lambda k: (-self.ratings[k].value, k))
+            survivors = best[: self.search.survivors]
             for k in survivors:
                 survivals[k] += 1
-            for k in others:
-                u = chance(setting.key, due, Choice.SURVIVOR + first + k)
-                population[k].adopt(population[survivors[int(u * len(survivors))]])
+            self._replace([k for k in self._running(population) if k not in survivors], self._running(survivors), due)
             self._report()
 
-    async def _finish(self, writers: Sequence[Writer]) -> None:
-        """Write to the end what has not ended, and rate."""
-        await together(writer.advance() for writer in writers)
-        for writer in writers:
+    def _replace(self, others: Sequence[int], survivors: Sequence[int], due: int) -> None:
+        for k in others:
+            writer = self.writers[k]
+            if survivors:
+                u = chance(self.setting.key, due, Choice.SURVIVOR + k)
+                writer.adopt(self.writers[survivors[int(u * len(survivors))]])
+            else:
+                writer.answer.finish(FinishReason.PRUNED)
+                writer.close()
+                self.settled.add(k)
+
+    def _running(self, which: Sequence[int]) -> list[int]:
+        return [k for k in which if not self.writers[k].answer.done]
+
+    async def _advance(self, k: int, due: int) -> None:
+        writer = self.writers[k]
+        await writer.advance(lambda: len(writer.answer.tokens) >= due)
+        if writer.answer.done:
             writer.close()
-        self.ratings += await self.setting.ratings(self.search.objective, [writer.answer for writer in writers])
+
+    async def _finish(self, which: Sequence[int]) -> None:
+        """Write to the end what has not ended, and rate."""
+        await together(self.writers[k].advance() for k in which)
+        for k in which:
+            self.writers[k].close()
+        await self._rate(which)
         self._report()
 
+    async def _rate(self, which: Sequence[int]) -> None:
+        """Rate these as they are; those that have ended are not rated again."""
+        which = [k for k in which if k not in self.settled]
+        answers = [self.writers[k].answer for k in which]
+        self.ratings.update(zip(which, await self.setting.ratings(self.search.objective, answers), strict=True))
+        self.settled.update(k for k, answer in zip(which, answers, strict=True) if answer.done)
+
     def _report(self) -> None:
-        best = max((rating.value for rating in self.ratings), default=None)
+        best = max((self.ratings[k].value for k in self.settled), default=None)
         self.setting.progress(self.writers, best)
-
-
-async def _advance(writer: Writer, due: int) -> None:
-    await writer.advance(lambda: len(writer.answer.tokens) >= due)
-    if writer.answer.done:
-        writer.close()

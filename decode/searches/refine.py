@@ -2,7 +2,8 @@
 
 Every round starts from the best answer so far. A critic says what is wrong with it, and the requested model, by the
 request's own policy and draw, writes a new answer to the same turns, the best answer and the criticism. A revision that
-is not better is kept as a candidate and not built upon, which the published method does not check.
+is not better is kept as a candidate and not built upon, which the published method does not check. Where every token is
+the most likely one, the same answer would then be criticised and revised in the same words, so the search ends.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ async def refine(setting: Setting, search: Refine) -> Outcome:
 
     await attempt(setting.key, None)
     for number in range(1, search.rounds + 1):
-        if setting.context.out_of_time():
+        leader = ranked([rating.value for rating in ratings])[0]
+        if setting.context.out_of_time() or (setting.greedy and leader < number - 1):
             break
         key = setting.key.child(0, number)
-        best = writers[ranked([rating.value for rating in ratings])[0]].answer
+        best = writers[leader].answer
         dialogue = (*turns, ChatMessage("assistant", best.text))
         question = (*dialogue, ChatMessage("user", _CRITICISE))
         critique = await setting.complete(critic, question, key.child(0, 0), _CRITIQUE_TOKENS)

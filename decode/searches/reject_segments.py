@@ -3,11 +3,13 @@ Alignment", COLM 2025).
 
 A segment ends where the model becomes unsure. It is kept with probability min(1, exp((reward - bar) / beta)), and
 drawn anew otherwise. The bar rises linearly with the tokens written, from between the prompt's own rating and the
-target to the target at ``stopping.max_new_tokens``. The bar of a segment is that of its first token, so it is the same
-for every draw of the segment, however long: a reward that rates everything alike leaves the model's distribution as it
-is. An accepted segment is final, and is sent to the reader.
+target to the target at token 128, as published, or at ``search.target_tokens``; from there on it is the target. The
+bar of a segment is that of its first token, so it is the same for every draw of the segment, however long: a reward
+that rates everything alike leaves the model's distribution as it is. An accepted segment is final, and is sent to the
+reader.
 
-Unlike the published code, retries go on from the computed prefix, and an answer ends where the model ends it.
+Unlike the published code, which always writes about 128 tokens, an answer ends where the model ends it, before the bar
+has reached the target if it is short; and retries go on from the computed prefix.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ class _RejectSegments:
         sent = writer.answer.fork(setting.key, emit=setting.emit)
         rating: Rating | None = None
         low = await self._lowest(writer.answer)
+        rise = search.target_tokens or setting.request.stopping.max_new_tokens
         await writer.prime()
         while not writer.answer.done:
-            share = len(writer.answer.tokens) / setting.request.stopping.max_new_tokens
+            share = min(1.0, len(writer.answer.tokens) / rise)
             writer, rating = await self._segment(writer, low + share * (search.target - low))
             sent.replay(writer.answer, None if writer.answer.done else len(writer.answer.tokens))
         candidate = writer.answer.candidate(rewards_of(rating))

@@ -1,8 +1,10 @@
 """Search over segments: look-ahead by rewards, beams or trees.
 
-DeAL (Huang et al., "DeAL: Decoding-time Alignment for Large Language Models", 2024) rates what a beam would become some
-tokens later; beams and diverse verifier trees over steps are those of Beeching, Tunstall and Rush ("Scaling test-time
-compute with open models", 2024).
+DeAL (Huang et al., "DeAL: Decoding-time Alignment for Large Language Models", 2024) keeps the beams of the largest
+ln p(y) + weight x reward, the reward of what a beam would become some tokens later; beams and diverse verifier trees
+over steps are those of Beeching, Tunstall and Rush ("Scaling test-time compute with open models", 2024), by the reward.
+ln p(y) is of what would be kept, not of what was looked ahead, and falls with every token: where answers of unlike
+lengths compete, ``Logprob.MEAN`` puts them on equal terms.
 
 Every round continues each beam by several segments, candidates in one flat list. The look-ahead of a candidate is the
 very text that it would go on with, written on a fork that is closed again. An answer that has ended keeps its place
@@ -19,7 +21,7 @@ from trimtab.decode.ops import gather
 from trimtab.decode.rewards.rating import Rating
 from trimtab.decode.searches.boundary import Boundary
 from trimtab.decode.searches.setting import Outcome, Setting, ranked, rewards_of, together
-from trimtab.decode.types import Segments
+from trimtab.decode.types import Logprob, Segments
 from trimtab.decode.writer import Writer
 
 __all__ = ["segments"]
@@ -96,11 +98,13 @@ async def _rate(setting: Setting, search: Segments, pool: Sequence[_Beam]) -> No
     fresh = [beam for beam in pool if not beam.settled]
     answers = await gather(*(_look(beam, search.lookahead) for beam in fresh))
     found = await setting.ratings(search.objective, answers)
-    for beam, answer, rating in zip(fresh, answers, found, strict=True):
+    for beam, rating in zip(fresh, found, strict=True):
         beam.rating, beam.settled = rating, beam.answer.done
         beam.score = search.reward_weight * rating.value
         if search.logprob_weight:
-            beam.score += search.logprob_weight * answer.mean_logprob
+            kept = beam.answer
+            logprob = kept.sum_logprob if search.logprob is Logprob.SUM else kept.mean_logprob
+            beam.score += search.logprob_weight * logprob
 
 
 async def _look(beam: _Beam, tokens: int) -> Answer:

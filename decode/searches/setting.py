@@ -75,6 +75,7 @@ class Setting:
         complete: a helper's answer to a prompt of the search's own.
         rate, compare: of rewards; see ``trimtab.decode.rewards.rating``.
         emit: takes progress, and text that will not be retracted.
+        greedy: every token is the most likely one, so the same prompt has one answer only.
     """
 
     context: Context
@@ -85,13 +86,14 @@ class Setting:
     rate: Rate
     compare: Compare
     emit: Emit
+    greedy: bool = False
 
     def sample(self, answer: Answer) -> Sample:
         """An answer, or the beginning of one, as rewards see it: against the request's own prompt."""
         return sample_of(self.request, answer)
 
     async def ratings(self, objective: AnyObjective, answers: Sequence[Answer]) -> list[Rating]:
-        """One rating per answer, by one call of each reward."""
+        """One rating per answer, by one call of each reward; equal answers are rated once."""
         if not answers:
             return []
         return await self.rate(self.context, Objective.of(objective), [self.sample(answer) for answer in answers])

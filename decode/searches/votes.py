@@ -1,4 +1,4 @@
-"""Choosing among finished texts without a reward: by what they say, or by how much they are alike."""
+"""Choosing among finished texts by votes, by how much they are alike, or by comparing pairs."""
 
 from __future__ import annotations
 
@@ -7,38 +7,49 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-__all__ = ["agreement", "conclusion", "copeland", "majority", "similarity"]
+__all__ = ["agreement", "copeland", "majority", "similarity", "tally", "vote_weights"]
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 _WORD = re.compile(r"\w+", re.UNICODE)
 
 
-def conclusion(text: str) -> str:
-    """What an answer comes to, in a form that equal answers share.
+def vote_weights(ratings: Sequence[float]) -> list[float]:
+    """What each answer's vote counts: its rating; where one is negative, how much better it is than the worst.
 
-    The last number in it, without thousands separators and trailing zeros; else its words in lower case, without
-    punctuation. So "… = 1,200.50." and "1200.5" agree, as do "Yes!" and "yes".
+    So a vote never counts against its conclusion, and a better answer counts more whatever the scale.
     """
-    numbers = _NUMBER.findall(text)
-    if not numbers:
-        return " ".join(_WORD.findall(text.casefold()))
-    digits = numbers[-1].replace(",", "")
-    negative, digits = digits.startswith("-"), digits.lstrip("-")
-    whole, _, fraction = digits.partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    number = f"{whole}.{fraction}" if fraction else whole
-    return f"-{number}" if negative and number != "0" else number
+    least = min((0.0, *ratings))
+    return [rating - least for rating in ratings]
 
 
-def majority(texts: Sequence[str]) -> list[int]:
-    """Indices of the answers that conclude what most do; ties go to the conclusion given first.
+def tally(said: Sequence[str], weights: Sequence[float] | None = None) -> list[float]:
+    """Per answer the share of the votes that its conclusion has, in [0, 1].
 
-    An answer that says nothing has no vote, unless none says anything.
+    Args:
+        said: conclusions; an empty one has no vote, unless all are empty.
+        weights: of the votes, >= 0; None counts each as one, as does a sum of zero.
     """
-    said = [conclusion(text) for text in texts]
-    votes = Counter(what for what in said if what) or Counter(said)
-    most = max(votes.values())
-    winner = next(what for what in said if votes[what] == most)
+    if not any(said):
+        return [1.0] * len(said)
+    votes: dict[str, float] = {}
+    for what, weight in zip(said, [1.0] * len(said) if weights is None else weights, strict=True):
+        if what:
+            votes[what] = votes.get(what, 0.0) + weight
+    total = sum(votes.values())
+    if not total:
+        return tally(said)
+    return [votes.get(what, 0.0) / total for what in said]
+
+
+def majority(said: Sequence[str], weights: Sequence[float] | None = None) -> list[int]:
+    """Indices of the answers whose conclusion has the most votes; ties go to the conclusion given first.
+
+    Arguments as ``tally``. The sum of ratings per conclusion is the weighted vote of Li et al. ("Making Language Models
+    Better Reasoners with Step-Aware Verifier", ACL 2023), the count alone self-consistency (Wang et al., ICLR 2023).
+    """
+    shares = tally(said, weights)
+    most = max(shares)
+    # What is equal but for the order of a sum is a tie.
+    winner = next(what for what, share in zip(said, shares, strict=True) if share >= most - 1e-12 * most)
     return [i for i, what in enumerate(said) if what == winner]
 
 

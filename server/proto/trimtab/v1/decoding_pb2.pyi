@@ -43,11 +43,13 @@ class _ChooseEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTyp
     CHOOSE_WORST: _Choose.ValueType  # 3
     """the smallest reward, for red-teaming"""
     CHOOSE_MAJORITY: _Choose.ValueType  # 4
-    """the answer given most often"""
+    """the conclusion given most often"""
     CHOOSE_CONSENSUS: _Choose.ValueType  # 5
     """minimum Bayes risk: the answer most similar to the others"""
     CHOOSE_TOURNAMENT: _Choose.ValueType  # 6
     """most pairwise wins, by a pairwise reward"""
+    CHOOSE_WEIGHTED: _Choose.ValueType  # 7
+    """the conclusion whose answers have the largest sum of rewards"""
 
 class Choose(_Choose, metaclass=_ChooseEnumTypeWrapper):
     """How BestOfN takes one of its candidates."""
@@ -60,12 +62,36 @@ CHOOSE_SOFT: Choose.ValueType  # 2
 CHOOSE_WORST: Choose.ValueType  # 3
 """the smallest reward, for red-teaming"""
 CHOOSE_MAJORITY: Choose.ValueType  # 4
-"""the answer given most often"""
+"""the conclusion given most often"""
 CHOOSE_CONSENSUS: Choose.ValueType  # 5
 """minimum Bayes risk: the answer most similar to the others"""
 CHOOSE_TOURNAMENT: Choose.ValueType  # 6
 """most pairwise wins, by a pairwise reward"""
+CHOOSE_WEIGHTED: Choose.ValueType  # 7
+"""the conclusion whose answers have the largest sum of rewards"""
 global___Choose = Choose
+
+class _Logprob:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _LogprobEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Logprob.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    LOGPROB_UNSPECIFIED: _Logprob.ValueType  # 0
+    LOGPROB_SUM: _Logprob.ValueType  # 1
+    """ln p of the answer"""
+    LOGPROB_MEAN: _Logprob.ValueType  # 2
+    """per token"""
+
+class Logprob(_Logprob, metaclass=_LogprobEnumTypeWrapper):
+    """How the log-probabilities of an answer's tokens become one number."""
+
+LOGPROB_UNSPECIFIED: Logprob.ValueType  # 0
+LOGPROB_SUM: Logprob.ValueType  # 1
+"""ln p of the answer"""
+LOGPROB_MEAN: Logprob.ValueType  # 2
+"""per token"""
+global___Logprob = Logprob
 
 class _Combine:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -948,15 +974,19 @@ class BestOfN(google.protobuf.message.Message):
     CHOOSE_FIELD_NUMBER: builtins.int
     TEMPERATURE_FIELD_NUMBER: builtins.int
     THRESHOLD_FIELD_NUMBER: builtins.int
+    EXTRACT_FIELD_NUMBER: builtins.int
     n: builtins.int
-    """[1, Limits.max_n]"""
+    """[1, Limits.max_n]; more than one only where tokens are sampled: greedy candidates are all equal. Unset: as many as
+    max_held_tokens has room for, which is then required.
+    """
     reject_fraction: builtins.float
     """(0, 1): at each check this share of the unfinished candidates, the worst by their partial answers, is dropped. The
     rewards must be able to rate a beginning.
     """
     check_every_tokens: builtins.int
-    """Checks come after every so many tokens of each candidate, or when the answers under way hold so many tokens together
-    (a check then drops one at least). Both >= 1; one of them is required with reject_fraction, and only with it.
+    """Checks come after every so many tokens of each candidate, or when the answers under way hold so many tokens
+    together, at least 8 for each of n (a check then drops so many that the others have room for 8 more). Both >= 1; one
+    of them is required with reject_fraction, and only with it.
     """
     max_held_tokens: builtins.int
     choose: global___Choose.ValueType
@@ -965,6 +995,10 @@ class BestOfN(google.protobuf.message.Message):
     """> 0, of CHOOSE_SOFT; unset: 1"""
     threshold: builtins.float
     """If no candidate reaches this reward, the answer is an abstention. Needs an objective; not with CHOOSE_TOURNAMENT."""
+    extract: builtins.str
+    """What CHOOSE_MAJORITY and CHOOSE_WEIGHTED count: auto (a choice, a number or words), letter, number, text, math
+    (values that math-verify calls equal, where the server has it), or an extractor of the server's. Unset: auto.
+    """
     @property
     def objective(self) -> global___Objective:
         """required, but with CHOOSE_MAJORITY and CHOOSE_CONSENSUS"""
@@ -972,7 +1006,7 @@ class BestOfN(google.protobuf.message.Message):
     def __init__(
         self,
         *,
-        n: builtins.int = ...,
+        n: builtins.int | None = ...,
         objective: global___Objective | None = ...,
         reject_fraction: builtins.float | None = ...,
         check_every_tokens: builtins.int | None = ...,
@@ -980,13 +1014,18 @@ class BestOfN(google.protobuf.message.Message):
         choose: global___Choose.ValueType = ...,
         temperature: builtins.float | None = ...,
         threshold: builtins.float | None = ...,
+        extract: builtins.str | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_max_held_tokens", b"_max_held_tokens", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "max_held_tokens", b"max_held_tokens", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_max_held_tokens", b"_max_held_tokens", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "choose", b"choose", "max_held_tokens", b"max_held_tokens", "n", b"n", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_extract", b"_extract", "_max_held_tokens", b"_max_held_tokens", "_n", b"_n", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "extract", b"extract", "max_held_tokens", b"max_held_tokens", "n", b"n", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_check_every_tokens", b"_check_every_tokens", "_extract", b"_extract", "_max_held_tokens", b"_max_held_tokens", "_n", b"_n", "_reject_fraction", b"_reject_fraction", "_temperature", b"_temperature", "_threshold", b"_threshold", "check_every_tokens", b"check_every_tokens", "choose", b"choose", "extract", b"extract", "max_held_tokens", b"max_held_tokens", "n", b"n", "objective", b"objective", "reject_fraction", b"reject_fraction", "temperature", b"temperature", "threshold", b"threshold"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_check_every_tokens", b"_check_every_tokens"]) -> typing.Literal["check_every_tokens"] | None: ...
     @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_extract", b"_extract"]) -> typing.Literal["extract"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_held_tokens", b"_max_held_tokens"]) -> typing.Literal["max_held_tokens"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_n", b"_n"]) -> typing.Literal["n"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_reject_fraction", b"_reject_fraction"]) -> typing.Literal["reject_fraction"] | None: ...
     @typing.overload
@@ -999,7 +1038,8 @@ global___BestOfN = BestOfN
 @typing.final
 class Segments(google.protobuf.message.Message):
     """Look-ahead search: each round, every beam is continued samples_per_beam times by one segment; the continuations are
-    rated by reward_weight x reward + logprob_weight x mean log-probability, and the best beams go on.
+    rated by reward_weight x reward + logprob_weight x log-probability, and the best beams go on. More than one continuation
+    in all only where tokens are sampled.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1014,6 +1054,7 @@ class Segments(google.protobuf.message.Message):
     DIVERSE_FIELD_NUMBER: builtins.int
     ENTROPY_ABOVE_FIELD_NUMBER: builtins.int
     LOGPROB_WEIGHT_FIELD_NUMBER: builtins.int
+    LOGPROB_FIELD_NUMBER: builtins.int
     beams: builtins.int
     """>= 1; unset: 4"""
     samples_per_beam: builtins.int
@@ -1035,6 +1076,8 @@ class Segments(google.protobuf.message.Message):
     """>= 0; unset: no bound"""
     logprob_weight: builtins.float
     """unset: 0"""
+    logprob: global___Logprob.ValueType
+    """of the answer so far; unset: LOGPROB_SUM"""
     @property
     def objective(self) -> global___Objective:
         """required; its rewards must be able to rate a beginning"""
@@ -1052,9 +1095,10 @@ class Segments(google.protobuf.message.Message):
         diverse: builtins.bool = ...,
         entropy_above: builtins.float | None = ...,
         logprob_weight: builtins.float | None = ...,
+        logprob: global___Logprob.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_beams", b"_beams", "_delimiter", b"_delimiter", "_entropy_above", b"_entropy_above", "_logprob_weight", b"_logprob_weight", "_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_reward_weight", b"_reward_weight", "_samples_per_beam", b"_samples_per_beam", "beams", b"beams", "delimiter", b"delimiter", "entropy_above", b"entropy_above", "logprob_weight", b"logprob_weight", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "objective", b"objective", "reward_weight", b"reward_weight", "samples_per_beam", b"samples_per_beam"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_beams", b"_beams", "_delimiter", b"_delimiter", "_entropy_above", b"_entropy_above", "_logprob_weight", b"_logprob_weight", "_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_reward_weight", b"_reward_weight", "_samples_per_beam", b"_samples_per_beam", "beams", b"beams", "delimiter", b"delimiter", "diverse", b"diverse", "entropy_above", b"entropy_above", "logprob_weight", b"logprob_weight", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "objective", b"objective", "reward_weight", b"reward_weight", "samples_per_beam", b"samples_per_beam"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_beams", b"_beams", "_delimiter", b"_delimiter", "_entropy_above", b"_entropy_above", "_logprob_weight", b"_logprob_weight", "_lookahead", b"_lookahead", "_max_tokens", b"_max_tokens", "_reward_weight", b"_reward_weight", "_samples_per_beam", b"_samples_per_beam", "beams", b"beams", "delimiter", b"delimiter", "diverse", b"diverse", "entropy_above", b"entropy_above", "logprob", b"logprob", "logprob_weight", b"logprob_weight", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "objective", b"objective", "reward_weight", b"reward_weight", "samples_per_beam", b"samples_per_beam"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beams", b"_beams"]) -> typing.Literal["beams"] | None: ...
     @typing.overload
@@ -1078,7 +1122,7 @@ global___Segments = Segments
 class RejectSegments(google.protobuf.message.Message):
     """Draws segment by segment and redraws those whose answer so far is rated too low. A segment is accepted with
     probability min(1, exp((reward - bar) / beta)); the bar rises from (1 - start) x the prompt's own rating + start x
-    target to target.
+    target to target. More than one try only where tokens are sampled.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -1091,6 +1135,7 @@ class RejectSegments(google.protobuf.message.Message):
     MIN_TOKENS_FIELD_NUMBER: builtins.int
     MAX_TOKENS_FIELD_NUMBER: builtins.int
     START_FIELD_NUMBER: builtins.int
+    TARGET_TOKENS_FIELD_NUMBER: builtins.int
     entropy_above: builtins.float
     """>= 0 nats: a segment ends before a token of larger entropy; unset: 3"""
     target: builtins.float
@@ -1105,6 +1150,8 @@ class RejectSegments(google.protobuf.message.Message):
     """>= min_tokens per segment; unset: 64"""
     start: builtins.float
     """[0, 1]; unset: 0.5"""
+    target_tokens: builtins.int
+    """The bar reaches target after so many tokens of the answer; 0: at Stopping.max_new_tokens; unset: 128."""
     @property
     def objective(self) -> global___Objective:
         """required; its rewards must be able to rate a beginning"""
@@ -1120,9 +1167,10 @@ class RejectSegments(google.protobuf.message.Message):
         min_tokens: builtins.int | None = ...,
         max_tokens: builtins.int | None = ...,
         start: builtins.float | None = ...,
+        target_tokens: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_beta", b"_beta", "_entropy_above", b"_entropy_above", "_max_tokens", b"_max_tokens", "_max_tries", b"_max_tries", "_min_tokens", b"_min_tokens", "_start", b"_start", "_target", b"_target", "beta", b"beta", "entropy_above", b"entropy_above", "max_tokens", b"max_tokens", "max_tries", b"max_tries", "min_tokens", b"min_tokens", "objective", b"objective", "start", b"start", "target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_beta", b"_beta", "_entropy_above", b"_entropy_above", "_max_tokens", b"_max_tokens", "_max_tries", b"_max_tries", "_min_tokens", b"_min_tokens", "_start", b"_start", "_target", b"_target", "beta", b"beta", "entropy_above", b"entropy_above", "max_tokens", b"max_tokens", "max_tries", b"max_tries", "min_tokens", b"min_tokens", "objective", b"objective", "start", b"start", "target", b"target"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beta", b"_beta", "_entropy_above", b"_entropy_above", "_max_tokens", b"_max_tokens", "_max_tries", b"_max_tries", "_min_tokens", b"_min_tokens", "_start", b"_start", "_target", b"_target", "_target_tokens", b"_target_tokens", "beta", b"beta", "entropy_above", b"entropy_above", "max_tokens", b"max_tokens", "max_tries", b"max_tries", "min_tokens", b"min_tokens", "objective", b"objective", "start", b"start", "target", b"target", "target_tokens", b"target_tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beta", b"_beta", "_entropy_above", b"_entropy_above", "_max_tokens", b"_max_tokens", "_max_tries", b"_max_tries", "_min_tokens", b"_min_tokens", "_start", b"_start", "_target", b"_target", "_target_tokens", b"_target_tokens", "beta", b"beta", "entropy_above", b"entropy_above", "max_tokens", b"max_tokens", "max_tries", b"max_tries", "min_tokens", b"min_tokens", "objective", b"objective", "start", b"start", "target", b"target", "target_tokens", b"target_tokens"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beta", b"_beta"]) -> typing.Literal["beta"] | None: ...
     @typing.overload
@@ -1137,6 +1185,8 @@ class RejectSegments(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_start", b"_start"]) -> typing.Literal["start"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_target", b"_target"]) -> typing.Literal["target"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_target_tokens", b"_target_tokens"]) -> typing.Literal["target_tokens"] | None: ...
 
 global___RejectSegments = RejectSegments
 
@@ -1304,7 +1354,7 @@ class TokenInfo(google.protobuf.message.Message):
     logprob: builtins.float
     """ln p of the token"""
     entropy_nats: builtins.float
-    """of the distribution; its branching factor is exp(entropy)"""
+    """of the distribution"""
     reward: builtins.float
     """of the answer up to this token, under a policy that rates tokens"""
     top_prob: builtins.float
@@ -1406,7 +1456,7 @@ class Candidate(google.protobuf.message.Message):
 
     @property
     def rewards(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
-        """by name, and "objective", which the search compares"""
+        """By name, and "objective", which the search compares; where answers vote, "votes": the share of its conclusion."""
 
     def __init__(
         self,
@@ -1446,7 +1496,7 @@ class Usage(google.protobuf.message.Message):
     TIME_TO_FIRST_TOKEN_FIELD_NUMBER: builtins.int
     TOTAL_TIME_FIELD_NUMBER: builtins.int
     MEAN_ENTROPY_NATS_FIELD_NUMBER: builtins.int
-    BRANCHING_FACTOR_FIELD_NUMBER: builtins.int
+    EXP_MEAN_ENTROPY_FIELD_NUMBER: builtins.int
     DISCARDED_TOKENS_FIELD_NUMBER: builtins.int
     prompt_tokens: builtins.int
     cached_prompt_tokens: builtins.int
@@ -1460,8 +1510,8 @@ class Usage(google.protobuf.message.Message):
     reward_tokens: builtins.int
     mean_entropy_nats: builtins.float
     """over the tokens of the selected candidate"""
-    branching_factor: builtins.float
-    """exp of it"""
+    exp_mean_entropy: builtins.float
+    """exp of it; of one sample, so not the branching factor of a prompt"""
     discarded_tokens: builtins.int
     """drafted and not accepted"""
     @property
@@ -1489,11 +1539,11 @@ class Usage(google.protobuf.message.Message):
         time_to_first_token: google.protobuf.duration_pb2.Duration | None = ...,
         total_time: google.protobuf.duration_pb2.Duration | None = ...,
         mean_entropy_nats: builtins.float = ...,
-        branching_factor: builtins.float = ...,
+        exp_mean_entropy: builtins.float = ...,
         discarded_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["queue_time", b"queue_time", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "branching_factor", b"branching_factor", "cached_prompt_tokens", b"cached_prompt_tokens", "discarded_tokens", b"discarded_tokens", "drafted_tokens", b"drafted_tokens", "generated_tokens", b"generated_tokens", "mean_entropy_nats", b"mean_entropy_nats", "models", b"models", "nudged_tokens", b"nudged_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "returned_tokens", b"returned_tokens", "reward_calls", b"reward_calls", "reward_tokens", b"reward_tokens", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "discarded_tokens", b"discarded_tokens", "drafted_tokens", b"drafted_tokens", "exp_mean_entropy", b"exp_mean_entropy", "generated_tokens", b"generated_tokens", "mean_entropy_nats", b"mean_entropy_nats", "models", b"models", "nudged_tokens", b"nudged_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "returned_tokens", b"returned_tokens", "reward_calls", b"reward_calls", "reward_tokens", b"reward_tokens", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> None: ...
 
 global___Usage = Usage
 
