@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.ops import Context, Pick, Read
 from trimtab.decode.text import Detokenizer
 from trimtab.decode.types import Candidate, Chunk, FinishReason, Request, Token, TokenDraw
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "Drawing"]
 
+NO_REWARDS: Mapping[str, float] = FrozenDict()
 _HELPER = 2**32 - 1  # number of the branch of models that help; forks of a search count from 0
 
 
@@ -211,7 +212,7 @@ class Answer:
         if self._emit is not None and (delta or tokens):
             self._emit(Chunk(self.index, delta, tokens))
 
-    def candidate(self, rewards: Mapping[str, float] = MappingProxyType({})) -> Candidate:
+    def candidate(self, rewards: Mapping[str, float] = NO_REWARDS) -> Candidate:
         """The finished candidate, with what it was rated."""
         assert self.finish_reason is not None
         text = "".join(self._text)

@@ -7,12 +7,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from trimtab.decode.axes import AxesCheck
 from trimtab.decode.checking import MAX_UINT32, SHOWN_PER_LIST, is_number, token_ids_of
 from trimtab.decode.errors import InvalidRequest, Violation
+from trimtab.decode.frozen import FrozenDict, freeze_fields
 from trimtab.decode.generation_config import from_generation_config
 from trimtab.decode.prepare.messages import (
     PROMPT_ACCEPTED,
@@ -147,7 +147,7 @@ def _canonical_sampling(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("logit_bias") is None:
         values.pop("logit_bias", None)
     elif isinstance(values["logit_bias"], Mapping):
-        values["logit_bias"] = MappingProxyType(dict(values["logit_bias"]))
+        values["logit_bias"] = FrozenDict(values["logit_bias"])
     return values
 
 
@@ -194,7 +194,7 @@ def validate(
     request: Request,
     models: Mapping[str, ModelInfo],
     limits: Limits,
-    rewards: Mapping[str, RewardInfo] = MappingProxyType({}),
+    rewards: Mapping[str, RewardInfo] = FrozenDict(),
     same_ids: Callable[[str, str], bool] = lambda one, other: True,
 ) -> None:
     """Refuse a request that can never run, before any work is done for it.
@@ -346,8 +346,11 @@ class ResolvedSampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    logit_bias: Mapping[int, float] = field(default_factory=FrozenDict)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "logit_bias")
 
     @property
     def greedy(self) -> bool:
@@ -387,6 +390,6 @@ def resolve_sampling(
         top_p=chosen(sampling.top_p, default("top_p", 1.0, lambda x: 0 < x <= 1)),
         min_p=chosen(sampling.min_p, default("min_p", 0.0, lambda x: 0 <= x < 1)),
         repetition_penalty=chosen(sampling.repetition_penalty, penalty),
-        logit_bias=MappingProxyType(dict(sampling.logit_bias)),
+        logit_bias=FrozenDict(sampling.logit_bias),
         seed=int.from_bytes(rng(4), "little") if sampling.seed is None else sampling.seed,
     )

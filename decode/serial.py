@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from types import MappingProxyType
 from typing import Any, Union, get_args, get_origin, overload
 
 from trimtab.decode.errors import TrimtabError, Violation
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.types import ChatMessage, Draw, Policy, Request, Result, Search
 
 __all__ = ["FORMAT", "FormatError", "from_json", "to_json"]
@@ -272,7 +272,7 @@ def _read_mapping(hint: Any, value: Any, path: str) -> Mapping[Any, Any]:
             if isinstance(error, FormatError):
                 raise
             raise FormatError(_join(path, str(key)), key, f"a key of type {key_type.__name__}") from None
-    return MappingProxyType(read)
+    return FrozenDict(read)
 
 
 def _read_bytes(value: Any, path: str) -> bytes:

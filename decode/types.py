@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Literal
+
+from trimtab.decode.frozen import FrozenDict, freeze_fields
 
 __all__ = [
     "Acceptance",
@@ -103,8 +104,11 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    logit_bias: Mapping[int, float] = field(default_factory=FrozenDict)
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "logit_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -551,7 +555,10 @@ class Candidate:
     tokens: tuple[Token, ...]
     finish_reason: FinishReason
     stop_match: str | None = None
-    rewards: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))  # by name, and "objective"
+    rewards: Mapping[str, float] = field(default_factory=FrozenDict)  # by name, and "objective"
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "rewards")
 
     @property
     def sum_logprob(self) -> float:

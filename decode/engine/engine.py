@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self, overload
 
 import torch
@@ -34,6 +34,7 @@ from trimtab.decode.errors import (
     Overloaded,
     TrimtabError,
 )
+from trimtab.decode.frozen import FrozenDict, freeze_fields
 from trimtab.decode.models.load import load
 from trimtab.decode.prepare.messages import PromptKind, prompt_kind
 from trimtab.decode.prepare.templates import as_chat
@@ -92,6 +93,9 @@ class EngineStats:
     pages_used: Mapping[str, int]
     pages_total: Mapping[str, int]
     forward_passes: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "pages_used", "pages_total", "forward_passes")
 
 
 class Engine:
@@ -152,12 +156,12 @@ class Engine:
         if isinstance(views, BaseException):
             raise views
         self._views = views
-        self.models: Mapping[str, ModelInfo] = MappingProxyType(_infos(self._views, configs))
+        self.models: Mapping[str, ModelInfo] = FrozenDict(_infos(self._views, configs))
         self._same = {
             (a, b): self._views[a].vocabulary.same_ids(self._views[b].vocabulary)
             for a, b in itertools.permutations(self._views, 2)
         }
-        self.rewards: Mapping[str, RewardInfo] = MappingProxyType({n: r.info for n, r in self._rewards.items()})
+        self.rewards: Mapping[str, RewardInfo] = FrozenDict({n: r.info for n, r in self._rewards.items()})
         self._scheduler = Scheduler(
             self._views, options.max_batch_rows, options.token_budget, self.same_ids, self._wake.set
         )
@@ -723,9 +727,9 @@ class Engine:
         return EngineStats(
             running=len(scheduler.running),
             queued=len(self._inbox) + len(scheduler.queue),
-            pages_used=MappingProxyType({n: v.pages.held for n, v in self._views.items()}),
-            pages_total=MappingProxyType({n: v.pages.count for n, v in self._views.items()}),
-            forward_passes=MappingProxyType({n: v.forward_passes for n, v in self._views.items()}),
+            pages_used=FrozenDict({n: v.pages.held for n, v in self._views.items()}),
+            pages_total=FrozenDict({n: v.pages.count for n, v in self._views.items()}),
+            forward_passes=FrozenDict({n: v.forward_passes for n, v in self._views.items()}),
         )
 
     def check(self) -> None:

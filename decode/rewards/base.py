@@ -10,9 +10,9 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.types import ChatMessage, Prompt, RewardInfo, Token
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["EngineReward", "Kind", "LocalReward", "PairwiseReward", "Reward", "R
 Kind = Literal["sequence", "prefix", "token"]
 RunsOn = Literal["engine", "thread", "process"]
 
-NO_MODELS: Mapping[str, ModelConfig] = MappingProxyType({})
+NO_MODELS: Mapping[str, ModelConfig] = FrozenDict()
 
 
 @dataclass(frozen=True, slots=True)
