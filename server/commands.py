@@ -13,6 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.options import OutputFile, once, write_text
+
 if TYPE_CHECKING:  # what is heavy is imported by the handlers
     from trimtab.decode.config import EngineConfig
     from trimtab.decode.types import Event, Policy, Prompt, Result
@@ -35,6 +38,7 @@ def register(subparsers: Any) -> None:
 
 def _register_serve(subparsers: Any) -> None:
     parser = subparsers.add_parser("serve", help="serve models over gRPC", description="Serve models over gRPC.")
+    once(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="a trimtab.toml; without it, the demo pair")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: 50051; 0 takes a free one)")
@@ -90,6 +94,7 @@ def _register_generate(subparsers: Any) -> None:
         help="answer one prompt",
         description="Answer one prompt, with the models in this process or on a server.",
     )
+    once(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads standard input")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--server", metavar="HOST:PORT", help="ask this server instead of loading models here")
@@ -125,7 +130,9 @@ def _register_generate(subparsers: Any) -> None:
     parser.add_argument(
         "--candidates", action="store_true", help="also write every candidate of a search, with its rewards"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page that shows who wrote each token")
+    parser.add_argument(
+        "--html", action=OutputFile, metavar="FILE", help="also write a page that shows who wrote each token"
+    )
     parser.set_defaults(run=_generate, parser=parser)
 
 
@@ -150,7 +157,7 @@ def _generate(args: argparse.Namespace) -> int:
     if args.html is not None:
         from trimtab.server.page import page
 
-        args.html.write_text(page(result, text), encoding="utf-8")
+        write_text(args.html, page(result, text))
     return 0
 
 
@@ -271,7 +278,13 @@ def _with_rewards(config: EngineConfig, rewards: Sequence[str] | None) -> Engine
 
     if not rewards:
         return config
-    return replace(config, rewards={**config.rewards, **dict(parse_reward(text, "--reward") for text in rewards)})
+    tables: dict[str, dict[str, object]] = {}
+    for text in rewards:
+        name, table = parse_reward(text, "--reward")
+        if name in tables:
+            raise InvalidRequest.of(f"--reward {name}", text, "one reward of that name: it is given twice")
+        tables[name] = table
+    return replace(config, rewards={**config.rewards, **tables})
 
 
 # ------------------------------------------------------------------------------------------------------------- demo
