@@ -60,7 +60,7 @@ _MAX_REFERENCES = 64
 
 _SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
 _STOPPING_KEYS = tuple(f.name for f in fields(Stopping))
-_OTHER_KEYS = ("top_logprobs", "references", "sampling", "stopping")
+_OTHER_KEYS = ("top_logprobs", "references", "prompt_cache", "sampling", "stopping")
 _NAMED_KEYS = ("model", "policy", "draw", "search", "generation_config")
 
 
@@ -85,7 +85,8 @@ def request_from_kwargs(
         generation_config: a transformers configuration; flat keywords override its fields, as in ``generate``.
         model_generation_config: the model's own, which ``generate`` would fill unset fields of it from.
         **flat: the fields of ``Sampling`` and ``Stopping`` (``stop`` also as one string), ``references`` (also one
-            string), ``top_logprobs``, and ``sampling=``/``stopping=`` as whole objects in their place.
+            string), ``top_logprobs``, ``prompt_cache``, and ``sampling=``/``stopping=`` as whole objects in their
+            place.
 
     Raises:
         InvalidRequest: an unknown keyword, fields given twice (flat and as an object), or an unsupported field of
@@ -115,6 +116,7 @@ def request_from_kwargs(
         search=Single() if search is None else _canonical_search(search),
         references=_canonical_references(flat.get("references")),
         top_logprobs=flat.get("top_logprobs", 0),
+        prompt_cache=flat.get("prompt_cache", True),
     )
 
 
@@ -154,7 +156,7 @@ def _canonical_sampling(values: dict[str, Any]) -> dict[str, Any]:
 def _canonical_stopping(values: dict[str, Any]) -> dict[str, Any]:
     """None stands for the default, one stop for a tuple of it, and a list for a tuple."""
     values = {key: value for key, value in values.items() if value is not None}
-    for key, single in (("stop", str), ("stop_token_ids", int)):
+    for key, single in (("stop", str), ("stop_token_ids", int), ("eos_token_ids", int)):
         value = values.get(key)
         if isinstance(value, single):
             values[key] = (value,)
@@ -222,6 +224,7 @@ def validate(
         check.stopping(request.stopping, info)
     check.integer("top_logprobs", request.top_logprobs, 0, limits.max_top_logprobs)
     check.references(request.references)
+    check.flag("prompt_cache", request.prompt_cache)
     check.axes(request, info, same_ids)
     if check.found:
         raise InvalidRequest(check.found + check.unknown)
@@ -313,6 +316,7 @@ class _RequestCheck(AxesCheck):
             self.refuse("stopping.stop", f"{len(stopping.stop)} stop strings", accepted)
         self.each("stopping.stop", stopping.stop, "strings", self._stop_problem)
         self.token_ids("stopping.stop_token_ids", stopping.stop_token_ids, info)
+        self.token_ids("stopping.eos_token_ids", stopping.eos_token_ids, info)
         self.flag("stopping.ignore_eos", stopping.ignore_eos)
         self.flag("stopping.include_stop", stopping.include_stop)
         if stopping.time_budget is not None:

@@ -193,7 +193,11 @@ class Maker:
         request = replace(
             self.plan.request,
             model=model,
-            stopping=Stopping(max_new_tokens=most, time_budget=self.plan.request.stopping.time_budget),
+            stopping=Stopping(
+                max_new_tokens=most,
+                time_budget=self.plan.request.stopping.time_budget,
+                eos_token_ids=self.plan.request.stopping.eos_token_ids if model == self.plan.request.model else (),
+            ),
             top_logprobs=0,
         )
         filters = self.plan.drawing.foreign

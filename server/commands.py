@@ -123,6 +123,13 @@ def _register_generate(subparsers: Any) -> None:
     parser.add_argument("--max-new-tokens", type=int, metavar="N")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument(
+        "--no-prompt-cache",
+        dest="prompt_cache",
+        action="store_const",
+        const=False,
+        help="compute the prompt anew, whatever the server still holds of it",
+    )
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="write the whole result as JSON")
@@ -223,7 +230,7 @@ def _nudged(args: argparse.Namespace) -> Policy | None:
 @contextmanager
 def _events(args: argparse.Namespace, prompt: Prompt, axes: Mapping[str, Any]) -> Iterator[Iterator[Event]]:
     """The events of the answer; leaving cancels it if it is not complete."""
-    given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "stop")}
+    given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "stop", "prompt_cache")}
     given["references"] = args.reference
     options = {name: value for name, value in {**given, **axes}.items() if value is not None}
     source: Any  # an engine and a client have the same method, and close in the same way

@@ -31,7 +31,6 @@ ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "ConfigError": (FIELD, "a file"),
     "NotFound": ("model", "x", ("y",)),
     "UnsupportedRequest": ("policy", "x", "y"),
-    "Unimplemented": ("policy", "x", "y"),
     "UnsupportedModel": ("m", "why"),
     "Overloaded": ("full", 2.5),
     "RewardFailed": ("r", "why"),

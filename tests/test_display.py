@@ -451,6 +451,8 @@ def test_generate_passes_the_trigger_on(address: str, engine: Any, options: list
         (["--policy", "nudged:chat,when=entropy:1.5"], {"policy": Nudged("chat", Entropy(1.5))}),
         (["--draw", "speculative:chat,coupled"], {"draw": Speculative("chat", coupled=True)}),
         (["--draw", "speculative:lookup,length=fixed:4"], {"draw": Speculative(PromptLookup(), Fixed(4))}),
+        (["--no-prompt-cache"], {"prompt_cache": False}),
+        ([], {"prompt_cache": True}),
         (
             ["--search", "best_of_n:4", "--objective", "helpful=1", "--reference", "a", "--reference", "b"],
             {"search": BestOfN(4, Objective((RewardTerm("helpful"),))), "references": ("a", "b")},

@@ -121,12 +121,18 @@ requests = st.builds(
         logit_bias=st.dictionaries(counts, numbers, max_size=2),
         seed=st.none() | counts,
     ),
-    stopping=st.builds(Stopping, stop=st.lists(names, max_size=2).map(tuple), ignore_eos=st.booleans()),
+    stopping=st.builds(
+        Stopping,
+        stop=st.lists(names, max_size=2).map(tuple),
+        eos_token_ids=st.lists(counts, max_size=2).map(tuple),
+        ignore_eos=st.booleans(),
+    ),
     policy=axes.values(Policy, SCALARS),
     draw=axes.values(Draw, SCALARS),
     search=axes.values(Search, SCALARS),
     references=st.lists(names, max_size=2).map(tuple),
     top_logprobs=counts,
+    prompt_cache=st.booleans(),
 )
 
 

@@ -37,6 +37,7 @@ from trimtab.decode.errors import (
 from trimtab.decode.frozen import FrozenDict, freeze_fields
 from trimtab.decode.models.load import load
 from trimtab.decode.prepare.messages import PromptKind, prompt_kind
+from trimtab.decode.prepare.stops import check_stops
 from trimtab.decode.prepare.templates import as_chat
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
 from trimtab.decode.scoring import score_by_model, score_by_reward
@@ -440,6 +441,8 @@ class Engine:
             if not ids:
                 raise InvalidRequest.of("prompt", request.prompt, f"a prompt of at least one token of model {name!r}")
             check_length(len(ids), request.stopping.max_new_tokens, self._views[name].context)
+        writing = [request.model, *(name for name in helpers if _writes(policy, name))]
+        check_stops(request, {name: self._views[name].vocabulary for name in writing})
         resolved = resolve_sampling(request.sampling, view.model.generation_config)
         foreign = Filters(
             temperature=resolved.temperature,
