@@ -777,7 +777,18 @@ class RewardInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What an engine says of a model it serves."""
+    """What an engine says of a model it serves.
+
+    Attributes:
+        name: under which requests ask for it.
+        role: what it was configured for.
+        source: as configured: a bundled name, a hub id or a folder.
+        architecture, dtype, device: as it was loaded.
+        max_context_tokens: of prompt and answer together.
+        vocab_size: width of its logits.
+        eos_token_ids: that end its answers.
+        nudge_models, draft_models: models that ``Nudged`` and ``Speculative`` may name for it.
+    """
 
     name: str
     role: Literal["base", "aligned", "draft", "reward"]
@@ -790,4 +801,3 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     nudge_models: tuple[str, ...] = ()
     draft_models: tuple[str, ...] = ()
-    ready: bool = True

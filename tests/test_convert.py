@@ -549,7 +549,6 @@ def test_models_come_back_as_they_were() -> None:
         eos_token_ids=(1, 2),
         nudge_models=("x",),
         draft_models=("y", "z"),
-        ready=False,
     )
     assert info_of(model_message(info, {})) == info
     for role in ("base", "aligned", "draft", "reward"):

@@ -882,7 +882,14 @@ def _infos(views: Mapping[str, View], configs: Mapping[str, ModelConfig]) -> dic
             vocab_size=model.vocab_size,
             eos_token_ids=model.vocabulary.eos_token_ids,
         )
-    return {
-        name: replace(info, nudge_models=tuple(n for n, o in infos.items() if n != name and o.source != info.source))
-        for name, info in infos.items()
-    }
+    return _partners(infos)
+
+
+def _partners(infos: Mapping[str, ModelInfo]) -> dict[str, ModelInfo]:
+    """The same, each with the models that can nudge it and draft for it: what a request may name (``decode.axes``)."""
+    found = {}
+    for name, info in infos.items():
+        others = [o for o in infos.values() if o.name != name and "reward" not in (o.role, info.role)]
+        nudging = tuple(o.name for o in others if not o.source or o.source != info.source)
+        found[name] = replace(info, nudge_models=nudging, draft_models=tuple(o.name for o in others))
+    return found

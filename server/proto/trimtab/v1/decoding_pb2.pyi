@@ -1967,7 +1967,6 @@ class Model(google.protobuf.message.Message):
     NUDGE_MODELS_FIELD_NUMBER: builtins.int
     MAX_CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
     VOCAB_SIZE_FIELD_NUMBER: builtins.int
-    READY_FIELD_NUMBER: builtins.int
     ROLE_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     ARCHITECTURE_FIELD_NUMBER: builtins.int
@@ -1977,7 +1976,6 @@ class Model(google.protobuf.message.Message):
     id: builtins.str
     max_context_tokens: builtins.int
     vocab_size: builtins.int
-    ready: builtins.bool
     role: global___ModelRole.ValueType
     source: builtins.str
     """hub id or name of a bundled model"""
@@ -2007,7 +2005,6 @@ class Model(google.protobuf.message.Message):
         nudge_models: collections.abc.Iterable[builtins.str] | None = ...,
         max_context_tokens: builtins.int = ...,
         vocab_size: builtins.int = ...,
-        ready: builtins.bool = ...,
         role: global___ModelRole.ValueType = ...,
         source: builtins.str = ...,
         architecture: builtins.str = ...,
@@ -2015,7 +2012,7 @@ class Model(google.protobuf.message.Message):
         device: builtins.str = ...,
         eos_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "device", b"device", "draft_models", b"draft_models", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "id", b"id", "max_context_tokens", b"max_context_tokens", "methods", b"methods", "nudge_models", b"nudge_models", "ready", b"ready", "role", b"role", "source", b"source", "vocab_size", b"vocab_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "device", b"device", "draft_models", b"draft_models", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "id", b"id", "max_context_tokens", b"max_context_tokens", "methods", b"methods", "nudge_models", b"nudge_models", "role", b"role", "source", b"source", "vocab_size", b"vocab_size"]) -> None: ...
 
 global___Model = Model
 
