@@ -120,6 +120,7 @@ def _register_generate(subparsers: Any) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="give the prompt to the model as it is, not as a chat")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    parser.add_argument("--begin", metavar="TEXT", help="how the answer begins; the model goes on from there")
     parser.add_argument("--max-new-tokens", type=int, metavar="N")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     parser.add_argument("--seed", type=int, metavar="N")
@@ -149,6 +150,8 @@ def _generate(args: argparse.Namespace) -> int:
         args.parser.error(f"--{triggered.replace('_', '-')} needs --nudger NAME (of the demo pair: {_DEFAULT_NUDGER})")
     if args.raw and args.system is not None:
         args.parser.error("--system is a chat message, and --raw gives the prompt as it is: use one of them")
+    if args.raw and args.begin is not None:
+        args.parser.error("--begin is a chat message, and --raw gives the prompt as it is: use one of them")
     if args.nudger and args.policy is not None:
         args.parser.error("--nudger NAME stands for --policy nudged:NAME: use one of them")
     if args.objective is not None and args.search is None:
@@ -198,7 +201,8 @@ def _prompt(args: argparse.Namespace, text: str) -> Prompt:
     if args.raw:
         return text
     system = [ChatMessage("system", args.system)] if args.system is not None else []
-    return [*system, ChatMessage("user", text)]
+    begun = [ChatMessage("assistant", args.begin)] if args.begin is not None else []
+    return [*system, ChatMessage("user", text), *begun]
 
 
 def _axes(args: argparse.Namespace) -> dict[str, Any]:

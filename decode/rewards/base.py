@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from trimtab.decode.frozen import FrozenDict
+from trimtab.decode.prepare.messages import beginning
 from trimtab.decode.types import ChatMessage, Prompt, RewardInfo, Token
 
 if TYPE_CHECKING:
@@ -20,7 +21,18 @@ if TYPE_CHECKING:
     from trimtab.decode.ops import Context
     from trimtab.decode.rewards.calibration import Reference
 
-__all__ = ["EngineReward", "Kind", "LocalReward", "PairwiseReward", "Reward", "RunsOn", "Sample", "spoken", "turns"]
+__all__ = [
+    "EngineReward",
+    "Kind",
+    "LocalReward",
+    "PairwiseReward",
+    "Reward",
+    "RunsOn",
+    "Sample",
+    "spoken",
+    "turns",
+    "whole",
+]
 
 Kind = Literal["sequence", "prefix", "token"]
 RunsOn = Literal["engine", "thread", "process"]
@@ -34,7 +46,8 @@ class Sample:
 
     Attributes:
         prompt: as in the request.
-        text: the answer, or its beginning.
+        text: the answer, or its beginning: what was written. Where the prompt is a chat that ends with the assistant's
+            own message, it goes on with that; ``whole`` puts the two together, and a ``LocalReward`` gets them so.
         finished: whether the answer ends here. A beginning is rated by what it may still become where only the end
             can decide (a closing phrase, complete JSON), and as it stands otherwise.
         tokens: of the answer, with authors and log-probabilities where they are known; may be empty.
@@ -62,6 +75,14 @@ class Sample:
             if isinstance(turn, Mapping) and turn.get("role") == "user":
                 return cast("str", turn["content"])
         raise ValueError("this reward reads the prompt: accepted: a text, or messages with one of the user")
+
+
+def whole(sample: Sample) -> Sample:
+    """The sample with all that the assistant says as its text, also what the prompt's last message begins it with."""
+    begun = beginning(sample.prompt)
+    if not begun:
+        return sample
+    return replace(sample, prompt=tuple(turns(sample.prompt)[:-1]), text=begun + sample.text)
 
 
 class Reward:

@@ -368,6 +368,8 @@ global___TokenIds = TokenIds
 
 @typing.final
 class Chat(google.protobuf.message.Message):
+    """If the last message is the assistant's, the answer goes on with it, and is what is written from there."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: builtins.int
