@@ -147,7 +147,7 @@ def test_a_generation_config_replaces_the_ends_of_the_requested_model_only(
     assert helper in {author for author, _ in ended_by}
 
 
-@pytest.mark.parametrize(("policy", "draw"), SPEAKERS[:8], ids=repr)
+@pytest.mark.parametrize(("policy", "draw"), SPEAKERS[:6], ids=repr)
 def test_the_answer_is_the_endless_one_cut_at_the_end_that_was_named(engine: Engine, policy: Policy, draw: Any) -> None:
     """Random numbers go by position, so that naming an end changes no token before it."""
     named = 0
@@ -158,22 +158,11 @@ def test_the_answer_is_the_endless_one_cut_at_the_end_that_was_named(engine: Eng
         given = {**options, "policy": policy, "draw": draw, "seed": seed}
         endless = ids(engine.generate(PROMPT, **given, ignore_eos=True))
         result = engine.generate(PROMPT, **given, eos_token_ids=(DOT, TURN))
-        helper = policy.nudger if isinstance(policy, Nudged) else None
-        cut = next(
-            (
-                i + 1
-                for i, (author, token) in enumerate(endless)
-                if (author == "base" and token in (DOT, TURN)) or (author == helper and token == OWN)
-            ),
-            None,
-        )
-        if isinstance(policy, Nudged):  # whose ends also decide who speaks
-            assert result.finish_reason is not FinishReason.STOP
-            continue
+        cut = next((i + 1 for i, (_, token) in enumerate(endless) if token in (DOT, TURN)), None)
         assert ids(result) == endless[:cut]
         assert (result.finish_reason is FinishReason.EOS) == (cut is not None)
         named += cut is not None
-    assert named or isinstance(policy, Nudged)
+    assert named
 
 
 def test_ends_that_are_ignored_are_ignored_whosever_they_are(engine: Engine) -> None:
