@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from trimtab.decode.options import OutputFolder, writable_folder
+
 if TYPE_CHECKING:  # it brings numpy, and every command line reads this module
     from trimtab.bench.record import Recorder
 
@@ -20,11 +22,19 @@ T = TypeVar("T")
 
 def results_option(parser: argparse.ArgumentParser) -> None:
     """Adds ``--results``."""
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help=f"where results are kept (default: {RESULTS})")
+    parser.add_argument(
+        "--results", action=OutputFolder, metavar="FOLDER", help=f"where results are kept (default: {RESULTS})"
+    )
 
 
 def options_of(args: argparse.Namespace, kind: type[T]) -> T:
-    """The options that were given; the rest are the defaults of ``kind``, a dataclass."""
+    """The options that were given; the rest are the defaults of ``kind``, a dataclass.
+
+    Raises:
+        InvalidRequest: the results could not be kept in the end.
+    """
+    if getattr(args, "results", None) is None and not getattr(args, "quick", None):
+        writable_folder(RESULTS, "--results")  # where ``recorded`` will keep them
     found = {f.name: getattr(args, f.name, None) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in found.items() if v is not None})
 

@@ -11,6 +11,7 @@ from trimtab.bench.arguments import RESULTS, options_of, recorded, results_optio
 from trimtab.bench.search_commands import register as register_searches
 from trimtab.bench.speculation_commands import register as register_speculation
 from trimtab.bench.training.commands import register as register_training
+from trimtab.decode.options import InputFile, OutputFile, OutputFolder
 
 __all__ = ["register"]
 
@@ -49,7 +50,7 @@ def register(subparsers: Any) -> None:
         help="score answers to IFEval prompts",
         description="Check the constraints of answers that 'trimtab bench nudging' wrote, and record the result.",
     )
-    score.add_argument("--responses", type=Path, nargs="+", required=True, metavar="FILE")
+    score.add_argument("--responses", action=InputFile, nargs="+", required=True, metavar="FILE")
     score.add_argument("--case", default="IFEval", metavar="NAME", help="name of the prompts in the table")
     results_option(score)
     score.set_defaults(run=_nudging_report)
@@ -66,7 +67,7 @@ def register(subparsers: Any) -> None:
     report.add_argument("--check", action="store_true", help="only say whether the tables are up to date")
     report.add_argument("--document", type=Path, action="append", metavar="FILE", help="instead of README.md and docs/")
     report.add_argument(
-        "--plot", type=Path, metavar="FILE", help="also draw the speed of decoding, e.g. docs/decode.svg"
+        "--plot", action=OutputFile, metavar="FILE", help="also draw the speed of decoding, e.g. docs/decode.svg"
     )
     results_option(report)
     report.set_defaults(run=_report)
@@ -90,7 +91,9 @@ def _kernels_options(actions: Any) -> None:
     kernels.add_argument("--repeats", type=int, metavar="N", help="measured rounds (default: 9)")
     kernels.add_argument("--limit", type=float, metavar="S", help="seconds for the rounds of a case (default: 8)")
     kernels.add_argument("--seed", type=int, metavar="N", help="of the logits (default: 0)")
-    kernels.add_argument("--plot", type=Path, metavar="FILE", help="also draw the share of a copy's rate against rows")
+    kernels.add_argument(
+        "--plot", action=OutputFile, metavar="FILE", help="also draw the share of a copy's rate against rows"
+    )
     results_option(kernels)
     kernels.set_defaults(run=_kernels)
 
@@ -101,14 +104,18 @@ def _decode_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=int, nargs="+", metavar="N", help="prompts at a time (default: 1 4 16)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens per prompt (default: 64)")
     parser.add_argument("--repeats", type=int, metavar="N", help="measured rounds (default: 5)")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL of prompts instead of the project's own")
+    parser.add_argument(
+        "--data", action=InputFile, metavar="FILE", help="JSONL of prompts instead of the project's own"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="of torch (default: its own choice)")
     results_option(parser)
 
 
 def _nudging_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL of prompts")
-    parser.add_argument("--out", type=Path, default=Path("build/nudging"), metavar="FOLDER", help="where answers go")
+    parser.add_argument("--data", action=InputFile, required=True, metavar="FILE", help="JSONL of prompts")
+    parser.add_argument(
+        "--out", action=OutputFolder, default=Path("build/nudging"), metavar="FOLDER", help="where answers go"
+    )
     parser.add_argument("--split", metavar="NAME", help="only rows with this split, e.g. tune or report")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     parser.add_argument("--methods", nargs="+", default=["base", "nudger", "nudged"], metavar="METHOD")

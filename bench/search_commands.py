@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from trimtab.bench.arguments import options_of, recorded, results_option
+from trimtab.decode.options import InputFile, OutputFile, OutputFolder
 
 __all__ = ["register"]
 
@@ -25,8 +25,10 @@ def _ifeval_search(actions: Any) -> None:
         description="Answer IFEval's prompts with pools of samples, greedily and by segment search, under the "
         "project's own rules, and score all with the public checkers. A run that was cut short goes on where it was.",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL of IFEval")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the answers (default: build/ifeval_search)")
+    parser.add_argument("--data", action=InputFile, required=True, metavar="FILE", help="JSONL of IFEval")
+    parser.add_argument(
+        "--out", action=OutputFolder, metavar="FOLDER", help="of the answers (default: build/ifeval_search)"
+    )
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="instruct, nudged (default: instruct)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="pool, greedy, segments (default: all)")
     parser.add_argument("--aligned", metavar="MODEL", help="a bundled name, a folder or a hub id")
@@ -53,9 +55,9 @@ def _rejection(actions: Any) -> None:
         description="Write pools of candidates, rate all their beginnings with a reward model, and replay best-of-n "
         "with and without early rejection. A run that was cut short goes on where it was.",
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL of prompts with splits")
+    parser.add_argument("--data", action=InputFile, required=True, metavar="FILE", help="JSONL of prompts with splits")
     parser.add_argument("--reward", required=True, metavar="MODEL", help="folder or hub id of a reward model")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="of the work (default: build/rejection)")
+    parser.add_argument("--out", action=OutputFolder, metavar="FOLDER", help="of the work (default: build/rejection)")
     parser.add_argument("--model", metavar="MODEL", help="a bundled name, a folder or a hub id")
     parser.add_argument("--prompts", type=int, metavar="N", help="of the split report (default: 60)")
     parser.add_argument("--tune-prompts", type=int, metavar="N", help="of the split tune (default: 30)")
@@ -66,7 +68,9 @@ def _rejection(actions: Any) -> None:
     parser.add_argument("--against", type=int, metavar="N", help="plain best-of-n to be matched (default: 32)")
     parser.add_argument("--budget", type=float, metavar="F", help="share of its tokens (default: 0.4)")
     parser.add_argument("--confirm", type=int, metavar="N", help="prompts to run for real (default: 4)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the curves, e.g. docs/rejection.svg")
+    parser.add_argument(
+        "--plot", action=OutputFile, metavar="FILE", help="also draw the curves, e.g. docs/rejection.svg"
+    )
     _sampling(parser)
     _running(parser)
     parser.set_defaults(run=_run_rejection)
@@ -83,7 +87,9 @@ def _best_of_n(actions: Any) -> None:
     parser.add_argument("-n", type=int, metavar="N", help="candidates (default: 16)")
     parser.add_argument("--page-tokens", type=int, nargs="+", metavar="N", help="sizes; 0: its own (default: 0 64)")
     parser.add_argument("--prompts", type=int, metavar="N", help="how many are asked (default: 4)")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="JSONL of prompts instead of the project's own")
+    parser.add_argument(
+        "--data", action=InputFile, metavar="FILE", help="JSONL of prompts instead of the project's own"
+    )
     parser.add_argument("--repeats", type=int, metavar="N", help="measured rounds (default: 5)")
     _sampling(parser)
     _running(parser, resumes=False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from trimtab.bench.arguments import options_of, recorded, results_option
+from trimtab.decode.options import InputFile, OutputFile, OutputFolder
 
 __all__ = ["register"]
 
@@ -25,15 +25,17 @@ def _speculation(actions: Any) -> None:
         "was.",
     )
     parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, metavar="FILE", help="JSONL of prompts, each a case"
+        "--data", action=InputFile, nargs="+", required=True, metavar="FILE", help="JSONL of prompts, each a case"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="of single measurements")
+    parser.add_argument("--out", action=OutputFile, metavar="FILE", help="of single measurements")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="e.g. plain 'fixed 4' acceptance (default: all)")
     parser.add_argument("--prompts", type=int, metavar="N", help="per case (default: 40)")
     parser.add_argument("--timed", type=int, metavar="N", help="of these, timed (default: 24)")
     parser.add_argument("--repeats", type=int, metavar="N", help="timed rounds (default: 2)")
     parser.add_argument("--stop-after", type=float, metavar="S", help="begin nothing new after so many seconds")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw speculation-rates and -speed.svg there")
+    parser.add_argument(
+        "--plots", action=OutputFolder, metavar="FOLDER", help="also draw speculation-rates and -speed.svg there"
+    )
     _common(parser)
     parser.set_defaults(run=_run_speculation)
 
@@ -44,7 +46,9 @@ def _assisted(actions: Any) -> None:
         help="speculation beside assisted generation of transformers",
         description="Time this engine's speculation and transformers' assisted generation with one target and draft.",
     )
-    parser.add_argument("--data", type=Path, nargs="+", metavar="FILE", help="JSONL of prompts instead of its own")
+    parser.add_argument(
+        "--data", action=InputFile, nargs="+", metavar="FILE", help="JSONL of prompts instead of its own"
+    )
     parser.add_argument("--draw", metavar="DRAW", help="of this engine (default: speculative:draft)")
     parser.add_argument("--assistant-tokens", type=int, metavar="N", help="of theirs, beside its defaults (default: 3)")
     parser.add_argument("--prompts", type=int, metavar="N", help="asked in a round (default: 8)")

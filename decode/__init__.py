@@ -1,6 +1,7 @@
 """trimtab's decoding library: requests, answers and errors, and the engine that turns one into the other.
 
-Importing it loads neither torch nor transformers: ``Engine`` is imported at its first use.
+Importing it loads neither torch nor transformers: what is not plain data of requests and answers (``Engine``, the
+configurations, the classes to make rewards of) is imported at its first use.
 """
 
 from __future__ import annotations
@@ -15,13 +16,32 @@ from trimtab.decode.errors import *  # noqa: F403
 from trimtab.decode.types import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from trimtab.decode.engine.engine import Engine
+    from trimtab.decode.config import ConfigError, EngineConfig, EngineOptions, ModelConfig
+    from trimtab.decode.engine.engine import Engine, EngineStats
+    from trimtab.decode.rewards.base import EngineReward, LocalReward, PairwiseReward, Reward, Sample
 
-__all__ = ["Engine"]
+__all__ = [
+    "ConfigError",
+    "Engine",
+    "EngineConfig",
+    "EngineOptions",
+    "EngineReward",
+    "EngineStats",
+    "LocalReward",
+    "ModelConfig",
+    "PairwiseReward",
+    "Reward",
+    "Sample",
+]
 __all__ += errors.__all__
 __all__ += types.__all__
 
-_LAZY = {"Engine": "trimtab.decode.engine.engine"}
+_MODULES = {
+    "config": ("ConfigError", "EngineConfig", "EngineOptions", "ModelConfig"),
+    "engine.engine": ("Engine", "EngineStats"),
+    "rewards.base": ("EngineReward", "LocalReward", "PairwiseReward", "Reward", "Sample"),
+}
+_LAZY = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from trimtab.decode.chance import Line
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.ops import Context, Pick, Picks, Read, blind
 from trimtab.decode.text import Detokenizer
 from trimtab.decode.types import Candidate, Chunk, FinishReason, Request, Token, TokenDraw
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from trimtab.kernels.rng import Key
 
 __all__ = ["Answer", "Drawing", "Preview"]
+
+NO_REWARDS: Mapping[str, float] = FrozenDict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,10 @@ class Answer:
         self._drawing, self.index, self._model = drawing, index, request.model
         self._keys = _keys(drawing.key)
         self._same = frozenset((request.model, *same_vocabulary))
-        self._never_eos = text_only and request.stopping.ignore_eos
+        self._text_only = text_only
         stopping = request.stopping
+        self._stop_names = {stop.encode(): stop for stop in stopping.stop}
+        self._bans: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # by model: early, and after that
         self._detokenizer = Detokenizer(
             (*stopping.stop, *stops), include_stop=stopping.include_stop, min_tokens=stopping.min_new_tokens
         )
@@ -171,11 +175,29 @@ class Answer:
 
     def ends(self, model: str, token: int) -> bool:
         """Whether ``token``, written by ``model``, is one that ends an answer."""
-        return self.is_eos(model, token) or (model in self._same and token in self._stopping.stop_token_ids)
+        if self.is_eos(model, token) or (model in self._same and token in self._stopping.stop_token_ids):
+            return True
+        return self._named_stop(model, token) is not None
 
     def is_eos(self, model: str, token: int) -> bool:
         """Whether ``token`` is how ``model`` ends an answer by itself, and the request lets it."""
-        return not self._stopping.ignore_eos and token in self._context.vocabulary(model).eos_token_ids
+        return not self._stopping.ignore_eos and token in self._eos_of(model)
+
+    def is_named(self, token: Token, text: str) -> bool:
+        """Whether ``token`` is a special token, which has no text, and ``text`` its name."""
+        own = self._context.vocabulary(token.author)
+        return token.id in own.special_ids and token.piece == text.encode()
+
+    def _eos_of(self, model: str) -> tuple[int, ...]:
+        replaced = self._stopping.eos_token_ids if model == self._model else ()
+        return replaced or self._context.vocabulary(model).eos_token_ids
+
+    def _named_stop(self, model: str, token: int) -> str | None:
+        """The stop string that is the name of this token, if that is a special one."""
+        if not self._stop_names:
+            return None
+        own = self._context.vocabulary(model)
+        return self._stop_names.get(own.piece(token)) if token in own.special_ids else None
 
     def pick(self, model: str, ahead: int = 0) -> Pick:
         """How to draw the token ``ahead`` places after the next one, from ``model``."""
@@ -187,15 +209,24 @@ class Answer:
         return Picks(lambda i: self._pick_at(model, keys, start + i), count)
 
     def _pick_at(self, model: str, keys: tuple[Key, Key], position: int) -> Pick:
-        early = position < self._stopping.min_new_tokens
-        banned: tuple[int, ...] = ()
-        if early or self._never_eos:
-            banned = self._context.vocabulary(model).eos_token_ids
-        if model in self._same:
-            stops = self._stopping.stop_token_ids
-            banned = (*banned, *stops) if early else tuple(token for token in banned if token not in stops)
+        if model not in self._bans:
+            self._bans[model] = self._banned(model)
+        banned = self._bans[model][position >= self._stopping.min_new_tokens]
         filters = self._drawing.filters if model in self._same else self._drawing.foreign
         return Pick(filters, keys[model != self._model], position, banned)
+
+    def _banned(self, model: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What ``model`` must not write before the minimum length, and what it must not write after that."""
+        own, eos = self._context.vocabulary(model), self._eos_of(model)
+        always: list[int] = []
+        if self._text_only:
+            always = [token for token in (*eos, *own.eos_token_ids) if not self.ends(model, token)]
+        early = [*always, *eos]
+        if model in self._same:
+            early += self._stopping.stop_token_ids
+        if self._stop_names:
+            early += [token for token in own.special_ids if self._named_stop(model, token) is not None]
+        return tuple(dict.fromkeys(early)), tuple(dict.fromkeys(always))
 
     def token(self, model: str, read: Read, draw: TokenDraw | None = None) -> Token:
         """The token that ``model`` drew; how, says the read unless ``draw`` does."""
@@ -260,8 +291,10 @@ class Answer:
             taken += 1
             self.tokens.append(token)
             if self.ends(token.author, token.id):
-                eos = token.id in self._context.vocabulary(token.author).eos_token_ids
+                eos = token.id in self._eos_of(token.author)
                 self.finish_reason = FinishReason.EOS if eos else FinishReason.STOP
+                if not self.is_eos(token.author, token.id):
+                    self.stop_match = self._named_stop(token.author, token.id)
                 break
             special = token.id in self._context.vocabulary(token.author).special_ids
             text.append(self._detokenizer.feed(b"" if special else token.piece))
@@ -289,7 +322,7 @@ class Answer:
         if self._emit is not None and (delta or tokens):
             self._emit(Chunk(self.index, delta, tokens))
 
-    def candidate(self, rewards: Mapping[str, float] = MappingProxyType({})) -> Candidate:
+    def candidate(self, rewards: Mapping[str, float] = NO_REWARDS) -> Candidate:
         """The finished candidate, with what it was rated."""
         assert self.finish_reason is not None
         text = "".join(self._text)

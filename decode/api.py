@@ -7,12 +7,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from trimtab.decode.axes import AxesCheck
 from trimtab.decode.checking import MAX_UINT32, SHOWN_PER_LIST, is_number, token_ids_of
 from trimtab.decode.errors import InvalidRequest, Violation
+from trimtab.decode.frozen import FrozenDict, freeze_fields
 from trimtab.decode.generation_config import from_generation_config
 from trimtab.decode.prepare.messages import (
     PROMPT_ACCEPTED,
@@ -61,7 +61,7 @@ _MAX_REFERENCES = 64
 
 _SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
 _STOPPING_KEYS = tuple(f.name for f in fields(Stopping))
-_OTHER_KEYS = ("top_logprobs", "references", "sampling", "stopping")
+_OTHER_KEYS = ("top_logprobs", "references", "prompt_cache", "sampling", "stopping")
 _NAMED_KEYS = ("model", "policy", "draw", "search", "generation_config")
 
 
@@ -86,7 +86,8 @@ def request_from_kwargs(
         generation_config: a transformers configuration; flat keywords override its fields, as in ``generate``.
         model_generation_config: the model's own, which ``generate`` would fill unset fields of it from.
         **flat: the fields of ``Sampling`` and ``Stopping`` (``stop`` also as one string), ``references`` (also one
-            string), ``top_logprobs``, and ``sampling=``/``stopping=`` as whole objects in their place.
+            string), ``top_logprobs``, ``prompt_cache``, and ``sampling=``/``stopping=`` as whole objects in their
+            place.
 
     Raises:
         InvalidRequest: an unknown keyword, fields given twice (flat and as an object), or an unsupported field of
@@ -116,6 +117,7 @@ def request_from_kwargs(
         search=Single() if search is None else _canonical_search(search),
         references=_canonical_references(flat.get("references")),
         top_logprobs=flat.get("top_logprobs", 0),
+        prompt_cache=flat.get("prompt_cache", True),
     )
 
 
@@ -148,14 +150,14 @@ def _canonical_sampling(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("logit_bias") is None:
         values.pop("logit_bias", None)
     elif isinstance(values["logit_bias"], Mapping):
-        values["logit_bias"] = MappingProxyType(dict(values["logit_bias"]))
+        values["logit_bias"] = FrozenDict(values["logit_bias"])
     return values
 
 
 def _canonical_stopping(values: dict[str, Any]) -> dict[str, Any]:
     """None stands for the default, one stop for a tuple of it, and a list for a tuple."""
     values = {key: value for key, value in values.items() if value is not None}
-    for key, single in (("stop", str), ("stop_token_ids", int)):
+    for key, single in (("stop", str), ("stop_token_ids", int), ("eos_token_ids", int)):
         value = values.get(key)
         if isinstance(value, single):
             values[key] = (value,)
@@ -195,7 +197,7 @@ def validate(
     request: Request,
     models: Mapping[str, ModelInfo],
     limits: Limits,
-    rewards: Mapping[str, RewardInfo] = MappingProxyType({}),
+    rewards: Mapping[str, RewardInfo] = FrozenDict(),
     same_ids: Callable[[str, str], bool] = lambda one, other: True,
 ) -> None:
     """Refuse a request that can never run, before any work is done for it.
@@ -223,6 +225,7 @@ def validate(
         check.stopping(request.stopping, info)
     check.integer("top_logprobs", request.top_logprobs, 0, limits.max_top_logprobs)
     check.references(request.references)
+    check.flag("prompt_cache", request.prompt_cache)
     check.axes(request, info, same_ids)
     if not check.found and info is not None:
         check.drawable(request, info, same_ids)
@@ -316,6 +319,7 @@ class _RequestCheck(AxesCheck):
             self.refuse("stopping.stop", f"{len(stopping.stop)} stop strings", accepted)
         self.each("stopping.stop", stopping.stop, "strings", self._stop_problem)
         self.token_ids("stopping.stop_token_ids", stopping.stop_token_ids, info)
+        self.token_ids("stopping.eos_token_ids", stopping.eos_token_ids, info)
         self.flag("stopping.ignore_eos", stopping.ignore_eos)
         self.flag("stopping.include_stop", stopping.include_stop)
         if stopping.time_budget is not None:
@@ -369,8 +373,11 @@ class ResolvedSampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    logit_bias: Mapping[int, float] = field(default_factory=FrozenDict)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "logit_bias")
 
     @property
     def greedy(self) -> bool:
@@ -410,6 +417,6 @@ def resolve_sampling(
         top_p=chosen(sampling.top_p, default("top_p", 1.0, lambda x: 0 < x <= 1)),
         min_p=chosen(sampling.min_p, default("min_p", 0.0, lambda x: 0 <= x < 1)),
         repetition_penalty=chosen(sampling.repetition_penalty, penalty),
-        logit_bias=MappingProxyType(dict(sampling.logit_bias)),
+        logit_bias=FrozenDict(sampling.logit_bias),
         seed=int.from_bytes(rng(4), "little") if sampling.seed is None else sampling.seed,
     )

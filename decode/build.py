@@ -18,6 +18,7 @@ from trimtab.decode.policies.handover import HandoverWriter
 from trimtab.decode.policies.nudged import NudgedWriter
 from trimtab.decode.policies.token_reward import RateAnswers, TokenRewardWriter
 from trimtab.decode.policies.trigger import DEFAULT_TRIGGER
+from trimtab.decode.prepare.messages import beginning
 from trimtab.decode.prepare.templates import BASE_STOPS
 from trimtab.decode.rewards import rating
 from trimtab.decode.searches.best_of_n import best_of_n
@@ -153,6 +154,7 @@ class Maker:
         stops = plan.stops if prompt is None else tuple(dict.fromkeys((*plan.stops, *BASE_STOPS)))
         policy = request.policy
         foreign = isinstance(policy, Nudged) and not plan.same_vocabulary
+        begun = bool(beginning(request.prompt if prompt is None else prompt))
         answer = Answer(
             self.context,
             request,
@@ -167,20 +169,20 @@ class Maker:
         seq = self._open(request.model, prompts)
         match policy:
             case Base():
-                return BaseWriter(self._draw(answer, seq, prompts), answer, self.team)
+                return BaseWriter(self._draw(answer, seq, prompts, begun), answer, self.team)
             case Mixture(experts, plausibility):
                 parts = (seq, *(self._open(expert.model, prompts) for expert in experts))
                 weights = (1.0, *(expert.weight for expert in experts))
                 mixed = Mixed(parts, Blend(weights, plausibility=plausibility or 0.0))
-                return BaseWriter(self._draw(answer, mixed, prompts), answer, self.team)
+                return BaseWriter(self._draw(answer, mixed, prompts, begun), answer, self.team)
             case TokenReward(reward, weight, width):
                 return TokenRewardWriter(self.context, seq, answer, self.team, self._rating_of(reward), weight, width)
             case Nudged(nudger, when, max_span):
-                draw, helper = self._draw(answer, seq, prompts), self._open(nudger, prompts)
+                draw, helper = self._draw(answer, seq, prompts, begun), self._open(nudger, prompts)
                 trigger = when or DEFAULT_TRIGGER
                 if plan.same_vocabulary:
                     return NudgedWriter(self.context, draw, helper, answer, self.team, trigger, max_span)
-                return HandoverWriter(self.context, draw, helper, answer, self.team, trigger, max_span, stops)
+                return HandoverWriter(self.context, draw, helper, answer, self.team, trigger, max_span, stops, begun)
 
     async def complete(
         self, model: str, turns: Sequence[ChatMessage], key: Key, most: int, varied: bool = False
@@ -192,7 +194,11 @@ class Maker:
         request = replace(
             self.plan.request,
             model=model,
-            stopping=Stopping(max_new_tokens=most, time_budget=self.plan.request.stopping.time_budget),
+            stopping=Stopping(
+                max_new_tokens=most,
+                time_budget=self.plan.request.stopping.time_budget,
+                eos_token_ids=self.plan.request.stopping.eos_token_ids if model == self.plan.request.model else (),
+            ),
             top_logprobs=0,
         )
         filters = self.plan.drawing.foreign
@@ -208,13 +214,13 @@ class Maker:
     def _open(self, model: str, prompts: dict[str, list[int]]) -> Seq:
         return self.context.open(model, prompts[model])
 
-    def _draw(self, answer: Answer, seq: Seq, prompts: dict[str, list[int]]) -> TokenDraws:
+    def _draw(self, answer: Answer, seq: Seq, prompts: dict[str, list[int]], begun: bool) -> TokenDraws:
         draw, context = self.plan.request.draw, self.context
         if isinstance(draw, Autoregressive):
             return AutoregressiveDraw(context, answer, seq)
-        return SpeculativeDraw(context, answer, seq, self._drafter(draw, seq, prompts), coupled=draw.coupled)
+        return SpeculativeDraw(context, answer, seq, self._drafter(draw, seq, prompts, begun), coupled=draw.coupled)
 
-    def _drafter(self, draw: Speculative, seq: Seq, prompts: dict[str, list[int]]) -> Drafter:
+    def _drafter(self, draw: Speculative, seq: Seq, prompts: dict[str, list[int]], begun: bool) -> Drafter:
         context, prompt = self.context, len(seq.tokens)
         tokens = draw.length.tokens if isinstance(draw.length, Fixed) else None
 
@@ -230,7 +236,7 @@ class Maker:
             drafter = ModelDrafter(own, seq.model, prompt, length, limit)
         else:
             vocabularies = context.vocabulary(draw.draft), context.vocabulary(seq.model)
-            drafter = ForeignDrafter(own, vocabularies[0], seq.model, vocabularies[1], prompt, length, limit)
+            drafter = ForeignDrafter(own, vocabularies[0], seq.model, vocabularies[1], prompt, length, limit, begun)
         return drafter if draw.copying is None else CopyingDrafter(lookup(draw.copying), drafter)
 
     def _rating_of(self, reward: str) -> RateAnswers:

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None, *, entry_points: Sequence[EntryPoint
     if wanted not in subparsers.choices:
         for failure in failures:
             sys.stderr.write(f"trimtab: commands could not be loaded from {failure}\n")
-    args = parser.parse_args(arguments)
     try:
+        args = parser.parse_args(arguments)
         return int(args.run(args))
     except TrimtabError as error:
         sys.stderr.write(f"trimtab: error: {error}\n")

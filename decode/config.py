@@ -14,10 +14,10 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from trimtab.decode.errors import TrimtabError, Violation
+from trimtab.decode.frozen import FrozenDict, freeze_fields
 from trimtab.decode.types import Limits
 
 if TYPE_CHECKING:
@@ -94,10 +94,13 @@ class EngineConfig:
     """A whole ``trimtab.toml``. The mappings are read-only and keep the order of the file."""
 
     models: Mapping[str, ModelConfig]
-    rewards: Mapping[str, Mapping[str, object]] = field(default_factory=lambda: MappingProxyType({}))
+    rewards: Mapping[str, Mapping[str, object]] = field(default_factory=FrozenDict)
     limits: Limits = field(default_factory=Limits)
     engine: EngineOptions = EngineOptions()
-    server: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    server: Mapping[str, object] = field(default_factory=FrozenDict)
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "models", "rewards", "server")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> EngineConfig:
@@ -145,11 +148,11 @@ class EngineConfig:
         if reader.found:
             raise ConfigError(reader.found, source)
         return cls(
-            models=MappingProxyType(models),
-            rewards=MappingProxyType(rewards),
+            models=FrozenDict(models),
+            rewards=FrozenDict(rewards),
             limits=limits,
             engine=engine,
-            server=MappingProxyType(dict(server)),
+            server=FrozenDict(server),
         )
 
     @classmethod
@@ -163,7 +166,7 @@ class EngineConfig:
             "chat": ModelConfig(source="smollm2-135m-instruct", role="aligned"),
             "draft": ModelConfig(source="smollm2-135m-draft", role="draft"),
         }
-        return cls(models=MappingProxyType(models))
+        return cls(models=FrozenDict(models))
 
 
 _T = TypeVar("_T", Limits, EngineOptions)
@@ -255,7 +258,7 @@ def _reward(reader: _Reader, path: str, table: Mapping[str, object], folder: Pat
     if not (isinstance(kind, str) and kind):
         reader.refuse(f"{path}.type", kind, "the name of a type of reward, e.g. length or classifier")
     located = {key: _located(value, folder) for key in ("source", "path") if isinstance(value := table.get(key), str)}
-    return MappingProxyType({**table, **located})
+    return FrozenDict({**table, **located})
 
 
 def _located(source: str, folder: Path | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "EngineClosed",
@@ -31,6 +32,18 @@ class TrimtabError(Exception):
     """
 
     retryable = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is, not by its constructor, whose arguments are not those of the message. The cause and the traceback
+        # are left out, as Python leaves them out of any exception.
+        return _restored, (type(self), self.args, dict(vars(self)))
+
+
+def _restored(kind: type[TrimtabError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> TrimtabError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments
+    vars(error).update(attributes)
+    return error
 
 
 @dataclass(frozen=True, slots=True)

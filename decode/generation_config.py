@@ -126,9 +126,9 @@ def from_generation_config(
     """The fields of ``Sampling`` and of ``Stopping`` that a generation config sets, as keyword arguments.
 
     The meaning is that of ``generate(generation_config=config)``: without ``do_sample`` decoding is greedy; with it,
-    what is unset takes transformers' defaults (``top_k`` 50), not the model's. ``eos_token_id`` replaces the model's
-    own end tokens, so it becomes stop tokens with ``ignore_eos``. Unlike ``generate``, the text does not keep the stop
-    string (see ``Stopping.include_stop``).
+    what is unset takes transformers' defaults (``top_k`` 50), not the model's. ``eos_token_id`` replaces the requested
+    model's own end tokens; other models that write, such as a nudger, keep theirs. Unlike ``generate``, the text does
+    not keep the stop string (see ``Stopping.include_stop``).
 
     Args:
         config: the configuration; duck-typed, so that reading one does not import transformers.
@@ -219,7 +219,7 @@ def _stopping(values: Mapping[str, Any], own_eos: tuple[int, ...]) -> dict[str, 
         stopping["stop"] = (strings,) if isinstance(strings, str) else tuple(strings)
     eos = _ids(values.get("eos_token_id"))
     if eos and set(eos) != set(own_eos):
-        stopping["stop_token_ids"], stopping["ignore_eos"] = eos, True
+        stopping["eos_token_ids"] = eos
     return stopping
 
 

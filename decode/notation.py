@@ -12,8 +12,9 @@ A part is its name, what it is mainly about, and further fields by name::
     reward     short=length,at_most=50   json=json_schema,schema={"type": "object"}
 
 Names and fields are those of ``trimtab.decode.types``. Parentheses hold a part with commas of its own; double quotes
-hold any text, as in JSON: ``segments:helpful,delimiter="\\n\\n"``. A field that is true or false is set by its name
-alone.
+hold any text, as in JSON, and all of it: ``segments:helpful,delimiter="\\n\\n"``. So can names that are not the
+notation's own: ``"we,ird"=2``, and in quotes even ``combine`` is the name of a reward. A field that is true or false is
+set by its name alone. What is named twice is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from enum import Enum
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
@@ -139,10 +140,13 @@ def parse_objective(text: str, option: str = "objective") -> Objective:
     terms: list[RewardTerm] = []
     read: dict[str, Any] = {}
     for part in _parts(text, option):
-        if part.key in ("combine", "spread"):
-            read[part.key] = _value(_hints(Objective)[part.key], part.value, f"{option} {part.key}")
+        if part.field in ("combine", "spread"):
+            where = f"{option} {part.key}"
+            _once(part.key, read, where, part.value)
+            read[part.key] = _value(_hints(Objective)[part.key], part.value, where)
         else:
             name, weight = _weighted(part, option)
+            _once(name, [term.reward for term in terms], f"{option} {name}", part.value)
             terms.append(RewardTerm(name, weight))
     if not terms:
         raise InvalidRequest.of(option, text, "rewards and their weights, e.g. helpful=1,short=0.2")
@@ -164,10 +168,9 @@ def parse_reward(text: str, option: str = "reward") -> tuple[str, dict[str, obje
     for part in others:
         if not part.key:
             raise InvalidRequest.of(f"{option} {first.key}", part.value, "KEY=VALUE after its type")
-        try:
-            table[part.key] = json.loads(part.value)
-        except ValueError:
-            table[part.key] = part.value
+        where = f"{option} {first.key}.{part.key}"
+        _once(part.key, table, where, part.value)
+        table[part.key] = _json(part.value, where)
     return first.key, table
 
 
@@ -176,10 +179,22 @@ def parse_reward(text: str, option: str = "reward") -> tuple[str, dict[str, obje
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """``KEY=VALUE``, or a value without a key (which is then empty)."""
+    """``KEY=VALUE``, or a value without a key (which is then empty).
+
+    Attributes:
+        key: without its quotes.
+        value: as it is written.
+        quoted: whether the key was in quotes: then it names no field.
+    """
 
     key: str
     value: str
+    quoted: bool = False
+
+    @property
+    def field(self) -> str:
+        """The key, if it may name a field."""
+        return "" if self.quoted else self.key
 
 
 def _split(text: str, separator: str, option: str, most: int = 0) -> list[str]:
@@ -205,18 +220,34 @@ def _split(text: str, separator: str, option: str, most: int = 0) -> list[str]:
 def _parts(text: str, option: str) -> list[_Part]:
     found = []
     for piece in _split(text, ",", option):
-        key, *value = _split(piece, "=", option, most=1)
         if not piece.strip():
             raise InvalidRequest.of(option, text, "no empty part between commas")
-        found.append(_Part(key.strip(), value[0].strip()) if value else _Part("", key.strip()))
+        key, *value = (side.strip() for side in _split(piece, "=", option, most=1))
+        if not value:
+            found.append(_Part("", key))
+            continue
+        name = _text(key, option)
+        if not name:
+            raise InvalidRequest.of(option, piece, "a name before =")
+        found.append(_Part(name, value[0], quoted=key.startswith('"')))
     return found
+
+
+def _once(key: str, before: Container[str], where: str, value: str) -> None:
+    """Refuse a key that was there before: which of the two values is meant?"""
+    if key in before:
+        raise InvalidRequest.of(where, value, "one value: it is named twice")
+
+
+def _inside(text: str) -> str:
+    """What is in parentheses that surround all of ``text``; ``text`` itself without them."""
+    text = text.strip()
+    return text[1:-1] if text.startswith("(") and text.endswith(")") else text
 
 
 def _choice(text: str, classes: Mapping[str, type], option: str, objective: Objective | None = None) -> object:
     """One of several classes: ``NAME`` or ``NAME:PARTS``."""
-    text = text.strip()
-    if text.startswith("(") and text.endswith(")"):
-        text = text[1:-1]
+    text = _inside(text)
     name, *rest = _split(text, ":", option, most=1)
     name = name.strip()
     if name not in classes:
@@ -236,6 +267,8 @@ def _made(cls: type[T], parts: list[_Part], where: str, objective: Objective | N
     read: dict[str, Any] = {}
     for i, part in enumerate(parts):
         key, value = part.key, part.value
+        if part.quoted:
+            raise InvalidRequest.of(where, key, f"one of {', '.join(names)}, without quotes")
         if not key and hints.get(value) is bool:
             key, value = value, "true"
         elif not key and i == 0 and names:
@@ -243,8 +276,7 @@ def _made(cls: type[T], parts: list[_Part], where: str, objective: Objective | N
         if key not in names:
             what = f"one of {', '.join(names)}" if names else "nothing after the name"
             raise InvalidRequest.of(f"{where}.{key}" if key else where, value, what)
-        if key in read:
-            raise InvalidRequest.of(f"{where}.{key}", value, "one value")
+        _once(key, read, f"{where}.{key}", value)
         read[key] = _value(hints[key], value, f"{where}.{key}")
     for field in fields(cast("Any", cls)):
         if field.name not in read and field.default is MISSING:
@@ -260,10 +292,13 @@ def _mixture(parts: list[_Part], where: str) -> Mixture:
     experts: list[Weighted] = []
     plausibility: float | None = None
     for part in parts:
-        if part.key == "plausibility":
+        if part.field == "plausibility":
+            _once(part.key, () if plausibility is None else (part.key,), f"{where}.{part.key}", part.value)
             plausibility = _value(float, part.value, f"{where}.plausibility")
         else:
-            experts.append(Weighted(*_weighted(part, where)))
+            name, weight = _weighted(part, where)
+            _once(name, [expert.model for expert in experts], f"{where} {name}", part.value)
+            experts.append(Weighted(name, weight))
     if not experts:
         raise InvalidRequest.of(where, None, "models and their weights, e.g. mixture:chat=1,base2=-1")
     return Mixture(tuple(experts), plausibility)
@@ -272,7 +307,10 @@ def _mixture(parts: list[_Part], where: str) -> Mixture:
 def _weighted(part: _Part, where: str) -> tuple[str, float]:
     """``NAME=WEIGHT``, or a name of weight 1."""
     if not part.key:
-        return _text(part.value, where), 1.0
+        name = _text(part.value, where)
+        if not name:
+            raise InvalidRequest.of(where, name, "a name, and =WEIGHT after it")
+        return name, 1.0
     return part.key, cast("float", _value(float, part.value, f"{where} {part.key}"))
 
 
@@ -286,18 +324,18 @@ def _hints(cls: type) -> dict[str, Any]:
 def _value(hint: Any, text: str, where: str) -> Any:
     """``text`` as the annotated type ``hint``."""
     if hint == AnyObjective:
-        return parse_objective(text.removeprefix("(").removesuffix(")"), where)
+        return parse_objective(_inside(text), where)
     arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     arms = tuple(arm for arm in arms if arm is not type(None))
     if len(arms) < len(get_args(hint)) and text == "none":
         return None
     if set(arms) >= set(get_args(AnyObjective)):
-        return parse_objective(text.removeprefix("(").removesuffix(")"), where)
+        return parse_objective(_inside(text), where)
     for union, classes in _NESTED.items():
         if set(arms) == set(get_args(union)):
             return _choice(text, classes, where)
     if PromptLookup in arms:
-        name = text.strip("()").partition(":")[0]
+        name = _inside(text).partition(":")[0].strip()
         return _choice(text, {_LOOKUP: PromptLookup}, where) if name == _LOOKUP else _text(text, where)
     (arm,) = arms
     if arm is str:
@@ -319,9 +357,29 @@ def _value(hint: Any, text: str, where: str) -> Any:
 
 def _text(text: str, where: str) -> str:
     """Text as it stands, or in quotes as in JSON."""
-    if not text.startswith('"'):
+    if '"' not in text:
         return text
     try:
-        return cast("str", json.loads(text))
+        found = json.loads(text) if text.startswith('"') else None
     except ValueError:
-        raise InvalidRequest.of(where, text, "text in double quotes, as in JSON") from None
+        found = None
+    if not isinstance(found, str):
+        raise InvalidRequest.of(where, text, "text without quotes, or all of it in double quotes, as in JSON")
+    return found
+
+
+def _json(text: str, where: str) -> object:
+    """A value as JSON where it can be read as such, and text otherwise."""
+
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+        keys = [key for key, _ in items]
+        if len(set(keys)) < len(keys):
+            raise InvalidRequest.of(where, text, "one value for each key")
+        return dict(items)
+
+    try:
+        return cast("object", json.loads(text, object_pairs_hook=pairs))
+    except InvalidRequest:
+        raise
+    except (ValueError, RecursionError):
+        return _text(text, where) if text.startswith('"') else text

@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from types import MappingProxyType
 from typing import Any, Union, get_args, get_origin, overload
 
 from trimtab.decode.errors import TrimtabError, Violation
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.types import ChatMessage, Draw, Policy, Request, Result, Search
 
 __all__ = ["FORMAT", "FormatError", "from_json", "to_json"]
@@ -132,7 +132,10 @@ def _write(value: Any, path: str) -> Any:
         case bytes():
             return _write_bytes(value)
         case Mapping():
-            return {str(key): _write(inner, _join(path, str(key))) for key, inner in value.items()}
+            written = {str(key): _write(inner, _join(path, str(key))) for key, inner in value.items()}
+            if len(written) < len(value):
+                raise FormatError(path, value, "keys that differ as text")
+            return written
         case list() | tuple():
             return [_write(inner, f"{path}[{i}]") for i, inner in enumerate(value)]
         case _ if is_dataclass(value) and not isinstance(value, type):
@@ -266,13 +269,15 @@ def _read_mapping(hint: Any, value: Any, path: str) -> Mapping[Any, Any]:
         raise FormatError(path, value, "an object")
     read: dict[Any, Any] = {}
     for key, inner in value.items():
+        where = _join(path, str(key))
         try:
-            read[key_type(key)] = _read(element, inner, _join(path, str(key)))
-        except ValueError as error:
-            if isinstance(error, FormatError):
-                raise
-            raise FormatError(_join(path, str(key)), key, f"a key of type {key_type.__name__}") from None
-    return MappingProxyType(read)
+            made = key_type(key)
+        except ValueError:
+            made = None
+        if made is None or str(made) != key:  # one spelling each: "03" would be another value of 3
+            raise FormatError(where, key, f"a key of type {key_type.__name__}, written as {key_type.__name__} is")
+        read[made] = _read(element, inner, where)
+    return FrozenDict(read)
 
 
 def _read_bytes(value: Any, path: str) -> bytes:

@@ -236,6 +236,11 @@ class Vocabulary:
         plain, special = self.encode("a", add_special_tokens=False), self.encode("a")
         return tuple(special[: special.index(plain[0])]) if plain and plain[0] in special else ()
 
+    @cached_property
+    def special_names(self) -> dict[str, int]:
+        """The special tokens by name, which is no text of an answer."""
+        return {name: i for i in sorted(self.special_ids) if (name := self.piece(i).decode(errors="replace"))}
+
     def _spec(self) -> dict[str, Any]:
         spec: dict[str, Any] = json.loads(self._backend.to_str())
         return spec

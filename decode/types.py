@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Literal
+
+from trimtab.decode.frozen import FrozenDict, freeze_fields
 
 __all__ = [
     "MIN_HELD_TOKENS",
@@ -80,7 +81,8 @@ class ChatMessage:
     content: str
 
 
-# Text is given to the model as it is; chat messages go through the model's template; integers are token ids.
+# Text is given to the model as it is; chat messages go through the model's template; integers are token ids. Of a chat
+# that ends with a message of the assistant's, the answer is how that goes on.
 Prompt = str | Sequence[int] | Sequence[ChatMessage] | Sequence[Mapping[str, str]]
 
 
@@ -105,13 +107,30 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    logit_bias: Mapping[int, float] = field(default_factory=FrozenDict)
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "logit_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stopping:
-    """When an answer ends. Counts are tokens written, whoever wrote them."""
+    """When an answer ends. Counts are tokens written, whoever wrote them.
+
+    Attributes:
+        max_new_tokens: most tokens of an answer.
+        min_new_tokens: before so many no token ends the answer, and a stop string is ordinary text.
+        stop: texts that end the answer. One that is the name of a special token (``<|im_end|>``) of a model that writes
+            stands for that token, too, which has no text in an answer. One that holds such a name beside other text
+            can't match and is refused.
+        stop_token_ids: ids that end the answer, of the requested model and of models that share its ids.
+        eos_token_ids: the requested model's own ends in place of those it comes with; empty leaves it these. Other
+            models that write keep theirs.
+        ignore_eos: no model's own end ends the answer.
+        include_stop: whether the text keeps the stop string. A special token has no text in any case.
+        time_budget: seconds from admission; then the answer so far is returned.
+    """
 
     max_new_tokens: int = 256
     min_new_tokens: int = 0
@@ -119,7 +138,8 @@ class Stopping:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop: bool = False
-    time_budget: float | None = None  # seconds from admission; the answer so far is returned
+    time_budget: float | None = None
+    eos_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,7 +529,18 @@ Search = Single | BestOfN | Segments | RejectSegments | Evolution | Refine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """Everything that determines an answer: the prompt and the three axes (policy, draw, search)."""
+    """Everything that determines an answer: the prompt and the three axes (policy, draw, search).
+
+    Attributes:
+        model: that is asked, by name.
+        prompt: see ``Prompt``.
+        sampling, stopping, policy, draw, search: as they say.
+        references: answers that rewards may compare with.
+        top_logprobs: in [0, 20], how many of the most likely tokens are reported beside each token.
+        prompt_cache: whether what the engine still holds of earlier requests may be used. Numbers that were computed in
+            other batches differ by rounding, and a seeded answer in bfloat16 can differ with them; without the cache a
+            prompt is always computed anew. Candidates of one request share their prompt in any case.
+    """
 
     model: str
     prompt: Prompt
@@ -518,8 +549,9 @@ class Request:
     policy: Policy = Base()
     draw: Draw = Autoregressive()
     search: Search = Single()
-    references: tuple[str, ...] = ()  # answers that rewards may compare with
-    top_logprobs: int = 0  # [0, 20] most likely tokens reported beside each token
+    references: tuple[str, ...] = ()
+    top_logprobs: int = 0
+    prompt_cache: bool = True
 
 
 # ----------------------------------------------------------------------------------------------------------- answer
@@ -596,7 +628,10 @@ class Candidate:
     tokens: tuple[Token, ...]
     finish_reason: FinishReason
     stop_match: str | None = None
-    rewards: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))  # by name, and "objective"
+    rewards: Mapping[str, float] = field(default_factory=FrozenDict)  # by name, and "objective"
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "rewards")
 
     @property
     def sum_logprob(self) -> float:
@@ -635,7 +670,21 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The answer to a request. ``models`` lists the authors, the requested model first."""
+    """The answer to a request.
+
+    Attributes:
+        model: that was asked.
+        models: the authors, the requested model first.
+        candidates: what the search wrote, pruned ones too.
+        usage: what it cost.
+        seed: that was used, drawn by the engine if the request names none.
+        selected: place of the answer among the candidates.
+        reproducible: whether the same request with the same seed gives the same tokens, whatever else runs, *up to
+            rounding*: numbers of the same tokens differ in their last bits with the batch they are computed in and with
+            what is cached, and where two tokens are nearly level, most of all in bfloat16, the draw can go the other
+            way. ``Request.prompt_cache = False`` leaves only the batch.
+        abstained: no candidate reached the threshold; the selected one is the best of them.
+    """
 
     model: str
     models: tuple[str, ...]
@@ -644,7 +693,7 @@ class Result:
     seed: int
     selected: int = 0
     reproducible: bool = True
-    abstained: bool = False  # no candidate reached the threshold; the selected one is the best of them
+    abstained: bool = False
 
     @property
     def chosen(self) -> Candidate:
@@ -778,7 +827,18 @@ class RewardInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What an engine says of a model it serves."""
+    """What an engine says of a model it serves.
+
+    Attributes:
+        name: under which requests ask for it.
+        role: what it was configured for.
+        source: as configured: a bundled name, a hub id or a folder.
+        architecture, dtype, device: as it was loaded.
+        max_context_tokens: of prompt and answer together.
+        vocab_size: width of its logits.
+        eos_token_ids: that end its answers.
+        nudge_models, draft_models: models that ``Nudged`` and ``Speculative`` may name for it.
+    """
 
     name: str
     role: Literal["base", "aligned", "draft", "reward"]
@@ -791,4 +851,3 @@ class ModelInfo:
     eos_token_ids: tuple[int, ...]
     nudge_models: tuple[str, ...] = ()
     draft_models: tuple[str, ...] = ()
-    ready: bool = True

@@ -13,6 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.options import OutputFile, once, write_text
+
 if TYPE_CHECKING:  # what is heavy is imported by the handlers
     from trimtab.decode.config import EngineConfig
     from trimtab.decode.types import Event, Policy, Prompt, Result
@@ -35,6 +38,7 @@ def register(subparsers: Any) -> None:
 
 def _register_serve(subparsers: Any) -> None:
     parser = subparsers.add_parser("serve", help="serve models over gRPC", description="Serve models over gRPC.")
+    once(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="a trimtab.toml; without it, the demo pair")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on (default: 50051; 0 takes a free one)")
@@ -90,6 +94,7 @@ def _register_generate(subparsers: Any) -> None:
         help="answer one prompt",
         description="Answer one prompt, with the models in this process or on a server.",
     )
+    once(parser)
     parser.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads standard input")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--server", metavar="HOST:PORT", help="ask this server instead of loading models here")
@@ -115,9 +120,17 @@ def _register_generate(subparsers: Any) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="give the prompt to the model as it is, not as a chat")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    parser.add_argument("--begin", metavar="TEXT", help="how the answer begins; the model goes on from there")
     parser.add_argument("--max-new-tokens", type=int, metavar="N")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     parser.add_argument("--seed", type=int, metavar="N")
+    parser.add_argument(
+        "--no-prompt-cache",
+        dest="prompt_cache",
+        action="store_const",
+        const=False,
+        help="compute the prompt anew, whatever the server still holds of it",
+    )
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; may be repeated")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="write the whole result as JSON")
@@ -125,7 +138,9 @@ def _register_generate(subparsers: Any) -> None:
     parser.add_argument(
         "--candidates", action="store_true", help="also write every candidate of a search, with its rewards"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page that shows who wrote each token")
+    parser.add_argument(
+        "--html", action=OutputFile, metavar="FILE", help="also write a page that shows who wrote each token"
+    )
     parser.set_defaults(run=_generate, parser=parser)
 
 
@@ -135,6 +150,8 @@ def _generate(args: argparse.Namespace) -> int:
         args.parser.error(f"--{triggered.replace('_', '-')} needs --nudger NAME (of the demo pair: {_DEFAULT_NUDGER})")
     if args.raw and args.system is not None:
         args.parser.error("--system is a chat message, and --raw gives the prompt as it is: use one of them")
+    if args.raw and args.begin is not None:
+        args.parser.error("--begin is a chat message, and --raw gives the prompt as it is: use one of them")
     if args.nudger and args.policy is not None:
         args.parser.error("--nudger NAME stands for --policy nudged:NAME: use one of them")
     if args.objective is not None and args.search is None:
@@ -150,7 +167,7 @@ def _generate(args: argparse.Namespace) -> int:
     if args.html is not None:
         from trimtab.server.page import page
 
-        args.html.write_text(page(result, text), encoding="utf-8")
+        write_text(args.html, page(result, text))
     return 0
 
 
@@ -184,7 +201,8 @@ def _prompt(args: argparse.Namespace, text: str) -> Prompt:
     if args.raw:
         return text
     system = [ChatMessage("system", args.system)] if args.system is not None else []
-    return [*system, ChatMessage("user", text)]
+    begun = [ChatMessage("assistant", args.begin)] if args.begin is not None else []
+    return [*system, ChatMessage("user", text), *begun]
 
 
 def _axes(args: argparse.Namespace) -> dict[str, Any]:
@@ -216,7 +234,7 @@ def _nudged(args: argparse.Namespace) -> Policy | None:
 @contextmanager
 def _events(args: argparse.Namespace, prompt: Prompt, axes: Mapping[str, Any]) -> Iterator[Iterator[Event]]:
     """The events of the answer; leaving cancels it if it is not complete."""
-    given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "stop")}
+    given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "stop", "prompt_cache")}
     given["references"] = args.reference
     options = {name: value for name, value in {**given, **axes}.items() if value is not None}
     source: Any  # an engine and a client have the same method, and close in the same way
@@ -271,7 +289,13 @@ def _with_rewards(config: EngineConfig, rewards: Sequence[str] | None) -> Engine
 
     if not rewards:
         return config
-    return replace(config, rewards={**config.rewards, **dict(parse_reward(text, "--reward") for text in rewards)})
+    tables: dict[str, dict[str, object]] = {}
+    for text in rewards:
+        name, table = parse_reward(text, "--reward")
+        if name in tables:
+            raise InvalidRequest.of(f"--reward {name}", text, "one reward of that name: it is given twice")
+        tables[name] = table
+    return replace(config, rewards={**config.rewards, **tables})
 
 
 # ------------------------------------------------------------------------------------------------------------- demo

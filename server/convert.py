@@ -2,7 +2,7 @@
 
 Reading a spec keeps every presence: what is unset stays None or takes the library's default, an explicit zero stays
 zero. Values are checked by ``trimtab.decode.api``, the same code for the library and for the server; here only what the
-library's types cannot express is refused: fields and variants that are unknown, or known and not offered yet.
+library's types cannot express is refused: fields and variants that are unknown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from trimtab.decode.errors import InvalidRequest, UnsupportedRequest, Violation
+from trimtab.decode.errors import InvalidRequest, Violation
 from trimtab.decode.types import (
     BestOfN,
     ChatMessage,
@@ -32,7 +32,7 @@ from trimtab.server.messages import COUNT, FLAG, NAME, NUMBER, TEXT, Faults, Wri
 from trimtab.server.numbers import duration, seconds, shortest
 from trimtab.v1 import decoding_pb2 as pb
 
-__all__ = ["MAX_CLIENT_REQUEST_ID", "METHODS", "Reading", "Unimplemented", "candidates_of", "read_spec", "spec_of"]
+__all__ = ["MAX_CLIENT_REQUEST_ID", "METHODS", "Reading", "candidates_of", "read_spec", "spec_of"]
 
 MAX_CLIENT_REQUEST_ID = 128  # bytes of UTF-8
 _AXES: dict[str, Any] = {"policy": pb.Policy, "draw": pb.Draw, "search": pb.Search}
@@ -44,10 +44,6 @@ METHODS = tuple(
 )
 
 
-class Unimplemented(UnsupportedRequest):
-    """The proto describes it, this server does not offer it yet."""
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What a spec says.
@@ -55,12 +51,10 @@ class Reading:
     Attributes:
         request: the request; wherever something is refused it has the default.
         violations: what no server could accept.
-        unimplemented: what this one does not offer.
     """
 
     request: Request
     violations: tuple[Violation, ...]
-    unimplemented: Unimplemented | None
 
 
 def read_spec(spec: pb.GenerationSpec) -> Reading:
@@ -79,20 +73,13 @@ def read_spec(spec: pb.GenerationSpec) -> Reading:
         search=read_search(reader.axis(spec, "search"), reader),
         references=tuple(spec.references),
         top_logprobs=reader.top_logprobs(spec.response),
+        prompt_cache=spec.prompt_cache if spec.HasField("prompt_cache") else True,
     )
-    return Reading(request, tuple(reader.violations), reader.unimplemented)
+    return Reading(request, tuple(reader.violations))
 
 
 class _Reader(Faults):
     """Reads the parts of a spec that can be at fault, and collects the faults."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unimplemented: Unimplemented | None = None
-
-    def not_offered(self, field: str, value: object, accepted: str) -> None:
-        if self.unimplemented is None:
-            self.unimplemented = Unimplemented(field, value, accepted)
 
     def refuse_unknown_fields(self, message: Message, path: str) -> None:
         """Refuse fields from a newer version of the proto: ignoring them would answer another request."""
@@ -131,8 +118,6 @@ class _Reader(Faults):
     def top_logprobs(self, options: pb.ResponseOptions) -> int:
         if options.top_logprobs and not options.tokens:
             self.refuse("top_logprobs", options.top_logprobs, "0 unless response.tokens is set")
-        if options.prompt_tokens:
-            self.not_offered("response.prompt_tokens", True, "false")
         return options.top_logprobs
 
     def axis(self, spec: pb.GenerationSpec, axis: str) -> Any:
@@ -163,6 +148,7 @@ def _stopping(message: pb.Stopping) -> Stopping:
         min_new_tokens=message.min_new_tokens if message.HasField("min_new_tokens") else default.min_new_tokens,
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
+        eos_token_ids=tuple(message.eos_token_ids),
         ignore_eos=message.ignore_eos,
         include_stop=message.include_stop,
         time_budget=seconds(message.time_budget) if message.HasField("time_budget") else None,
@@ -204,6 +190,8 @@ def spec_of(request: Request, *, client_request_id: str = "") -> pb.GenerationSp
     spec.response.tokens = True
     writer.set(spec.response, "top_logprobs", request.top_logprobs, "top_logprobs", COUNT)
     writer.extend(request.references, spec.references.append, "references", TEXT)
+    if request.prompt_cache is not True:  # the default stays unset
+        writer.set(spec, "prompt_cache", request.prompt_cache, "prompt_cache", FLAG)
     write_axes(spec, request.policy, request.draw, request.search, writer)
     spec.response.max_candidates = candidates_of(request.search)
     if writer.violations:
@@ -244,6 +232,7 @@ class _SpecWriter(Writer):
             self.set(message, name, getattr(stopping, name), f"stopping.{name}", COUNT)
         self.extend(stopping.stop, message.stop.append, "stopping.stop", TEXT)
         self.extend(stopping.stop_token_ids, message.stop_token_ids.append, "stopping.stop_token_ids", COUNT)
+        self.extend(stopping.eos_token_ids, message.eos_token_ids.append, "stopping.eos_token_ids", COUNT)
         for name in ("ignore_eos", "include_stop"):
             self.set(message, name, getattr(stopping, name), f"stopping.{name}", FLAG)
         if stopping.time_budget is not None:

@@ -60,7 +60,6 @@ def model_message(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> pb.Mode
         nudge_models=info.nudge_models,
         max_context_tokens=info.max_context_tokens,
         vocab_size=info.vocab_size,
-        ready=info.ready,
         role=_ROLES[info.role],
         source=info.source,
         architecture=info.architecture,
@@ -102,7 +101,6 @@ def info_of(message: pb.Model) -> ModelInfo:
         eos_token_ids=tuple(message.eos_token_ids),
         nudge_models=tuple(message.nudge_models),
         draft_models=tuple(message.draft_models),
-        ready=message.ready,
     )
 
 

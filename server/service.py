@@ -117,8 +117,6 @@ class DecodingService(DecodingServiceServicer):
             except (InvalidRequest, NotFound, UnsupportedRequest) as error:
                 violations += [v for v in error.violations if v.field not in fields]
             raise InvalidRequest(violations)
-        if reading.unimplemented is not None:
-            raise reading.unimplemented
         return self._bounded(reading.request)
 
     def _bounded(self, request: Request) -> Request:

@@ -6,7 +6,6 @@ error               code                  reason         further details
 InvalidRequest      INVALID_ARGUMENT      INVALID        BadRequest, one violation per field
 NotFound            NOT_FOUND             NOT_FOUND      BadRequest
 UnsupportedRequest  FAILED_PRECONDITION   UNSUPPORTED    BadRequest
-Unimplemented       UNIMPLEMENTED         UNSUPPORTED    BadRequest
 AnswerTooLarge      RESOURCE_EXHAUSTED    TOO_LARGE      none: a retry cannot help
 Overloaded          RESOURCE_EXHAUSTED    QUEUE_FULL     RetryInfo
 EngineClosed        UNAVAILABLE           NOT_SERVING    RetryInfo
@@ -45,7 +44,6 @@ from trimtab.decode.errors import (
     UnsupportedRequest,
     Violation,
 )
-from trimtab.server.convert import Unimplemented
 from trimtab.server.numbers import duration, seconds
 from trimtab.server.paths import library_path, proto_path
 
@@ -86,7 +84,6 @@ class _Kind(NamedTuple):
 _KINDS: tuple[tuple[type[TrimtabError], _Kind], ...] = (  # a subclass before its base
     (InvalidRequest, _Kind(StatusCode.INVALID_ARGUMENT, "INVALID")),
     (NotFound, _Kind(StatusCode.NOT_FOUND, "NOT_FOUND")),
-    (Unimplemented, _Kind(StatusCode.UNIMPLEMENTED, "UNSUPPORTED")),
     (UnsupportedRequest, _Kind(StatusCode.FAILED_PRECONDITION, "UNSUPPORTED")),
     (AnswerTooLarge, _Kind(StatusCode.RESOURCE_EXHAUSTED, "TOO_LARGE")),
     (Overloaded, _Kind(StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")),
@@ -232,8 +229,7 @@ def _known_error(
             not_found.args = (f"not found: {violations[0]}",)
             return not_found
         case "UNSUPPORTED" if violations:
-            family = Unimplemented if code is StatusCode.UNIMPLEMENTED else UnsupportedRequest
-            return family(violations[0].field, _Verbatim(violations[0].value), violations[0].accepted)
+            return UnsupportedRequest(violations[0].field, _Verbatim(violations[0].value), violations[0].accepted)
         case "TOO_LARGE":
             return AnswerTooLarge(message)
         case "QUEUE_FULL":

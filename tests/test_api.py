@@ -190,6 +190,7 @@ def refused(request: Request, limits: Limits | None = None) -> list[str]:
                 min_new_tokens=4096,
                 stop=("é" * 128,) * 8,
                 stop_token_ids=(0, 99),
+                eos_token_ids=(0, 99),
                 ignore_eos=True,
                 include_stop=True,
                 time_budget=1e-6,
@@ -252,6 +253,7 @@ BAD_FIELDS: list[tuple[str, Request]] = [
             "min_new_tokens": (-1, 257, True, None),
             "stop": ("abc", 3, None, ("x",) * 9),
             "stop_token_ids": (3, "3", None),
+            "eos_token_ids": (3, "3", None),
             "ignore_eos": (1, None),
             "include_stop": ("yes",),
             "time_budget": (0, -1, NAN, INF, True, "1s"),
@@ -263,6 +265,9 @@ BAD_FIELDS: list[tuple[str, Request]] = [
     ("stopping.stop[0]", replace(GOOD, stopping=Stopping(stop=("\ud800",)))),
     ("stopping.stop[2]", replace(GOOD, stopping=Stopping(stop=("a", "b", b"c")))),
     ("stopping.stop_token_ids[1]", replace(GOOD, stopping=Stopping(stop_token_ids=(1, 100)))),
+    ("stopping.eos_token_ids[1]", replace(GOOD, stopping=Stopping(eos_token_ids=(1, -1)))),
+    ("prompt_cache", replace(GOOD, prompt_cache=1)),
+    ("prompt_cache", replace(GOOD, prompt_cache=None)),
     *(("prompt", replace(GOOD, prompt=value)) for value in ("", (), [], None, 3, b"hi", "\udfff")),
     ("prompt.token_ids[7]", replace(GOOD, prompt=[1] * 7 + [100])),
     ("prompt.token_ids[1]", replace(GOOD, prompt=[1, True])),
@@ -697,11 +702,13 @@ def test_flat_keywords() -> None:
         min_new_tokens=1,
         stop="x",
         stop_token_ids=[4],
+        eos_token_ids=5,
         ignore_eos=True,
         include_stop=True,
         time_budget=2.0,
         top_logprobs=3,
         references="a reference",
+        prompt_cache=False,
     )
     assert request == Request(
         model="base",
@@ -714,12 +721,14 @@ def test_flat_keywords() -> None:
             min_new_tokens=1,
             stop=("x",),
             stop_token_ids=(4,),
+            eos_token_ids=(5,),
             ignore_eos=True,
             include_stop=True,
             time_budget=2.0,
         ),
         policy=Nudged("chat"),
         references=("a reference",),
+        prompt_cache=False,
         top_logprobs=3,
     )
     check(request)
@@ -834,8 +843,7 @@ def test_mapped_fields() -> None:
         max_new_tokens=12,
         min_new_tokens=3,
         stop=("end",),
-        stop_token_ids=(2, 3),
-        ignore_eos=True,
+        eos_token_ids=(2, 3),
         time_budget=1.5,
     )
 
@@ -852,7 +860,7 @@ def test_the_models_own_config_fills_what_is_unset() -> None:
     assert (sampling["temperature"], sampling["top_k"]) == (0.9, 7)
     assert stopping == {}  # the model's own end tokens end the answer as EOS
     _, stopping = from_generation_config(GenerationConfig(eos_token_id=2), own)
-    assert stopping == {"stop_token_ids": (2,), "ignore_eos": True}
+    assert stopping == {"eos_token_ids": (2,)}
 
 
 REFUSED: dict[str, Any] = {

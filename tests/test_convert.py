@@ -76,7 +76,7 @@ from trimtab.server.answers import (
     started_message,
 )
 from trimtab.server.bridge import StreamMessages
-from trimtab.server.convert import METHODS, Unimplemented, read_spec, spec_of
+from trimtab.server.convert import METHODS, read_spec, spec_of
 from trimtab.server.listing import info_of, model_message, reward_info_of, reward_message
 from trimtab.server.numbers import duration, seconds, shortest
 from trimtab.server.paths import library_path, proto_path
@@ -125,6 +125,7 @@ stoppings = st.builds(
     min_new_tokens=uint32,
     stop=st.lists(text, max_size=4).map(tuple),
     stop_token_ids=st.lists(uint32, max_size=4).map(tuple),
+    eos_token_ids=st.lists(uint32, max_size=3).map(tuple),
     ignore_eos=st.booleans(),
     include_stop=st.booleans(),
     time_budget=st.none() | st.integers(0, 10**9).map(lambda ms: ms / 1000),
@@ -149,6 +150,7 @@ requests = st.builds(
     search=axes.values(Search, SCALARS),
     references=st.lists(text, max_size=2).map(tuple),
     top_logprobs=st.integers(0, 20),
+    prompt_cache=st.booleans(),
 )
 
 
@@ -158,7 +160,6 @@ def test_a_request_comes_back_as_it_was(request: Request) -> None:
     wire = spec_of(request).SerializeToString()
     reading = read_spec(pb.GenerationSpec.FromString(wire))
     assert reading.violations == ()
-    assert reading.unimplemented is None
     assert reading.request == request
 
 
@@ -549,7 +550,6 @@ def test_models_come_back_as_they_were() -> None:
         eos_token_ids=(1, 2),
         nudge_models=("x",),
         draft_models=("y", "z"),
-        ready=False,
     )
     assert info_of(model_message(info, {})) == info
     for role in ("base", "aligned", "draft", "reward"):
@@ -620,7 +620,6 @@ VIOLATIONS = (
         (InvalidRequest(VIOLATIONS), StatusCode.INVALID_ARGUMENT),
         (NotFound("model", "it's", ["a", "b"]), StatusCode.NOT_FOUND),
         (UnsupportedRequest("policy.nudged", "with x", "y"), StatusCode.FAILED_PRECONDITION),
-        (Unimplemented("policy.mixture", "mixture", "one of base"), StatusCode.UNIMPLEMENTED),
         (Overloaded("full", 2.5), StatusCode.RESOURCE_EXHAUSTED),
         (AnswerTooLarge("too large"), StatusCode.RESOURCE_EXHAUSTED),
         (EngineClosed("closing"), StatusCode.UNAVAILABLE),

@@ -23,6 +23,7 @@ from trimtab.decode.text import Detokenizer
 from trimtab.decode.types import (
     BestOfN,
     Candidate,
+    ChatMessage,
     Chunk,
     Completed,
     Entropy,
@@ -451,6 +452,9 @@ def test_generate_passes_the_trigger_on(address: str, engine: Any, options: list
         (["--policy", "nudged:chat,when=entropy:1.5"], {"policy": Nudged("chat", Entropy(1.5))}),
         (["--draw", "speculative:chat,coupled"], {"draw": Speculative("chat", coupled=True)}),
         (["--draw", "speculative:lookup,length=fixed:4"], {"draw": Speculative(PromptLookup(), Fixed(4))}),
+        (["--no-prompt-cache"], {"prompt_cache": False}),
+        (["--begin", "An"], {"prompt": (ChatMessage("user", "x"), ChatMessage("assistant", "An"))}),
+        ([], {"prompt_cache": True}),
         (
             ["--search", "best_of_n:4", "--objective", "helpful=1", "--reference", "a", "--reference", "b"],
             {"search": BestOfN(4, Objective((RewardTerm("helpful"),))), "references": ("a", "b")},
@@ -504,6 +508,7 @@ def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch
         (["--candidates", "--json"], 2, "--json has every candidate already"),
         (["--above", "2"], 2, "--above needs --nudger"),
         (["--raw", "--system", "x"], 2, "--system"),
+        (["--raw", "--begin", "x"], 2, "--begin"),
         (["--show", "--json"], 2, "not allowed with"),
         (["--model", "gpt"], 2, "model = 'gpt'"),
         (["--temperature", "-1"], 2, "sampling.temperature = -1.0"),

@@ -117,6 +117,13 @@ BOTH = Objective((RewardTerm("helpful"), RewardTerm("short", 0.2)))
             "helpful,short=-1e-1,combine=conservative,spread=2",
             Objective((RewardTerm("helpful"), RewardTerm("short", -0.1)), Combine.CONSERVATIVE, 2.0),
         ),
+        ('"we,ird"=2', Objective((RewardTerm("we,ird", 2.0),))),
+        (
+            '"we=ird","combine"=2,"\\u00e9 \\""',
+            Objective(tuple(map(RewardTerm, ("we=ird", "combine", 'é "'), (1, 2, 1)))),
+        ),
+        ('mixture:"a,b"=-1,"plausibility"=2', Mixture((Weighted("a,b", -1.0), Weighted("plausibility", 2.0)))),
+        ('"we,ird"=length,at_most=50', ("we,ird", {"type": "length", "at_most": 50})),
         ("short=length,at_most=50", ("short", {"type": "length", "at_most": 50})),
         (
             'j=json,schema={"type": "object", "required": ["a", "b"]},strict=true,note=a b,quoted="x,y"',
@@ -191,6 +198,34 @@ def test_an_objective_may_stand_beside_the_search() -> None:
         (parse_reward, "x", "--x", "NAME=TYPE"),
         (parse_reward, "x=", "--x", "NAME=TYPE"),
         (parse_reward, "x=length,5", "--x x", "KEY=VALUE"),
+        # A key that is named twice: which of the two is meant?
+        (parse_policy, "mixture:a=1,a=2", "--x mixture a", "one value"),
+        (parse_policy, 'mixture:a=1,"a"', "--x mixture a", "one value"),
+        (parse_policy, "mixture:a=1,plausibility=0.1,plausibility=0.2", "--x mixture.plausibility", "one value"),
+        (parse_objective, "a=1,b=2,a=3", "--x a", "one value"),
+        (parse_objective, "a,combine=min,combine=sum", "--x combine", "one value"),
+        (parse_objective, "a,spread=1,spread=1", "--x spread", "one value"),
+        (parse_reward, "x=length,at_most=5,at_most=6", "--x x.at_most", "one value"),
+        (parse_reward, "x=length,type=judge", "--x x.type", "one value"),
+        (parse_reward, 'x=json,schema={"a": 1, "a": 2}', "--x x.schema", "one value for each key"),
+        # Keys and values that are not there.
+        (parse_search, "best_of_n:=16", "--x best_of_n", "a name before ="),
+        (parse_search, "best_of_n:n=", "--x best_of_n.n", "a whole number"),
+        (parse_search, "segments:a,", "--x segments", "no empty part"),
+        (parse_policy, "nudged:", "--x nudged", "no empty part"),
+        (parse_objective, "a,", "--x", "no empty part"),
+        (parse_objective, "=1", "--x", "a name before ="),
+        (parse_objective, '""=1', "--x", "a name before ="),
+        (parse_objective, '""', "--x", "a name"),
+        (parse_policy, 'mixture:""', "--x mixture", "a name"),
+        (parse_reward, "x=length,=5", "--x", "a name before ="),
+        (parse_reward, "x=length,", "--x", "no empty part"),
+        # Quotes hold all of a text or none of it.
+        (parse_objective, 'a"b,c"d=1', "--x", "double quotes"),
+        (parse_objective, '"a"b=1', "--x", "double quotes"),
+        (parse_policy, 'nudged:a"b"', "--x nudged.nudger", "double quotes"),
+        (parse_reward, 'x=regex,pattern="a"b', "--x x.pattern", "double quotes"),
+        (parse_objective, r'"a\x"=1', "--x", "double quotes"),
     ],
 )
 def test_a_mistake_is_named(parse: Any, text: str, field: str, accepted: str) -> None:
@@ -227,10 +262,10 @@ def written(value: Any) -> str:
     """The long form: every field by name."""
     match value:
         case Objective():
-            terms = [f"{term.reward}={term.weight!r}" for term in value.terms]
+            terms = [f"{json.dumps(term.reward)}={term.weight!r}" for term in value.terms]
             return f"({','.join([*terms, f'combine={value.combine.value}', f'spread={value.spread!r}'])})"
         case Mixture():
-            parts = [f"{expert.model}={expert.weight!r}" for expert in value.experts]
+            parts = [f"{json.dumps(expert.model)}={expert.weight!r}" for expert in value.experts]
             return "mixture:" + ",".join(
                 [*parts, *([] if value.plausibility is None else [f"plausibility={value.plausibility}"])]
             )
@@ -252,17 +287,23 @@ def written(value: Any) -> str:
 numbers = st.floats(allow_nan=False)
 counts = st.integers()
 texts = st.text()
-names = st.text("abcxyz", min_size=1, max_size=4)
+names = st.text(min_size=1) | st.sampled_from(
+    ["combine", "plausibility", "none", "lookup", "a,b", "(a)", 'a"b', "a=b", " a"]
+)
 objectives = st.builds(
     Objective,
-    st.lists(st.builds(RewardTerm, names, numbers), min_size=1, max_size=3).map(tuple),
+    st.lists(st.builds(RewardTerm, names, numbers), min_size=1, max_size=3, unique_by=lambda t: t.reward).map(tuple),
     st.sampled_from(Combine),
     numbers,
 )
 maybe = st.none() | numbers
 policies = st.one_of(
     st.builds(Nudged, texts, st.none() | st.builds(Entropy, numbers) | st.builds(TopProb, numbers), st.none() | counts),
-    st.builds(Mixture, st.lists(st.builds(Weighted, names, numbers), min_size=1, max_size=3).map(tuple), maybe),
+    st.builds(
+        Mixture,
+        st.lists(st.builds(Weighted, names, numbers), min_size=1, max_size=3, unique_by=lambda w: w.model).map(tuple),
+        maybe,
+    ),
     st.builds(TokenReward, texts, numbers, counts),
 )
 lengths = st.one_of(

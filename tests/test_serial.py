@@ -121,12 +121,18 @@ requests = st.builds(
         logit_bias=st.dictionaries(counts, numbers, max_size=2),
         seed=st.none() | counts,
     ),
-    stopping=st.builds(Stopping, stop=st.lists(names, max_size=2).map(tuple), ignore_eos=st.booleans()),
+    stopping=st.builds(
+        Stopping,
+        stop=st.lists(names, max_size=2).map(tuple),
+        eos_token_ids=st.lists(counts, max_size=2).map(tuple),
+        ignore_eos=st.booleans(),
+    ),
     policy=axes.values(Policy, SCALARS),
     draw=axes.values(Draw, SCALARS),
     search=axes.values(Search, SCALARS),
     references=st.lists(names, max_size=2).map(tuple),
     top_logprobs=counts,
+    prompt_cache=st.booleans(),
 )
 
 
@@ -270,6 +276,11 @@ def spoiled(value: Request | Result, path: str, new: Any) -> dict[str, Any]:
         (REQUEST, "policy", None, "policy.kind"),
         (REQUEST, "policy.when.kind", "Base", "policy.when.kind"),
         (REQUEST, "sampling.logit_bias", {"x": 1.0}, "sampling.logit_bias.x"),
+        # One key has one spelling: "3" and "03" would be two values of one token.
+        (REQUEST, "sampling.logit_bias", {"3": 1.0, "03": 2.0}, "sampling.logit_bias.03"),
+        (REQUEST, "sampling.logit_bias", {"1_0": 1.0}, "sampling.logit_bias.1_0"),
+        (REQUEST, "sampling.logit_bias", {" 3": 1.0}, "sampling.logit_bias. 3"),
+        (REQUEST, "sampling.logit_bias", {"+3": 1.0}, "sampling.logit_bias.+3"),
         (SEARCH, "search.objective", 3, "search.objective"),
         (SEARCH, "search.objective", None, "search.objective"),
         (SEARCH, "search.objective", {"kind": "Entropy", "above": 1.0}, "search.objective.kind"),
@@ -302,6 +313,8 @@ def test_needed_keys_and_whole_documents() -> None:
     with pytest.raises(FormatError, match="kind = 'request': accepted: one of result"):
         from_json(to_json(REQUEST), Result)
     assert from_json(to_json(REQUEST), Request) == REQUEST
+    with pytest.raises(FormatError, match=r"sampling\.logit_bias = .*keys that differ as text"):
+        to_json(Request(model="m", prompt="x", sampling=Sampling(logit_bias={3: 1.0, "3": 2.0})))  # type: ignore[dict-item]
     with pytest.raises(FormatError, match="a Request or a Result"):
         to_json(TOKEN)
     with pytest.raises(FormatError, match=r"sampling\.seed"):

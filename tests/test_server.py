@@ -329,15 +329,6 @@ def test_a_field_of_a_newer_proto_is_refused(bad_server: Served, unknown: pb.Gen
     assert "900" in found["BadRequest"].field_violations[0].description
 
 
-def test_what_the_proto_describes_and_nobody_offers_is_unimplemented(bad_server: Served) -> None:
-    later = spec(response=pb.ResponseOptions(prompt_tokens=True))
-    code, found, message = failing(lambda: bad_server.stub.Generate(pb.GenerateRequest(spec=later)))
-    assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert [v.field for v in found["BadRequest"].field_violations] == ["spec.response.prompt_tokens"]
-    assert "accepted" in message
-    assert bad_server.engine.submitted == 0
-
-
 # ---------------------------------------------------------------------------------------------------- 3: error codes
 
 

@@ -87,11 +87,15 @@ def test_base_template() -> None:
 @settings(max_examples=100, deadline=None)
 @given(turns=turns)
 def test_base_template_keeps_every_content_in_order(turns: list[tuple[str, str]]) -> None:
+    role, last = turns[-1]
+    begins = role == "assistant" and bool(last.strip())
+    if role == "assistant" and not begins:  # which alone says nothing
+        turns = [("user", "Why?"), *turns]
     text = PromptTemplate(BASE).text([ChatMessage(role, content) for role, content in turns])
     at = 0
-    for _, content in turns:
+    for _, content in turns if role != "assistant" or begins else turns[:-1]:
         at = text.index(content, at) + len(content)
-    assert text.endswith("Answer:")
+    assert text.endswith(f"Answer: {last}" if begins else "Answer:")
 
 
 def test_messages_are_data_and_not_templates() -> None:
@@ -152,7 +156,8 @@ def test_as_chat_makes_one_user_message_of_text_and_ids() -> None:
         ([{"role": "user", "content": "x", "name": "y"}], ["prompt.messages[0].name"]),
         ([{"role": "user"}], ["prompt.messages[0].content"]),
         ([USER, "hi"], ["prompt.messages[1]"]),
-        ([USER, ANSWER], ["prompt.messages[1].role"]),
+        ([ChatMessage("assistant", " ")], ["prompt.messages[0].content"]),
+        ([USER, ChatMessage("assistant", "\ud800")], ["prompt.messages[1].content"]),
         ([{"role": 3, "content": "\ud800"}], ["prompt.messages[0].role", "prompt.messages[0].content"]),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.bench.arguments import options_of, recorded, results_option
+from trimtab.decode.options import InputFile, OutputFolder
 
 __all__ = ["register"]
 
@@ -26,7 +27,7 @@ def _train_draft_options(actions: Any) -> None:
         "OUT/draft, which any model's source can be. A run that was cut short goes on where it was.",
     )
     draft.add_argument("--target", required=True, metavar="MODEL", help="a bundled name, a folder or a hub id")
-    draft.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the work and its result")
+    draft.add_argument("--out", action=OutputFolder, required=True, metavar="FOLDER", help="of the work and its result")
     draft.add_argument(
         "--data",
         nargs="+",
@@ -62,7 +63,9 @@ def _train_head_options(actions: Any) -> None:
         description="Train the head that predicts acceptance on answers that 'train-draft' kept from the draft, and "
         "write it into OUT/draft.",
     )
-    head.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="that 'train-draft' worked in")
+    head.add_argument(
+        "--out", action=OutputFolder, required=True, metavar="FOLDER", help="that 'train-draft' worked in"
+    )
     head.add_argument("--more", type=Path, nargs="+", metavar="FOLDER", help="of other runs, to learn from as well")
     head.add_argument("--blocks", type=int, metavar="N", help="residual blocks (default: 2)")
     head.add_argument("--width", type=int, metavar="N", help="of the blocks (default: 192)")
@@ -83,8 +86,12 @@ def _train_reward_options(actions: Any) -> None:
         "OUT/model, which the reward type 'classifier' takes, and compare it with two baselines. A run that was cut "
         "short goes on where it was.",
     )
-    reward.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL of preferences, perhaps .gz")
-    reward.add_argument("--out", type=Path, metavar="FOLDER", help="of the work and its result (default: build/reward)")
+    reward.add_argument(
+        "--data", action=InputFile, required=True, metavar="FILE", help="JSONL of preferences, perhaps .gz"
+    )
+    reward.add_argument(
+        "--out", action=OutputFolder, metavar="FOLDER", help="of the work and its result (default: build/reward)"
+    )
     reward.add_argument("--source", metavar="MODEL", help="a bundled name, a folder or a hub id")
     reward.add_argument("--depth", type=int, metavar="N", help="layers that are kept (default: two fifths of them)")
     reward.add_argument("--layers", type=int, metavar="N", help="the last of these, which are trained (default: 4)")

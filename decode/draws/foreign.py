@@ -71,6 +71,7 @@ class ForeignDrafter:
         prompt: tokens of its prompt.
         length: when to stop.
         limit: longest sequence of the draft.
+        begun: both prompts end with the beginning of the answer, which goes on without a space of its own.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ForeignDrafter:
         prompt: int,
         length: Length,
         limit: int,
+        begun: bool = False,
     ) -> None:
         self.seq, self._vocabulary = seq, vocabulary
         self._target, self._target_vocabulary, self._prompt = target, target_vocabulary, prompt
@@ -89,7 +91,7 @@ class ForeignDrafter:
         self._own_prompt = len(seq.tokens)
         last = seq.tokens[-1]
         visible = last not in vocabulary.special_ids and not vocabulary.piece(last)[-1:].isspace()
-        self._lead = b" " if visible else b""
+        self._lead = None if begun else b" " if visible else b""
         self._spelling = Spelling(vocabulary, self._lead)
         self._spelled = b""  # the answer as far as it is spelled, drafted tokens included
         self._answer = bytearray()

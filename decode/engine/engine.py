@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Itera
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self, overload
 
 from trimtab.decode.answer import Drawing
@@ -33,8 +33,10 @@ from trimtab.decode.errors import (
     NotFound,
     TrimtabError,
 )
+from trimtab.decode.frozen import FrozenDict, freeze_fields
 from trimtab.decode.models.load import load
 from trimtab.decode.prepare.messages import PromptKind, prompt_kind
+from trimtab.decode.prepare.stops import check_stops
 from trimtab.decode.prepare.templates import as_text
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
 from trimtab.decode.scoring import check_prompts, score_by_model, score_by_reward
@@ -93,6 +95,9 @@ class EngineStats:
     pages_total: Mapping[str, int]
     forward_passes: Mapping[str, int]
 
+    def __post_init__(self) -> None:
+        freeze_fields(self, "pages_used", "pages_total", "forward_passes")
+
 
 class Engine:
     """Serves aligned generations from one or several models in this process.
@@ -144,8 +149,8 @@ class Engine:
         for _ in views:  # until the narrowest is known to all
             for name, view in views.items():
                 view.width = min(other.width for n, other in views.items() if same[name, n])
-        self.models: Mapping[str, ModelInfo] = MappingProxyType(_infos(views, configs))
-        self.rewards: Mapping[str, RewardInfo] = MappingProxyType({n: r.info for n, r in self._rewards.items()})
+        self.models: Mapping[str, ModelInfo] = FrozenDict(_infos(views, configs))
+        self.rewards: Mapping[str, RewardInfo] = FrozenDict({n: r.info for n, r in self._rewards.items()})
         self._loop.start(options.max_batch_rows, options.token_budget, lambda a, b: same[a, b])
 
     @classmethod
@@ -417,6 +422,8 @@ class Engine:
             if outside := self._views[name].unknown(ids):
                 raise InvalidRequest.of("prompt", outside, "a text of tokens that the model has")
             check_length(len(ids), request.stopping.max_new_tokens, self._views[name].context)
+        writing = [request.model, *(name for name in helpers if _writes(policy, name))]
+        check_stops(request, {name: self._views[name].vocabulary for name in writing})
         resolved = resolve_sampling(request.sampling, view.model.generation_config)
         foreign = Filters(
             temperature=resolved.temperature,
@@ -659,9 +666,9 @@ class Engine:
         return EngineStats(
             running=len(self._loop.scheduler.running),
             queued=self._loop.queued,
-            pages_used=MappingProxyType({n: v.pages.held for n, v in self._views.items()}),
-            pages_total=MappingProxyType({n: v.pages.count for n, v in self._views.items()}),
-            forward_passes=MappingProxyType({n: v.forward_passes for n, v in self._views.items()}),
+            pages_used=FrozenDict({n: v.pages.held for n, v in self._views.items()}),
+            pages_total=FrozenDict({n: v.pages.count for n, v in self._views.items()}),
+            forward_passes=FrozenDict({n: v.forward_passes for n, v in self._views.items()}),
         )
 
     def check(self) -> None:
@@ -814,7 +821,14 @@ def _infos(views: Mapping[str, View], configs: Mapping[str, ModelConfig]) -> dic
             vocab_size=view.width,
             eos_token_ids=model.vocabulary.eos_token_ids,
         )
-    return {
-        name: replace(info, nudge_models=tuple(n for n, o in infos.items() if n != name and o.source != info.source))
-        for name, info in infos.items()
-    }
+    return _partners(infos)
+
+
+def _partners(infos: Mapping[str, ModelInfo]) -> dict[str, ModelInfo]:
+    """The same, each with the models that can nudge it and draft for it: what a request may name (``decode.axes``)."""
+    found = {}
+    for name, info in infos.items():
+        others = [o for o in infos.values() if o.name != name and "reward" not in (o.role, info.role)]
+        nudging = tuple(o.name for o in others if not o.source or o.source != info.source)
+        found[name] = replace(info, nudge_models=nudging, draft_models=tuple(o.name for o in others))
+    return found

@@ -514,7 +514,7 @@ class Scheduler:
         sequence, pages = item.sequence, view.pages
         total = len(sequence.tokens)
         wanted = 1 if item.pending in self._blocks else item.wanted - item.got
-        if not sequence.table.pages and total > wanted:
+        if item.run.request.prompt_cache and not sequence.table.pages and total > wanted:
             copies = pages.adopt(sequence.table, sequence.tokens[: total - wanted])
             view.storage.copy(copies)
             item.run.counter(view.name).cached_tokens += sequence.table.length

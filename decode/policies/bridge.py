@@ -45,7 +45,7 @@ class Spelling:
         vocabulary: the model's.
         lead: bytes that this model sees before the answer: b" " after a prompt that ends without white space, because
             such a model continues with " word"; else b"". Spaces that the answer itself begins with are not shown
-            twice.
+            twice. None shows the answer as it is, after a prompt that ends with its beginning.
 
     Attributes:
         ids: the tokens.
@@ -54,13 +54,15 @@ class Spelling:
 
     __slots__ = ("ends", "ids", "lead", "vocabulary")
 
-    def __init__(self, vocabulary: VocabularyView, lead: bytes) -> None:
+    def __init__(self, vocabulary: VocabularyView, lead: bytes | None) -> None:
         self.vocabulary, self.lead = vocabulary, lead
         self.ids: list[int] = []
         self.ends: list[int] = []
 
     def shown(self, answer: bytes) -> bytes:
         """The answer as this model sees it."""
+        if self.lead is None:
+            return answer
         body = answer.lstrip(b" ")
         return self.lead + body if body or self.ids else b""
 
@@ -68,10 +70,11 @@ class Spelling:
         """A token that this model wrote itself. Its first ones show which spaces it puts before an answer."""
         text = text_of(self.vocabulary, token)
         end = self.ends[-1] if self.ends else 0
-        if not self.ids:
-            self.lead = b""
-        if end == len(self.lead):  # nothing but spaces so far
-            self.lead += text[: len(text) - len(text.lstrip(b" "))]
+        if self.lead is not None:
+            if not self.ids:
+                self.lead = b""
+            if end == len(self.lead):  # nothing but spaces so far
+                self.lead += text[: len(text) - len(text.lstrip(b" "))]
         self.ids.append(token)
         self.ends.append(end + len(text))
 

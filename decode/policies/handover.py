@@ -94,6 +94,7 @@ class HandoverWriter(Writer):
         when: trigger.
         max_span: nudger tokens in a row before the base must write one, counted at ends of words; None: no bound.
         stops: texts with which the base begins a new turn of its own; read as its EOS.
+        begun: both prompts end with the beginning of the answer, which goes on without a space of its own.
     """
 
     def __init__(
@@ -106,16 +107,19 @@ class HandoverWriter(Writer):
         when: Trigger,
         max_span: int | None = None,
         stops: tuple[str, ...] = (),
+        begun: bool = False,
     ) -> None:
         super().__init__(answer, team)
+        self._begun = begun
         self._context, self._base, self._nudger = context, base, nudger
         self._when, self._max_span, self._stops = when, max_span, stops
         self._turns = tuple(stop.lstrip("\n").encode() for stop in stops)
         self._base_prompt, self._nudger_prompt = len(base.seq.tokens), len(nudger.tokens)
         self._base_vocabulary = context.vocabulary(base.seq.model)
         self._nudger_vocabulary = context.vocabulary(nudger.model)
-        self._of_base = Spelling(self._base_vocabulary, _lead(self._base_vocabulary, base.seq))
-        self._of_nudger = Spelling(self._nudger_vocabulary, _lead(self._nudger_vocabulary, nudger))
+        of_base, of_nudger = self._base_vocabulary, self._nudger_vocabulary
+        self._of_base = Spelling(of_base, None if begun else _lead(of_base, base.seq))
+        self._of_nudger = Spelling(of_nudger, None if begun else _lead(of_nudger, nudger))
         self._data = bytearray()  # the answer
         self._reads: deque[Read] = deque()  # proposed by the base, not yet written
         self._span: _Span | None = None  # while the nudger writes
@@ -396,6 +400,7 @@ class HandoverWriter(Writer):
             self._when,
             self._max_span,
             self._stops,
+            self._begun,
         )
         twin._base_prompt, twin._nudger_prompt = self._base_prompt, self._nudger_prompt
         twin._reads, twin._own = self._reads.copy(), self._own

@@ -8,7 +8,15 @@ from enum import StrEnum
 from trimtab.decode.errors import InvalidRequest, Violation
 from trimtab.decode.types import ChatMessage, Prompt
 
-__all__ = ["ROLES", "PromptKind", "canonical_prompt", "message_violations", "parse_messages", "prompt_kind"]
+__all__ = [
+    "ROLES",
+    "PromptKind",
+    "beginning",
+    "canonical_prompt",
+    "message_violations",
+    "parse_messages",
+    "prompt_kind",
+]
 
 ROLES = ("system", "user", "assistant")
 PROMPT_ACCEPTED = "a non-empty text, a non-empty list of token ids, or a non-empty list of chat messages"
@@ -64,19 +72,32 @@ def message_violations(messages: Sequence[object]) -> list[Violation]:
             continue
         if role not in ROLES:
             found.append(Violation.of(f"{path}.role", role, f"one of {', '.join(map(repr, ROLES))}"))
-        elif role == "assistant" and i == len(messages) - 1:
-            accepted = "'user' or 'system' in the last message: the answer is the assistant's next turn"
-            found.append(Violation.of(f"{path}.role", role, accepted))
         if not is_text(content):
             found.append(Violation.of(f"{path}.content", content, "text that UTF-8 can encode"))
+        elif role == "assistant" and len(messages) == 1 and not str(content).strip():
+            accepted = "text that the answer goes on with, or a message to answer before it"
+            found.append(Violation.of(f"{path}.content", content, accepted))
     return found
+
+
+def beginning(prompt: object) -> str:
+    """What a chat's last message already says of the answer, if it is the assistant's: the answer goes on with it.
+
+    White space alone begins nothing.
+    """
+    last = prompt[-1] if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt else None
+    if isinstance(last, Mapping):
+        last = _canonical_message(last)
+    said = last.content if isinstance(last, ChatMessage) and last.role == "assistant" else ""
+    return said if said.strip() else ""
 
 
 def parse_messages(messages: Sequence[ChatMessage | Mapping[str, str]]) -> tuple[ChatMessage, ...]:
     """The turns of a chat prompt.
 
     Raises:
-        InvalidRequest: empty, an unknown role, content that is not text, an unknown key, or an assistant's turn last.
+        InvalidRequest: empty, an unknown role, content that is not text, an unknown key, or nothing but the white space
+            of an assistant.
     """
     if not messages:
         raise InvalidRequest.of("prompt.messages", messages, "at least one message")

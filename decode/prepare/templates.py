@@ -6,7 +6,14 @@ prompt                    token ids
 token ids                 as they are
 text                      ``encode(text)`` with the tokenizer's special tokens (Gemma's BOS)
 chat messages             rendered by the model's template, with the assistant's turn opened, then encoded
+chat that ends with the   rendered with that message left open: the answer goes on where it ends, and is what is
+assistant's message       written from there
 ========================  ==============================================================================
+
+A message to go on with is cut where its text ends, before whatever the template writes after a turn. White space at its
+end stays where the template keeps it and goes where the template trims messages, as in transformers; most models go on
+better from a text without it, since they write the space before a word with the word. White space alone is no text: the
+turn is only opened.
 
 The template is, in this order: the one configured for the model, the tokenizer's own chat template, and for a model
 that has neither (a base model) ``BASE_TEMPLATE``.
@@ -25,7 +32,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
-from trimtab.decode.prepare.messages import PROMPT_ACCEPTED, PromptKind, parse_messages, prompt_kind
+from trimtab.decode.prepare.messages import PROMPT_ACCEPTED, PromptKind, beginning, parse_messages, prompt_kind
 from trimtab.decode.types import ChatMessage, Prompt
 
 if TYPE_CHECKING:
@@ -79,8 +86,8 @@ class PromptTemplate:
     def text(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt text of checked messages.
 
-        A template that refuses system messages (Gemma 2) gets the system text at the head of the first user turn, as
-        in the nudging reference code.
+        A last message of the assistant is left open. A template that refuses system messages (Gemma 2) gets the system
+        text at the head of the first user turn, as in the nudging reference code.
 
         Raises:
             InvalidRequest: the template refuses the messages; the template's own words are in the message.
@@ -148,11 +155,15 @@ class PromptTemplate:
             )
 
     def _render(self, messages: Sequence[ChatMessage], open_turn: bool = True) -> str:
+        goes_on = open_turn and bool(beginning(messages))
+        if open_turn and not goes_on and messages[-1].role == "assistant":
+            messages = messages[:-1]
         rendered = self.vocabulary.tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in messages],
             chat_template=self._template,
             tokenize=False,
-            add_generation_prompt=open_turn,
+            add_generation_prompt=open_turn and not goes_on,
+            continue_final_message=goes_on,
         )
         return cast("str", rendered)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+from trimtab.decode.frozen import FrozenDict
+from trimtab.decode.prepare.messages import beginning
 from trimtab.decode.types import ChatMessage, Prompt, RewardInfo, Token
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ __all__ = [
     "spoken",
     "turns",
     "well_formed",
+    "whole",
 ]
 
 Kind = Literal["sequence", "prefix", "token"]
 RunsOn = Literal["engine", "thread", "process"]
 
-NO_MODELS: Mapping[str, ModelConfig] = MappingProxyType({})
+NO_MODELS: Mapping[str, ModelConfig] = FrozenDict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Sample:
 
     Attributes:
         prompt: as in the request.
-        text: the answer, or its beginning.
+        text: the answer, or its beginning: what was written. Where the prompt is a chat that ends with the assistant's
+            own message, it goes on with that; ``whole`` puts the two together, and a ``LocalReward`` gets them so.
         finished: whether the answer ends here. A beginning is rated by what it may still become where only the end
             can decide (a closing phrase, complete JSON), and as it stands otherwise.
         tokens: of the answer, with authors and log-probabilities where they are known; may be empty.
@@ -94,6 +97,14 @@ def prompt_key(prompt: Prompt) -> Hashable:
     if isinstance(prompt, str):
         return prompt
     return tuple(ChatMessage(t["role"], t["content"]) if isinstance(t, Mapping) else t for t in prompt)
+
+
+def whole(sample: Sample) -> Sample:
+    """The sample with all that the assistant says as its text, also what the prompt's last message begins it with."""
+    begun = beginning(sample.prompt)
+    if not begun:
+        return sample
+    return replace(sample, prompt=tuple(turns(sample.prompt)[:-1]), text=begun + sample.text)
 
 
 class Reward:

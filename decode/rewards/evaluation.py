@@ -8,7 +8,7 @@ from numbers import Real
 
 from trimtab.decode.errors import EngineClosed, EngineFailed, RequestCancelled, RewardFailed
 from trimtab.decode.ops import Call, Context
-from trimtab.decode.rewards.base import EngineReward, LocalReward, PairwiseReward, Reward, Sample
+from trimtab.decode.rewards.base import EngineReward, LocalReward, PairwiseReward, Reward, Sample, whole
 
 __all__ = ["evaluate", "evaluate_pairs"]
 
@@ -31,7 +31,7 @@ async def evaluate(context: Context, reward: Reward, samples: Sequence[Sample]) 
         else:
             assert isinstance(reward, LocalReward)
             assert reward.runs_on != "engine"
-            values = await Call(*reward.work(samples), reward.runs_on, reward.timeout)
+            values = await Call(*reward.work(tuple(map(whole, samples))), reward.runs_on, reward.timeout)
     except Exception as error:
         raise _failure(reward, error) from error
     return _checked(reward, values, len(samples))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trimtab.decode.ops import Context, Extend, Given, Seq, gather
-from trimtab.decode.rewards.base import EngineReward, PairwiseReward, Sample, spoken
+from trimtab.decode.rewards.base import EngineReward, PairwiseReward, Sample, spoken, whole
 from trimtab.decode.rewards.options import OptionError, number, table, text, texts
 from trimtab.decode.types import ChatMessage
 
@@ -99,6 +99,7 @@ class Judge(EngineReward):
         return [sum(scores[i : i + n]) / n for i in range(0, len(scores), n)]
 
     def _asked(self, sample: Sample, rule: str) -> str:
+        sample = whole(sample)
         return self.template.format(
             prompt=spoken(sample.prompt),
             answer=sample.text,
@@ -146,6 +147,7 @@ class PairwiseJudge(PairwiseReward):
         return [(ab[0] + 1.0 - ba[0]) / 2 for ab, ba in zip(found[::2], found[1::2], strict=True)]
 
     def _asked(self, a: Sample, b: Sample) -> str:
+        a, b = whole(a), whole(b)
         return self.template.format(
             prompt=spoken(a.prompt),
             answer_a=a.text,

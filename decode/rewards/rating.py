@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from trimtab.decode.errors import UnsupportedRequest
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.ops import Context, gather
 from trimtab.decode.rewards.base import PairwiseReward, Reward, Sample
 from trimtab.decode.rewards.combine import combine, log_sigmoid, sigmoid
@@ -72,7 +72,7 @@ async def _rate(
     ratings = [
         Rating(
             combine(objective, weights, [terms[term.reward][i] for term in objective.terms]),
-            MappingProxyType({name: values[name][i] for name in names}),
+            FrozenDict({name: values[name][i] for name in names}),
         )
         for i in range(len(samples))
     ]

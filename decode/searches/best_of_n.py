@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 from trimtab.decode.chance import Choice, chance, drawn
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.ops import Call
 from trimtab.decode.rewards.rating import Rating
 from trimtab.decode.searches.extractors import conclude
@@ -73,7 +73,7 @@ class _BestOfN:
     def _told(self, i: int) -> Mapping[str, float]:
         """What a candidate reports of its rating, and of the votes for what it says."""
         rewards = rewards_of(self.rated.get(i))
-        return MappingProxyType({"votes": self.votes[i], **rewards}) if i in self.votes else rewards
+        return FrozenDict({"votes": self.votes[i], **rewards}) if i in self.votes else rewards
 
     async def _rate(self, which: Sequence[int]) -> None:
         """Rate these as they are; those that have ended are not rated again."""

@@ -17,7 +17,8 @@ class Boundary:
     Attributes:
         max_tokens: most tokens of a segment.
         min_tokens: fewest, of one that ends by entropy.
-        delimiter: ends with the token that completes this text. One that began in the segment before counts.
+        delimiter: ends with the token that completes this text, or is a special token of this name. One that began in
+            the segment before counts.
         entropy_above: nats; ends before a token whose distribution has more.
     """
 
@@ -36,7 +37,9 @@ class Boundary:
             length = len(answer.tokens) - start
             if length >= self.max_tokens or self.delimiter is None:
                 return length >= self.max_tokens
-            return length > 0 and self.delimiter in answer.text[seen:]
+            if length == 0:
+                return False
+            return self.delimiter in answer.text[seen:] or answer.is_named(answer.tokens[-1], self.delimiter)
 
         def before(token: Token) -> bool:
             length = len(answer.tokens) - start

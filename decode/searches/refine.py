@@ -8,9 +8,10 @@ the most likely one, the same answer would then be criticised and revised in the
 
 from __future__ import annotations
 
+from trimtab.decode.prepare.messages import beginning
 from trimtab.decode.rewards.rating import Rating
 from trimtab.decode.searches.setting import Outcome, Setting, ranked, rewards_of
-from trimtab.decode.searches.turns import turns_of
+from trimtab.decode.searches.turns import said_so_far, turns_of
 from trimtab.decode.types import ChatMessage, Prompt, Refine
 from trimtab.decode.writer import Writer
 from trimtab.kernels.rng import Key
@@ -50,10 +51,12 @@ async def refine(setting: Setting, search: Refine) -> Outcome:
             break
         key = setting.key.child(0, number)
         best = writers[leader].answer
-        dialogue = (*turns, ChatMessage("assistant", best.text))
+        dialogue = said_so_far(turns, best.text)
         question = (*dialogue, ChatMessage("user", _CRITICISE))
         critique = await setting.complete(critic, question, key.child(0, 0), _CRITIQUE_TOKENS)
-        await attempt(key, (*dialogue, ChatMessage("user", _REVISE.format(critique=critique.strip()))))
+        revise = ChatMessage("user", _REVISE.format(critique=critique.strip()))
+        begun = turns[-1:] if beginning(turns) else ()  # the revision begins as the answer did
+        await attempt(key, (*dialogue, revise, *begun))
     selected = ranked([rating.value for rating in ratings])[0]
     candidates = tuple(
         writer.answer.candidate(rewards_of(rating)) for writer, rating in zip(writers, ratings, strict=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from trimtab.decode.answer import Answer, Preview
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.ops import Context, gather
 from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.rating import Rating
@@ -116,7 +116,7 @@ async def together(children: Iterable[Any]) -> None:
 
 def rewards_of(rating: Rating | None) -> Mapping[str, float]:
     """What a candidate reports of its rating."""
-    return MappingProxyType({}) if rating is None else MappingProxyType({**rating.by_name, "objective": rating.value})
+    return FrozenDict() if rating is None else FrozenDict({**rating.by_name, "objective": rating.value})
 
 
 def ranked(values: Sequence[float]) -> list[int]:

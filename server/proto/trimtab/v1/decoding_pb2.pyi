@@ -305,6 +305,7 @@ class GenerationSpec(google.protobuf.message.Message):
     RESPONSE_FIELD_NUMBER: builtins.int
     CLIENT_REQUEST_ID_FIELD_NUMBER: builtins.int
     REFERENCES_FIELD_NUMBER: builtins.int
+    PROMPT_CACHE_FIELD_NUMBER: builtins.int
     POLICY_FIELD_NUMBER: builtins.int
     DRAW_FIELD_NUMBER: builtins.int
     SEARCH_FIELD_NUMBER: builtins.int
@@ -313,6 +314,10 @@ class GenerationSpec(google.protobuf.message.Message):
     text: builtins.str
     client_request_id: builtins.str
     """at most 128 bytes; appears in the server's log, never identifies a request"""
+    prompt_cache: builtins.bool
+    """Whether what the server still holds of earlier requests may be used; unset: true. Numbers computed in other batches
+    differ by rounding, and a seeded answer can differ with them; without it the prompt is always computed anew.
+    """
     @property
     def token_ids(self) -> global___TokenIds: ...
     @property
@@ -355,12 +360,16 @@ class GenerationSpec(google.protobuf.message.Message):
         response: global___ResponseOptions | None = ...,
         client_request_id: builtins.str = ...,
         references: collections.abc.Iterable[builtins.str] | None = ...,
+        prompt_cache: builtins.bool | None = ...,
         policy: global___Policy | None = ...,
         draw: global___Draw | None = ...,
         search: global___Search | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["chat", b"chat", "draw", b"draw", "policy", b"policy", "prompt", b"prompt", "response", b"response", "sampling", b"sampling", "search", b"search", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["chat", b"chat", "client_request_id", b"client_request_id", "draw", b"draw", "model", b"model", "policy", b"policy", "prompt", b"prompt", "references", b"references", "response", b"response", "sampling", b"sampling", "search", b"search", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_prompt_cache", b"_prompt_cache", "chat", b"chat", "draw", b"draw", "policy", b"policy", "prompt", b"prompt", "prompt_cache", b"prompt_cache", "response", b"response", "sampling", b"sampling", "search", b"search", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_prompt_cache", b"_prompt_cache", "chat", b"chat", "client_request_id", b"client_request_id", "draw", b"draw", "model", b"model", "policy", b"policy", "prompt", b"prompt", "prompt_cache", b"prompt_cache", "references", b"references", "response", b"response", "sampling", b"sampling", "search", b"search", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_prompt_cache", b"_prompt_cache"]) -> typing.Literal["prompt_cache"] | None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["prompt", b"prompt"]) -> typing.Literal["text", "token_ids", "chat"] | None: ...
 
 global___GenerationSpec = GenerationSpec
@@ -385,6 +394,8 @@ global___TokenIds = TokenIds
 
 @typing.final
 class Chat(google.protobuf.message.Message):
+    """If the last message is the assistant's, the answer goes on with it, and is what is written from there."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: builtins.int
@@ -504,21 +515,32 @@ class Stopping(google.protobuf.message.Message):
     IGNORE_EOS_FIELD_NUMBER: builtins.int
     INCLUDE_STOP_FIELD_NUMBER: builtins.int
     TIME_BUDGET_FIELD_NUMBER: builtins.int
+    EOS_TOKEN_IDS_FIELD_NUMBER: builtins.int
     max_new_tokens: builtins.int
     """[1, Limits.max_new_tokens], per candidate; unset: 256"""
     min_new_tokens: builtins.int
     """at most max_new_tokens"""
     ignore_eos: builtins.bool
+    """no model's own end ends the answer"""
     include_stop: builtins.bool
+    """the text keeps the stop string"""
     @property
     def stop(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """at most 8, each 1 to 256 bytes of UTF-8"""
+        """At most 8, each 1 to 256 bytes of UTF-8. One that is the name of a special token of a model that writes stands for
+        that token, too, which has no text in an answer; one that holds such a name beside other text is refused.
+        """
 
     @property
-    def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
+    def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """of the requested model and of models that share its ids"""
+
     @property
     def time_budget(self) -> google.protobuf.duration_pb2.Duration:
         """positive; the best answer so far is returned, status OK"""
+
+    @property
+    def eos_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The requested model's own ends in place of those it comes with; empty: these. Other models that write keep theirs."""
 
     def __init__(
         self,
@@ -530,9 +552,10 @@ class Stopping(google.protobuf.message.Message):
         ignore_eos: builtins.bool = ...,
         include_stop: builtins.bool = ...,
         time_budget: google.protobuf.duration_pb2.Duration | None = ...,
+        eos_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_max_new_tokens", b"_max_new_tokens", "_min_new_tokens", b"_min_new_tokens", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "time_budget", b"time_budget"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_max_new_tokens", b"_max_new_tokens", "_min_new_tokens", b"_min_new_tokens", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "time_budget", b"time_budget"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_max_new_tokens", b"_max_new_tokens", "_min_new_tokens", b"_min_new_tokens", "eos_token_ids", b"eos_token_ids", "ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "max_new_tokens", b"max_new_tokens", "min_new_tokens", b"min_new_tokens", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "time_budget", b"time_budget"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_max_new_tokens", b"_max_new_tokens"]) -> typing.Literal["max_new_tokens"] | None: ...
     @typing.overload
@@ -548,14 +571,11 @@ class ResponseOptions(google.protobuf.message.Message):
 
     TOKENS_FIELD_NUMBER: builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: builtins.int
-    PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     MAX_CANDIDATES_FIELD_NUMBER: builtins.int
     tokens: builtins.bool
     """a TokenInfo for every token"""
     top_logprobs: builtins.int
     """[0, Limits.max_top_logprobs]; needs tokens"""
-    prompt_tokens: builtins.bool
-    """Started.prompt"""
     max_candidates: builtins.int
     """at most so many, the selected one first; 0: the selected one only"""
     def __init__(
@@ -563,10 +583,9 @@ class ResponseOptions(google.protobuf.message.Message):
         *,
         tokens: builtins.bool = ...,
         top_logprobs: builtins.int = ...,
-        prompt_tokens: builtins.bool = ...,
         max_candidates: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_candidates", b"max_candidates", "prompt_tokens", b"prompt_tokens", "tokens", b"tokens", "top_logprobs", b"top_logprobs"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_candidates", b"max_candidates", "tokens", b"tokens", "top_logprobs", b"top_logprobs"]) -> None: ...
 
 global___ResponseOptions = ResponseOptions
 
@@ -1490,7 +1509,6 @@ class Usage(google.protobuf.message.Message):
     ACCEPTED_TOKENS_FIELD_NUMBER: builtins.int
     NUDGED_TOKENS_FIELD_NUMBER: builtins.int
     REWARD_CALLS_FIELD_NUMBER: builtins.int
-    REWARD_TOKENS_FIELD_NUMBER: builtins.int
     MODELS_FIELD_NUMBER: builtins.int
     QUEUE_TIME_FIELD_NUMBER: builtins.int
     TIME_TO_FIRST_TOKEN_FIELD_NUMBER: builtins.int
@@ -1507,7 +1525,6 @@ class Usage(google.protobuf.message.Message):
     accepted_tokens: builtins.int
     nudged_tokens: builtins.int
     reward_calls: builtins.int
-    reward_tokens: builtins.int
     mean_entropy_nats: builtins.float
     """over the tokens of the selected candidate"""
     exp_mean_entropy: builtins.float
@@ -1533,7 +1550,6 @@ class Usage(google.protobuf.message.Message):
         accepted_tokens: builtins.int = ...,
         nudged_tokens: builtins.int = ...,
         reward_calls: builtins.int = ...,
-        reward_tokens: builtins.int = ...,
         models: collections.abc.Iterable[global___ModelUsage] | None = ...,
         queue_time: google.protobuf.duration_pb2.Duration | None = ...,
         time_to_first_token: google.protobuf.duration_pb2.Duration | None = ...,
@@ -1543,7 +1559,7 @@ class Usage(google.protobuf.message.Message):
         discarded_tokens: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["queue_time", b"queue_time", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "discarded_tokens", b"discarded_tokens", "drafted_tokens", b"drafted_tokens", "exp_mean_entropy", b"exp_mean_entropy", "generated_tokens", b"generated_tokens", "mean_entropy_nats", b"mean_entropy_nats", "models", b"models", "nudged_tokens", b"nudged_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "returned_tokens", b"returned_tokens", "reward_calls", b"reward_calls", "reward_tokens", b"reward_tokens", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted_tokens", b"accepted_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "discarded_tokens", b"discarded_tokens", "drafted_tokens", b"drafted_tokens", "exp_mean_entropy", b"exp_mean_entropy", "generated_tokens", b"generated_tokens", "mean_entropy_nats", b"mean_entropy_nats", "models", b"models", "nudged_tokens", b"nudged_tokens", "prompt_tokens", b"prompt_tokens", "queue_time", b"queue_time", "returned_tokens", b"returned_tokens", "reward_calls", b"reward_calls", "time_to_first_token", b"time_to_first_token", "total_time", b"total_time"]) -> None: ...
 
 global___Usage = Usage
 
@@ -1645,7 +1661,6 @@ class Started(google.protobuf.message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     MAX_NEW_TOKENS_FIELD_NUMBER: builtins.int
-    PROMPT_FIELD_NUMBER: builtins.int
     generation_id: builtins.str
     prompt_tokens: builtins.int
     seed: builtins.int
@@ -1654,8 +1669,6 @@ class Started(google.protobuf.message.Message):
     def models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """the authors, the requested model first"""
 
-    @property
-    def prompt(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TokenInfo]: ...
     def __init__(
         self,
         *,
@@ -1664,9 +1677,8 @@ class Started(google.protobuf.message.Message):
         prompt_tokens: builtins.int = ...,
         seed: builtins.int = ...,
         max_new_tokens: builtins.int = ...,
-        prompt: collections.abc.Iterable[global___TokenInfo] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id", "max_new_tokens", b"max_new_tokens", "models", b"models", "prompt", b"prompt", "prompt_tokens", b"prompt_tokens", "seed", b"seed"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["generation_id", b"generation_id", "max_new_tokens", b"max_new_tokens", "models", b"models", "prompt_tokens", b"prompt_tokens", "seed", b"seed"]) -> None: ...
 
 global___Started = Started
 
@@ -1741,7 +1753,10 @@ class Completed(google.protobuf.message.Message):
     selected: builtins.int
     """Candidate.index"""
     reproducible: builtins.bool
-    """whether the same request with the same seed gives the same tokens, up to rounding"""
+    """Whether the same request with the same seed gives the same tokens, whatever else runs, up to rounding: the last bits
+    of numbers differ with the batch and with what is cached, and where two tokens are nearly level, most of all in
+    bfloat16, the draw can go the other way. See GenerationSpec.prompt_cache.
+    """
     abstained: builtins.bool
     """no candidate reached BestOfN.threshold; the selected one is the best of them"""
     @property
@@ -2005,13 +2020,11 @@ class Model(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     ID_FIELD_NUMBER: builtins.int
-    REVISION_FIELD_NUMBER: builtins.int
     METHODS_FIELD_NUMBER: builtins.int
     DRAFT_MODELS_FIELD_NUMBER: builtins.int
     NUDGE_MODELS_FIELD_NUMBER: builtins.int
     MAX_CONTEXT_TOKENS_FIELD_NUMBER: builtins.int
     VOCAB_SIZE_FIELD_NUMBER: builtins.int
-    READY_FIELD_NUMBER: builtins.int
     ROLE_FIELD_NUMBER: builtins.int
     SOURCE_FIELD_NUMBER: builtins.int
     ARCHITECTURE_FIELD_NUMBER: builtins.int
@@ -2019,10 +2032,8 @@ class Model(google.protobuf.message.Message):
     DEVICE_FIELD_NUMBER: builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: builtins.int
     id: builtins.str
-    revision: builtins.str
     max_context_tokens: builtins.int
     vocab_size: builtins.int
-    ready: builtins.bool
     role: global___ModelRole.ValueType
     source: builtins.str
     """hub id or name of a bundled model"""
@@ -2034,22 +2045,24 @@ class Model(google.protobuf.message.Message):
         """variants of the axes that this model can be asked for, e.g. "policy.nudged" """
 
     @property
-    def draft_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def draft_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """that Speculative.draft_model may name for it"""
+
     @property
-    def nudge_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def nudge_models(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """that Nudged.nudger may name for it"""
+
     @property
     def eos_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     def __init__(
         self,
         *,
         id: builtins.str = ...,
-        revision: builtins.str = ...,
         methods: collections.abc.Iterable[builtins.str] | None = ...,
         draft_models: collections.abc.Iterable[builtins.str] | None = ...,
         nudge_models: collections.abc.Iterable[builtins.str] | None = ...,
         max_context_tokens: builtins.int = ...,
         vocab_size: builtins.int = ...,
-        ready: builtins.bool = ...,
         role: global___ModelRole.ValueType = ...,
         source: builtins.str = ...,
         architecture: builtins.str = ...,
@@ -2057,7 +2070,7 @@ class Model(google.protobuf.message.Message):
         device: builtins.str = ...,
         eos_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "device", b"device", "draft_models", b"draft_models", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "id", b"id", "max_context_tokens", b"max_context_tokens", "methods", b"methods", "nudge_models", b"nudge_models", "ready", b"ready", "revision", b"revision", "role", b"role", "source", b"source", "vocab_size", b"vocab_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "device", b"device", "draft_models", b"draft_models", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "id", b"id", "max_context_tokens", b"max_context_tokens", "methods", b"methods", "nudge_models", b"nudge_models", "role", b"role", "source", b"source", "vocab_size", b"vocab_size"]) -> None: ...
 
 global___Model = Model
 
