@@ -55,6 +55,15 @@ def register(subparsers: Any) -> None:
     results_option(score)
     score.set_defaults(run=_nudging_report)
 
+    memory = actions.add_parser(
+        "memory",
+        help="memory that the README's first example takes, and gives back",
+        description="Run the README's first example in a process of its own, three engines one after the other, and "
+        "record what is resident when.",
+    )
+    results_option(memory)
+    memory.set_defaults(run=_memory)
+
     register_speculation(actions)
     register_training(actions)
     register_searches(actions)
@@ -143,6 +152,12 @@ def _kernels(args: argparse.Namespace) -> int:
         plot_kernels(recorder.rows, args.plot)
         print(args.plot)
     return recorded(args, recorder)
+
+
+def _memory(args: argparse.Namespace) -> int:
+    from trimtab.bench.memory import bench_memory
+
+    return recorded(args, bench_memory())
 
 
 def _nudging(args: argparse.Namespace) -> int:

@@ -92,9 +92,18 @@ def _with_run(lines: Callable[[Sequence[Row]], list[str]]) -> Callable[[Sequence
     return lambda rows: [*(made := lines(rows))[:-1], f"{made[-1]} {_run(rows[0])}"]
 
 
+def _memory(rows: Sequence[Row]) -> list[str]:
+    lines = [f"| {' | '.join(row.metric for row in rows)} |", "|---" * len(rows) + "|"]
+    cells = (f"**{row.value:.0f}**" if row.metric == "peak" else f"{row.value:.0f}" for row in rows)
+    models = " and ".join(rows[0].settings["models"])
+    caption = f"MB resident in a process that runs {rows[0].case} with {models}. {_run(rows[0])}"
+    return [*lines, f"| {' | '.join(cells)} |", "", caption]
+
+
 TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "decode": _decode,
     "kernels": _kernels,
+    "memory": _memory,
     "nudging": _nudging,
     "draft_training": draft_table,
     "head_training": head_table,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from trimtab.decode.chance import Line
+from trimtab.decode.ends import Ends
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.ops import Context, Pick, Picks, Read, blind
 from trimtab.decode.text import Detokenizer
@@ -100,6 +101,9 @@ class Answer:
         prompts: for each author the token ids after which it writes; none where the figures of its tokens are not its
             own, but those of a mixture.
         emit: takes each chunk of committed text; None collects silently.
+
+    Attributes:
+        ends: which tokens end it.
     """
 
     def __init__(
@@ -120,11 +124,8 @@ class Answer:
         self._stopping, self.top = request.stopping, request.top_logprobs
         self._drawing, self.index, self._model = drawing, index, request.model
         self._keys = _keys(drawing.key)
-        self._same = frozenset((request.model, *same_vocabulary))
-        self._text_only = text_only
+        self.ends = Ends(request, context.vocabulary, same_vocabulary, text_only)
         stopping = request.stopping
-        self._stop_names = {stop.encode(): stop for stop in stopping.stop}
-        self._bans: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # by model: early, and after that
         self._detokenizer = Detokenizer(
             (*stopping.stop, *stops), include_stop=stopping.include_stop, min_tokens=stopping.min_new_tokens
         )
@@ -173,32 +174,6 @@ class Answer:
         """Tokens that may still be written."""
         return self._stopping.max_new_tokens - len(self.tokens)
 
-    def ends(self, model: str, token: int) -> bool:
-        """Whether ``token``, written by ``model``, is one that ends an answer."""
-        if self.is_eos(model, token) or (model in self._same and token in self._stopping.stop_token_ids):
-            return True
-        return self._named_stop(model, token) is not None
-
-    def is_eos(self, model: str, token: int) -> bool:
-        """Whether ``token`` is how ``model`` ends an answer by itself, and the request lets it."""
-        return not self._stopping.ignore_eos and token in self._eos_of(model)
-
-    def is_named(self, token: Token, text: str) -> bool:
-        """Whether ``token`` is a special token, which has no text, and ``text`` its name."""
-        own = self._context.vocabulary(token.author)
-        return token.id in own.special_ids and token.piece == text.encode()
-
-    def _eos_of(self, model: str) -> tuple[int, ...]:
-        replaced = self._stopping.eos_token_ids if model == self._model else ()
-        return replaced or self._context.vocabulary(model).eos_token_ids
-
-    def _named_stop(self, model: str, token: int) -> str | None:
-        """The stop string that is the name of this token, if that is a special one."""
-        if not self._stop_names:
-            return None
-        own = self._context.vocabulary(model)
-        return self._stop_names.get(own.piece(token)) if token in own.special_ids else None
-
     def pick(self, model: str, ahead: int = 0) -> Pick:
         """How to draw the token ``ahead`` places after the next one, from ``model``."""
         return self._pick_at(model, self._keys, len(self.tokens) + ahead)
@@ -209,24 +184,8 @@ class Answer:
         return Picks(lambda i: self._pick_at(model, keys, start + i), count)
 
     def _pick_at(self, model: str, keys: tuple[Key, Key], position: int) -> Pick:
-        if model not in self._bans:
-            self._bans[model] = self._banned(model)
-        banned = self._bans[model][position >= self._stopping.min_new_tokens]
-        filters = self._drawing.filters if model in self._same else self._drawing.foreign
-        return Pick(filters, keys[model != self._model], position, banned)
-
-    def _banned(self, model: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What ``model`` must not write before the minimum length, and what it must not write after that."""
-        own, eos = self._context.vocabulary(model), self._eos_of(model)
-        always: list[int] = []
-        if self._text_only:
-            always = [token for token in (*eos, *own.eos_token_ids) if not self.ends(model, token)]
-        early = [*always, *eos]
-        if model in self._same:
-            early += self._stopping.stop_token_ids
-        if self._stop_names:
-            early += [token for token in own.special_ids if self._named_stop(model, token) is not None]
-        return tuple(dict.fromkeys(early)), tuple(dict.fromkeys(always))
+        filters = self._drawing.filters if self.ends.shares_ids(model) else self._drawing.foreign
+        return Pick(filters, keys[model != self._model], position, self.ends.banned(model, position))
 
     def token(self, model: str, read: Read, draw: TokenDraw | None = None) -> Token:
         """The token that ``model`` drew; how, says the read unless ``draw`` does."""
@@ -290,11 +249,11 @@ class Answer:
                 break
             taken += 1
             self.tokens.append(token)
-            if self.ends(token.author, token.id):
-                eos = token.id in self._eos_of(token.author)
+            if self.ends.holds(token.author, token.id):
+                eos = token.id in self.ends.eos(token.author)
                 self.finish_reason = FinishReason.EOS if eos else FinishReason.STOP
-                if not self.is_eos(token.author, token.id):
-                    self.stop_match = self._named_stop(token.author, token.id)
+                if not self.ends.is_eos(token.author, token.id):
+                    self.stop_match = self.ends.named(token.author, token.id)
                 break
             special = token.id in self._context.vocabulary(token.author).special_ids
             text.append(self._detokenizer.feed(b"" if special else token.piece))

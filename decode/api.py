@@ -29,7 +29,6 @@ from trimtab.decode.types import (
     Limits,
     Mixture,
     ModelInfo,
-    Nudged,
     Objective,
     Policy,
     Prompt,
@@ -227,8 +226,6 @@ def validate(
     check.references(request.references)
     check.flag("prompt_cache", request.prompt_cache)
     check.axes(request, info, same_ids)
-    if not check.found and info is not None:
-        check.drawable(request, info, same_ids)
     if check.found:
         raise InvalidRequest(check.found + check.unknown)
     if check.unknown_error is not None:
@@ -324,26 +321,6 @@ class _RequestCheck(AxesCheck):
         self.flag("stopping.include_stop", stopping.include_stop)
         if stopping.time_budget is not None:
             self.number("stopping.time_budget", stopping.time_budget, "of seconds > 0", lambda x: x > 0)
-
-    def drawable(self, request: Request, info: ModelInfo, same_ids: Callable[[str, str], bool]) -> None:
-        """That at every position some token can be drawn; what is checked here has been found valid field by field."""
-        policy, stopping = request.policy, request.stopping
-        bans = {token for token, bias in request.sampling.logit_bias.items() if bias == -math.inf}
-        writers = [info]
-        if isinstance(policy, Nudged) and (nudger := self.models.get(policy.nudger)) is not None:
-            if same_ids(info.name, nudger.name):
-                writers.append(nudger)
-            elif stopping.ignore_eos:
-                # Text passes from model to model, and there is none for a token that ends answers.
-                bans |= set(info.eos_token_ids) - set(stopping.stop_token_ids)
-        for writer in writers:
-            early = bans.union(writer.eos_token_ids, stopping.stop_token_ids) if stopping.min_new_tokens else bans
-            if len(bans) >= writer.vocab_size:
-                value = f"bans all {writer.vocab_size} tokens of model {writer.name!r}"
-                self.refuse("sampling.logit_bias", value, "bans that leave a token which does not end answers")
-            elif len(early) >= writer.vocab_size:
-                value = f"{stopping.min_new_tokens} with sampling.logit_bias, which bans all tokens but ends of answers"
-                self.refuse("stopping.min_new_tokens", value, "0, or a token beside these that is not banned")
 
     def _stop_problem(self, stop: object) -> str | None:
         most = self.limits.max_stop_bytes

@@ -18,7 +18,7 @@ from trimtab.decode.policies.handover import HandoverWriter
 from trimtab.decode.policies.nudged import NudgedWriter
 from trimtab.decode.policies.token_reward import RateAnswers, TokenRewardWriter
 from trimtab.decode.policies.trigger import DEFAULT_TRIGGER
-from trimtab.decode.prepare.messages import beginning
+from trimtab.decode.prepare.messages import PromptKind, beginning, prompt_kind
 from trimtab.decode.prepare.templates import BASE_STOPS
 from trimtab.decode.rewards import rating
 from trimtab.decode.searches.best_of_n import best_of_n
@@ -154,7 +154,9 @@ class Maker:
         stops = plan.stops if prompt is None else tuple(dict.fromkeys((*plan.stops, *BASE_STOPS)))
         policy = request.policy
         foreign = isinstance(policy, Nudged) and not plan.same_vocabulary
-        begun = bool(beginning(request.prompt if prompt is None else prompt))
+        asked = request.prompt if prompt is None else prompt
+        # Whatever is no turn of its own goes on where the prompt ends.
+        begun = prompt_kind(asked) is not PromptKind.CHAT or bool(beginning(asked))
         answer = Answer(
             self.context,
             request,

@@ -83,3 +83,41 @@ def tiny_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return made[key]
 
     return folder
+
+
+# ---------------------------------------------------------------------------------------------- memory of the processes
+
+_MOST = 3 << 10  # MB that one process of a test run may take
+_PEAKS = pytest.StashKey[list[int]]()
+
+
+def _peak() -> int:
+    """The most memory, in MB, that this process has had resident."""
+    import resource
+
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # macOS counts bytes, Linux kB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells the process that started it; that one says it, and fails a run that took too much."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["peak"] = _peak()
+        return
+    peaks = config.stash.setdefault(_PEAKS, [])
+    if max((_peak(), *peaks)) > _MOST:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    peak = getattr(node, "workeroutput", {}).get("peak")
+    if peak is not None:
+        node.config.stash.setdefault(_PEAKS, []).append(peak)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    peaks = config.stash.get(_PEAKS, []) or [_peak()]
+    terminalreporter.write_line(f"peak memory of a process: {max(peaks)} MB; accepted: at most {_MOST} MB")

@@ -22,6 +22,7 @@ from trimtab.decode.answer import Drawing
 from trimtab.decode.api import ResolvedSampling, check_length, request_from_kwargs, resolve_sampling, validate
 from trimtab.decode.build import Plan, write
 from trimtab.decode.config import EngineConfig, EngineOptions, ModelConfig
+from trimtab.decode.ends import Ends, check_drawable
 from trimtab.decode.engine.loop import Loop
 from trimtab.decode.engine.memory import give_back
 from trimtab.decode.engine.run import Job, Run
@@ -191,7 +192,7 @@ class Engine:
         jobs: list[Job] = []
         try:
             for request, waiter in zip(requests, waiting, strict=True):
-                jobs.append(self.submit(request, waiter.put))
+                jobs.append(self._start(request, waiter.put))
             results = [waiter.result() for waiter in waiting]
         except BaseException:
             for job in jobs:
@@ -229,20 +230,20 @@ class Engine:
 
     def astream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Event, None]:
         """``stream`` for asyncio. Close the iterator, or cancel the task that reads it, to cancel the request."""
-        return self._astream(lambda: self._request(prompt, options))
+        return self._astream(lambda on_event: self.submit(self._request(prompt, options), on_event))
 
     def astream_request(self, request: Request) -> AsyncGenerator[Event, None]:
         """As ``astream``, of a request object."""
-        return self._astream(lambda: request)
+        return self._astream(partial(self.submit, request))
 
     async def _aresult(self, request: Request) -> Result:
-        async with aclosing(self._astream(lambda: request)) as events:
+        async with aclosing(self._astream(partial(self._start, request))) as events:
             async for event in events:
                 if isinstance(event, Completed):
                     return event.result
         raise EngineFailed("a stream ended without its last event")
 
-    async def _astream(self, make: Callable[[], Request]) -> AsyncGenerator[Event, None]:
+    async def _astream(self, begin: Callable[[OnEvent], Job]) -> AsyncGenerator[Event, None]:
         loop = asyncio.get_running_loop()
         buffer: deque[Event | Exception] = deque()
         ready = asyncio.Event()
@@ -268,7 +269,7 @@ class Engine:
         def submit() -> Job:
             # The reader may be gone by the time the prompt is tokenised; then nothing must start unattended.
             nonlocal job
-            job = self.submit(make(), on_event)
+            job = begin(on_event)
             if abandoned:
                 job.cancel()
             return job
@@ -308,9 +309,14 @@ class Engine:
             Overloaded: the queue is full.
             EngineClosed: the engine is closing.
         """
-        submitted = time.monotonic()
         self._loop.check_open()
         self._validate(request)
+        return self._start(request, on_event)
+
+    def _start(self, request: Request, on_event: OnEvent) -> Job:
+        """``submit`` of a request that has been validated."""
+        submitted = time.monotonic()
+        self._loop.check_open()
         plan, resolved = self._prepare(request)
         needed = self._needed_pages(plan)
 
@@ -422,8 +428,12 @@ class Engine:
             if outside := self._views[name].unknown(ids):
                 raise InvalidRequest.of("prompt", outside, "a text of tokens that the model has")
             check_length(len(ids), request.stopping.max_new_tokens, self._views[name].context)
-        writing = [request.model, *(name for name in helpers if _writes(policy, name))]
-        check_stops(request, {name: self._views[name].vocabulary for name in writing})
+        writing = [request.model, *([policy.nudger] if isinstance(policy, Nudged) else [])]
+        vocabularies = {name: self._views[name].vocabulary for name in writing}
+        check_stops(request, vocabularies)
+        text_only = isinstance(policy, Nudged) and not same
+        ends = Ends(request, vocabularies.__getitem__, writing if same else (), text_only)
+        check_drawable(request, ends, {name: self.models[name] for name in writing})
         resolved = resolve_sampling(request.sampling, view.model.generation_config)
         foreign = Filters(
             temperature=resolved.temperature,
@@ -643,7 +653,7 @@ class Engine:
     def __del__(self) -> None:
         loop: Loop | None = getattr(self, "_loop", None)  # none where the constructor failed
         if loop is not None and not loop.closing:
-            warnings.warn(f"{self!r} was dropped and not closed", ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(f"{self!r} was dropped and not closed", ResourceWarning, stacklevel=2)
             loop.close(wait=False)
 
     def __enter__(self) -> Self:

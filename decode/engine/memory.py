@@ -21,7 +21,7 @@ def memory_limit(groups: Path = _GROUPS, mine: Path = _MINE) -> int:
         mine: lists those of this process.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # a system that has no control groups, or other ones
         for line in mine.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):

@@ -156,7 +156,7 @@ class HandoverWriter(Writer):
             return
         span.done += 1
         span.written += 1
-        if not self.answer.ends(self._nudger.model, token.id):
+        if not self.answer.ends.holds(self._nudger.model, token.id):
             self._data += text_of(self._nudger_vocabulary, token.id)
             self._of_nudger.append(token.id)
 
@@ -191,7 +191,7 @@ class HandoverWriter(Writer):
 
     def _gives_up(self, read: Read) -> bool:
         """Whether the base would end its answer here: by EOS, or by turning to a question of its own."""
-        if self.answer.is_eos(self._base.seq.model, read.token):
+        if self.answer.ends.is_eos(self._base.seq.model, read.token):
             return True
         piece = text_of(self._base_vocabulary, read.token)
         head = piece.strip()
@@ -237,7 +237,7 @@ class HandoverWriter(Writer):
 
     def _takes_over(self, read: Read, follower: Read | None, spent: bool) -> bool:
         """Whether the base goes on by itself, where the nudger would write ``follower``."""
-        if follower is not None and self.answer.ends(self._nudger.model, follower.token):
+        if follower is not None and self.answer.ends.holds(self._nudger.model, follower.token):
             return False  # the end is the nudger's to say
         if self._gives_up(read):
             return False
@@ -276,7 +276,7 @@ class HandoverWriter(Writer):
                 pick = answer.pick(model, span.ahead)
                 (span.next,) = await Extend(self._nudger, pending, (pick,), answer.top)
             token = span.next.token
-            if answer.ends(model, token):
+            if answer.ends.holds(model, token):
                 break
             if not span.words or self._is_whole(span.words[-1], token):
                 if len(span.words) >= span.block:
@@ -352,7 +352,9 @@ class HandoverWriter(Writer):
         if index + 1 < len(span.words):
             return False
         last = span.next
-        return ahead >= self.answer.remaining or (last is not None and self.answer.ends(self._nudger.model, last.token))
+        return ahead >= self.answer.remaining or (
+            last is not None and self.answer.ends.holds(self._nudger.model, last.token)
+        )
 
     def _settle_base(self) -> None:
         """Cut the base's tokens, which may spell words that were drafted but not written, back to the answer."""

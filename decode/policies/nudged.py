@@ -71,7 +71,7 @@ class NudgedWriter(Writer):
                     return None
                 self._reads.extend(await self._base.propose())
             read = self._reads[0]
-            gives_up = answer.is_eos(model, read.token) or answer.is_eos(helper, read.token)
+            gives_up = answer.ends.is_eos(model, read.token) or answer.ends.is_eos(helper, read.token)
             spent = self._max_span is not None and self._span >= self._max_span
             if not gives_up and (spent or not fires(self._when, read)):
                 return answer.token(model, read)

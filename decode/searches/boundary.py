@@ -39,7 +39,7 @@ class Boundary:
                 return length >= self.max_tokens
             if length == 0:
                 return False
-            return self.delimiter in answer.text[seen:] or answer.is_named(answer.tokens[-1], self.delimiter)
+            return self.delimiter in answer.text[seen:] or answer.ends.is_named(answer.tokens[-1], self.delimiter)
 
         def before(token: Token) -> bool:
             length = len(answer.tokens) - start
