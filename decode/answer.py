@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Drawing", "Preview"]
 
 NO_REWARDS: Mapping[str, float] = FrozenDict()
+NO_PROMPTS: Mapping[str, tuple[int, ...]] = FrozenDict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +117,11 @@ class Answer:
         same_vocabulary: Sequence[str] = (),
         text_only: bool = False,
         index: int = 0,
-        prompts: Mapping[str, Sequence[int]] | None = None,
+        prompts: Mapping[str, tuple[int, ...]] = NO_PROMPTS,
         emit: Callable[[Chunk], None] | None = None,
     ) -> None:
         self._context, self._emit = context, emit
-        self.prompts: Mapping[str, Sequence[int]] = prompts or {}
+        self.prompts = prompts
         self._stopping, self.top = request.stopping, request.top_logprobs
         self._drawing, self.index, self._model = drawing, index, request.model
         self._keys = _keys(drawing.key)
@@ -203,7 +204,7 @@ class Answer:
     def adopt(self, other: Answer) -> None:
         """Take over what ``other`` has written, text and end included, and forget what was written here."""
         if other.prompts is not self.prompts and other.prompts != self.prompts:
-            self.prompts = {}  # its tokens were written after another prompt than what follows
+            self.prompts = NO_PROMPTS  # its tokens were written after another prompt than what follows
         self.tokens, self._text = list(other.tokens), list(other._text)
         self._detokenizer = other._detokenizer.copy()
         self.finish_reason, self.stop_match = other.finish_reason, other.stop_match

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from trimtab.decode.answer import Answer, Drawing, Preview
+from trimtab.decode.answer import NO_PROMPTS, Answer, Drawing, Preview
 from trimtab.decode.draws.autoregressive import AutoregressiveDraw
 from trimtab.decode.draws.base import TokenDraws
 from trimtab.decode.draws.foreign import ForeignDrafter
 from trimtab.decode.draws.lookup import CopyingDrafter, LookupDrafter
 from trimtab.decode.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
+from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.ops import Context, Mixed, Seq
 from trimtab.decode.policies.base import BaseWriter
 from trimtab.decode.policies.handover import HandoverWriter
@@ -144,6 +145,7 @@ class Maker:
     def __init__(self, context: Context, plan: Plan, rate: Rate) -> None:
         self.context, self.plan, self.rate = context, plan, rate
         self.team = Team()
+        self._prompts: Mapping[str, tuple[int, ...]] | None = None
 
     def root(
         self, key: Key, index: int = 0, *, emit: Callable[[Chunk], None] | None = None, prompt: Prompt | None = None
@@ -165,7 +167,7 @@ class Maker:
             same_vocabulary=plan.models if plan.same_vocabulary else (),
             text_only=foreign,
             index=index,
-            prompts={} if isinstance(policy, Mixture) else prompts,
+            prompts=NO_PROMPTS if isinstance(policy, Mixture) else self._as_read(prompts),
             emit=emit,
         )
         seq = self._open(request.model, prompts)
@@ -212,6 +214,14 @@ class Maker:
         await writer.advance()
         writer.close()
         return answer.text
+
+    def _as_read(self, prompts: dict[str, list[int]]) -> Mapping[str, tuple[int, ...]]:
+        """Prompts as answers and their samples carry them; those of the request are one object for all."""
+        if prompts is not self.plan.prompts:
+            return FrozenDict({name: tuple(ids) for name, ids in prompts.items()})
+        if self._prompts is None:
+            self._prompts = FrozenDict({name: tuple(ids) for name, ids in prompts.items()})
+        return self._prompts
 
     def _open(self, model: str, prompts: dict[str, list[int]]) -> Seq:
         return self.context.open(model, prompts[model])

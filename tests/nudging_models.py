@@ -21,7 +21,7 @@ from trimtab.decode.answer import Drawing
 from trimtab.decode.build import Plan, write
 from trimtab.decode.ops import Extend, Pick, Read
 from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import Candidate, Chunk, Nudged, Request, Sampling, Stopping, TopLogprob
+from trimtab.decode.types import Candidate, ChatMessage, Chunk, Nudged, Request, Sampling, Stopping, TopLogprob
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 
@@ -283,7 +283,7 @@ class Case:
     def request(self) -> Request:
         return Request(
             model="base",
-            prompt=self.base_prompt,
+            prompt=(ChatMessage("user", "as the plan renders it"),),
             sampling=Sampling(seed=self.seed),
             stopping=self.stopping,
             policy=self.policy,

@@ -29,6 +29,7 @@ class Speaker:
     Attributes:
         spelled: (token, end of its bytes in what the model was shown).
         lead: spaces that the model has before an answer.
+        begun: the answer goes on where the prompt ends, without spaces of its own.
     """
 
     name: str
@@ -38,9 +39,12 @@ class Speaker:
     limit: int
     spelled: list[tuple[int, int]] = field(default_factory=list)
     lead: bytes = b""
+    begun: bool = False
 
     def __post_init__(self) -> None:
         last = self.prompt[-1]
+        if self.begun:
+            return
         if last not in self.vocabulary.special_ids and not self.vocabulary.piece(last)[-1:].isspace():
             self.lead = b" "
 
@@ -54,16 +58,16 @@ class Speaker:
     def wrote(self, token: int) -> None:
         end = self.spelled[-1][1] if self.spelled else 0
         text = self.text(token)
-        if not self.spelled:
+        if not self.spelled and not self.begun:
             self.lead = b""
-        if end == len(self.lead):
+        if end == len(self.lead) and not self.begun:
             self.lead += b" " * (len(text) - len(text.lstrip(b" ")))
         self.spelled.append((token, end + len(text)))
 
     def hear(self, answer: bytes) -> bool:
         """Spell the answer anew from the last settled word on; whether anything changed."""
         body = answer.lstrip(b" ")
-        shown = self.lead + body if body or self.spelled else b""
+        shown = answer if self.begun else self.lead + body if body or self.spelled else b""
         read = self.spelled[-1][1] if self.spelled else 0
         if self.spelled and read == len(shown):
             return False

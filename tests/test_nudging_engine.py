@@ -20,7 +20,7 @@ from trimtab.decode.engine.run import Job, Run
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.ops import Extend, Pick
-from trimtab.decode.prepare.templates import PromptTemplate, as_chat
+from trimtab.decode.prepare.templates import PromptTemplate
 from trimtab.decode.text import Vocabulary
 from trimtab.decode.types import Branching, Entropy, Nudged, Request, Result, Stopping, TopProb
 from trimtab.kernels.dispatch import Filters, RowPick, pick
@@ -77,8 +77,9 @@ def check(base: Eager, nudger: Eager, engine: Engine, prompt: Any, policy: Nudge
             name,
             eager.vocabulary,
             eager.reader(filters, branch),
-            eager.template.encode(prompt if name == "base" else as_chat(prompt, base.vocabulary)),
+            eager.template.encode(prompt),
             engine.models[name].max_context_tokens,
+            begun=isinstance(prompt, str),
         )
         for name, eager, branch in (("base", base, key), ("chat", nudger, key.child(0, 2**32 - 1)))
     ]
@@ -251,11 +252,10 @@ def _run(engine: Engine, method: Callable[[Run], Any]) -> Any:
 
 def test_one_vocabulary_through_the_engine(folders: dict[str, Path], eager: dict[str, Eager]) -> None:
     """Never and always: the base alone and the nudger alone; in between, the oracle token by token."""
-    chat = as_chat("the sin", eager["base"].vocabulary)
     with _engine(folders, "base", "twin", page_tokens=8) as engine:
         greedy = {"max_new_tokens": 30, "temperature": 0.0}
         base = [token.id for token in engine.generate("the sin", model="base", **greedy).tokens]
-        twin = [token.id for token in engine.generate(chat, model="chat", **greedy).tokens]
+        twin = [token.id for token in engine.generate("the sin", model="chat", **greedy).tokens]
         never = engine.generate("the sin", model="base", policy=Nudged("chat", TopProb(0.0)), **greedy)
         always = engine.generate("the sin", model="base", policy=Nudged("chat", TopProb(1.0)), **greedy)
         until = len(base) - (base[-1] in eager["base"].vocabulary.eos_token_ids)
@@ -274,7 +274,7 @@ def test_one_vocabulary_through_the_engine(folders: dict[str, Path], eager: dict
             if result.usage.nudged_tokens:
                 assert models["chat"].forward_passes == result.usage.nudged_tokens
                 last = max(i for i, token in enumerate(result.tokens) if token.author == "chat")
-                prompt_tokens = len(eager["twin"].template.encode(chat))
+                prompt_tokens = len(eager["twin"].template.encode("the sin"))
                 # The nudger reads its prompt and, in one chunk per turn, what stands before its last token.
                 assert models["chat"].tokens_read <= prompt_tokens + last
     settled(engine)
@@ -285,7 +285,7 @@ def _same_vocabulary(eager: dict[str, Eager], prompt: str, when: Any, options: d
     key = Key(options["seed"])
     base, twin = eager["base"], eager["twin"]
     ask = {"base": base.reader(filters, key), "chat": twin.reader(filters, key.child(0, 2**32 - 1))}
-    prompts = {"base": base.template.encode(prompt), "chat": twin.template.encode(as_chat(prompt, base.vocabulary))}
+    prompts = {"base": base.template.encode(prompt), "chat": twin.template.encode(prompt)}
     tokens: list[tuple[str, int]] = []
     eos = base.vocabulary.eos_token_ids
     while len(tokens) < options["max_new_tokens"]:

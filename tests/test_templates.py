@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
 from trimtab.decode.prepare.messages import canonical_prompt, parse_messages
-from trimtab.decode.prepare.templates import PromptTemplate, as_chat
+from trimtab.decode.prepare.templates import PromptTemplate, as_text
 from trimtab.decode.text import Vocabulary
 from trimtab.decode.types import ChatMessage
 
@@ -143,10 +143,11 @@ def test_system_text_joins_the_first_question_where_the_template_refuses_it() ->
     assert [v.field for v in caught.value.violations] == ["prompt.messages"]
 
 
-def test_as_chat_makes_one_user_message_of_text_and_ids() -> None:
-    assert as_chat("Why?", BASE) == (USER,)
-    assert as_chat(BASE.encode("Why?"), BASE) == (USER,)  # without the BOS
-    assert as_chat([{"role": "user", "content": "Why?"}], BASE) == (USER,)
+def test_ids_are_text_for_another_vocabulary_and_all_else_stays() -> None:
+    assert as_text(BASE.encode("Why?"), BASE) == "Why?"  # without the BOS
+    chat = [{"role": "user", "content": "Why?"}]
+    assert as_text("Why?", BASE) == "Why?"
+    assert as_text(chat, BASE) is chat
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_as_chat_makes_one_user_message_of_text_and_ids() -> None:
     ],
 )
 def test_bad_messages_are_named(messages: list[ChatMessage], fields: list[str]) -> None:
-    for refuse in (parse_messages, PromptTemplate(BASE).encode, lambda m: as_chat(m, BASE)):
+    for refuse in (parse_messages, PromptTemplate(BASE).encode):
         with pytest.raises(InvalidRequest) as caught:
             refuse(messages)
         assert [v.field for v in caught.value.violations] == fields
@@ -170,7 +171,7 @@ def test_bad_messages_are_named(messages: list[ChatMessage], fields: list[str]) 
 
 @pytest.mark.parametrize("prompt", ["", [], (), None, 3, b"bytes", {"role": "user", "content": "x"}])
 def test_prompts_of_no_kind_are_refused(prompt: object) -> None:
-    for refuse in (PromptTemplate(BASE).encode, lambda p: as_chat(p, BASE)):
+    for refuse in (PromptTemplate(BASE).encode, lambda p: as_text(p, BASE)):
         with pytest.raises(InvalidRequest, match=r"prompt = .* accepted: a non-empty text, a non-empty list"):
             refuse(prompt)
     with pytest.raises(InvalidRequest, match="at least one message"):

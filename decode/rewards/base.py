@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from trimtab.decode.frozen import FrozenDict
+from trimtab.decode.frozen import FrozenDict, freeze_fields
 from trimtab.decode.prepare.messages import beginning
 from trimtab.decode.types import ChatMessage, Prompt, RewardInfo, Token
 
@@ -64,7 +64,10 @@ class Sample:
     finished: bool = True
     tokens: tuple[Token, ...] = ()
     references: tuple[str, ...] = ()
-    prompts: Mapping[str, Sequence[int]] = field(default_factory=dict, repr=False, compare=False)
+    prompts: Mapping[str, tuple[int, ...]] = field(default_factory=FrozenDict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "prompts")
 
     @property
     def instruction(self) -> str:
