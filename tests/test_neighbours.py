@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from trimtab.decode.config import EngineOptions, ModelConfig
@@ -121,7 +121,7 @@ samplings = st.builds(
 )
 stoppings = st.builds(
     Stopping,
-    max_new_tokens=st.integers(1, 12),
+    max_new_tokens=st.sampled_from([1, 2, 3, 5, 8]),
     min_new_tokens=st.integers(0, 4),
     stop=st.lists(st.sampled_from(["the", "\n", "é", " a", "."]), max_size=2).map(tuple),
     stop_token_ids=st.lists(ids, max_size=3).map(tuple),
@@ -135,7 +135,7 @@ objectives = st.builds(
     ).map(tuple),
 )
 scalars = {
-    int: st.sampled_from([1, 2, 3, 5]),
+    int: st.sampled_from([1, 2, 3]),
     float: st.sampled_from([0.01, 0.3, 0.9]),
     str: st.sampled_from(REWARDS),
     AnyObjective: objectives,
@@ -240,7 +240,7 @@ def check(engine: Engine, asked: Sequence[Request], alone: int) -> int:
 
 
 LESS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-COUNT = 12  # requests side by side
+COUNT = 24  # requests side by side
 
 
 @pytest.mark.parametrize(
@@ -251,12 +251,17 @@ def test_legal_requests_get_what_they_get_alone(engine: Engine, least: int, alon
     """No request that passes validation fails; ``exact``: the same requests every time."""
     found = 0
 
-    @settings(max_examples=20 * least // COUNT, derandomize=exact, suppress_health_check=LESS, database=None)
+    @settings(
+        max_examples=3 * least // COUNT,  # a third of them and more are legal
+        derandomize=exact,
+        suppress_health_check=LESS,
+        database=None,
+        phases=[Phase.generate] if exact else [Phase.generate, Phase.shrink],
+    )
     @given(asked=st.lists(requests, min_size=COUNT, max_size=COUNT))
     def fuzz(asked: list[Request]) -> None:
         nonlocal found
-        if found < least:
-            found += check(engine, asked, alone)
+        found += check(engine, asked, alone)
 
     fuzz()
     assert found >= least
