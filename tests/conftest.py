@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -89,6 +90,25 @@ def tiny_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 _MOST = 3 << 10  # MB that one process of a test run may take
 _PEAKS = pytest.StashKey[list[int]]()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _give_back() -> Iterator[None]:
+    """Free what a file's models took before the next file loads its own; tiny ones may wait."""
+    yield
+    if _resident() > _MOST // 3:
+        from trimtab.decode.engine.memory import give_back
+
+        gc.collect()
+        give_back()
+
+
+def _resident() -> int:
+    """Memory of this process, in MB; 0 where the system doesn't say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    except OSError:
+        return 0
 
 
 def _peak() -> int:

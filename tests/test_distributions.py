@@ -236,7 +236,7 @@ FIELDS: tuple[Mapping[str, Any], ...] = (
     {"top_p": 0.7},
     {"min_p": 0.1},
     # Tokens that come again and again: the penalty has something to do.
-    {"top_k": 12, "repetition_penalty": 1.8, "logit_bias": dict.fromkeys((31, 9, 77, 200, 201), 4.0)},
+    {"top_k": 12, "repetition_penalty": 4.0, "logit_bias": dict.fromkeys((31, 9, 77, 200, 201), 4.0)},
     {"temperature": 0.8, "logit_bias": {31: 3.0, 77: -float("inf"), 200: 4.0}},
     {"top_k": 20, "min_new_tokens": 4, "stop_token_ids": (5, 31, 140)},
     EVERYTHING,
@@ -320,7 +320,7 @@ def check(engine: Engine, reference: Reference, case: Case, count: int) -> None:
 
 @pytest.mark.parametrize("case", SHORT, ids=str)
 def test_answers_follow_the_distribution_of_their_fields(engine: Engine, reference: Reference, case: Case) -> None:
-    check(engine, reference, case, 150 // case.n)
+    check(engine, reference, case, 100 // case.n)
 
 
 @pytest.mark.full
@@ -334,12 +334,12 @@ PENALISED = Case("penalty", FIELDS[5], draw=DRAWS[1])
 
 @pytest.fixture(scope="module")
 def penalised(engine: Engine) -> list[Result]:
-    return answers(engine, PENALISED, range(300))
+    return answers(engine, PENALISED, range(200))
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{}, {"temperature": 0.75}, {"top_k": 10}, {"repetition_penalty": 6.0}, {"logit_bias": {31: 3.0, 200: 3.0}}],
+    [{}, {"temperature": 0.75}, {"top_k": 10}, {"repetition_penalty": 1.0}, {"logit_bias": {31: 3.0, 200: 3.0}}],
     ids=str,
 )
 def test_another_distribution_is_told_from_the_engines(

@@ -17,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trimtab.decode.answer import Answer
+from trimtab.decode.ends import Ends
 from trimtab.decode.ops import Pick, Read
 from trimtab.decode.policies import nudged
 from trimtab.decode.policies.trigger import fires
@@ -145,8 +146,8 @@ def test_the_cases_meet_every_end_and_both_authors() -> None:
     ("owner", "name", "wrong"),
     [
         (nudged, "fires", lambda when, read: read.token % 2 == 0),
-        (Answer, "is_eos", lambda self, model, token: False),
-        (Answer, "ends", Answer.is_eos),
+        (Ends, "is_eos", lambda self, model, token: False),
+        (Ends, "holds", Ends.is_eos),
     ],
 )
 def test_a_wrong_rule_is_seen(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wrong: Any) -> None:
