@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from trimtab.decode.config import ModelConfig
 from trimtab.decode.engine.batch import RaggedBatch, Span
+from trimtab.decode.engine.memory import give_back
 from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models import bundled
@@ -99,8 +100,9 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
     _refuse(name, hf_config)
     device = _device(name, config.device)
     dtype = _dtype(config.dtype, device)
-    # Before the weights: making a tokenizer takes memory (Gemma's 0.4 GB) that the weights can then use.
+    # Before the weights: while it is made, a tokenizer takes memory (Gemma's 0.4 GB) that they would come on top of.
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    give_back()
     try:
         rates = is_reward(hf_config)
         model: Any = (

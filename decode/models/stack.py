@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trimtab.decode.engine.memory import give_back
 from trimtab.decode.engine.storage import Step
 from trimtab.decode.models.linear import Linear, packing_available
 
@@ -135,11 +136,13 @@ class Stack:
         scale = None if type(embed) is nn.Embedding else embed.embed_scale
         self.embed_scale: Tensor | None = None if scale is None else scale.to(dtype)
         self.layers: list[_DecoderLayer] = []
-        self.head = Linear((model.lm_head,), pack)
         for index, layer in enumerate(inner.layers):
             self.layers.append(_DecoderLayer(layer, index, heads, kv_heads, dim, pack))
             if pack:
                 _release(layer)
+        # Last, when all other weights are there once only: the largest, it is there twice while it is packed.
+        give_back()
+        self.head = Linear((model.lm_head,), pack)
         sandwich = type(inner.layers[0]).__name__ in _SANDWICH
         self.norm = _Norm(inner.norm, 1.0 if sandwich else 0.0)
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
