@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.errors import InvalidRequest, NotFound, UnsupportedRequest
+from trimtab.decode.errors import InvalidRequest, NotFound, RewardFailed, UnsupportedRequest
 from trimtab.decode.types import (
     Acceptance,
     AnyObjective,
@@ -223,6 +223,11 @@ def ids_of(result: Result) -> list[tuple[int, ...]]:
     return [tuple(token.id for token in candidate.tokens) for candidate in result.candidates]
 
 
+def _too_long(end: Result | Exception) -> bool:
+    """The one end that a reward documents and nobody can foresee: an answer that its own model spells too long."""
+    return isinstance(end, RewardFailed) and "prompt and answer take" in str(end)
+
+
 COUNT = 24  # requests side by side
 HUGE = "1000000.0"  # a weight by which what rounding leaves of two batches is multiplied, too
 
@@ -230,7 +235,7 @@ HUGE = "1000000.0"  # a weight by which what rounding leaves of two batches is m
 def check(engine: Engine, asked: Sequence[Request], alone: int) -> int:
     """Run requests side by side, and the first ``alone`` legal ones by themselves; returns how many were legal."""
     ends = run(engine, asked)
-    legal = [(r, e) for r, e in zip(asked, ends, strict=True) if not isinstance(e, REFUSED)]
+    legal = [(r, e) for r, e in zip(asked, ends, strict=True) if not isinstance(e, REFUSED) and not _too_long(e)]
     for request, end in legal:
         assert isinstance(end, Result), (request, end, end.__cause__)
     for request, end in legal[:alone]:
@@ -247,7 +252,7 @@ def check(engine: Engine, asked: Sequence[Request], alone: int) -> int:
     ("least", "alone", "exact"),
     [
         pytest.param(500, 1, True, id="500"),
-        *(pytest.param(5000, 2, False, id=f"{n} x 5000", marks=pytest.mark.full) for n in range(4)),
+        *(pytest.param(2000, 1, False, id=f"2000 more, {n}", marks=pytest.mark.full) for n in range(10)),
     ],
 )
 def test_legal_requests_get_what_they_get_alone(engine: Engine, least: int, alone: int, exact: bool) -> None:
