@@ -81,8 +81,8 @@ class ChatMessage:
     content: str
 
 
-# Text and token ids are given to every model that works on the answer as they are; chat messages go through the template
-# of each. Of a chat that ends with a message of the assistant's, the answer is how that goes on.
+# Text and token ids are given to every model that works on the answer as they are; chat messages go through the
+# template of each. Of a chat that ends with a message of the assistant's, the answer is how that goes on.
 Prompt = str | Sequence[int] | Sequence[ChatMessage] | Sequence[Mapping[str, str]]
 
 

@@ -29,6 +29,9 @@ FAMILIES = frozenset(
 )
 # Of these, the layers that also normalise the output of attention and MLP, with weights stored as an offset from 1.
 _SANDWICH = frozenset({"Gemma3DecoderLayer"})
+# Layers that are packed before what they took is given back: a checkpoint is read by several threads, and what is freed
+# of one thread's memory another one's allocations don't use again.
+_TRIM_EVERY = 4
 
 
 class _Norm:
@@ -140,6 +143,8 @@ class Stack:
             self.layers.append(_DecoderLayer(layer, index, heads, kv_heads, dim, pack))
             if pack:
                 _release(layer)
+                if index % _TRIM_EVERY == _TRIM_EVERY - 1:
+                    give_back()
         # Last, when all other weights are there once only: the largest, it is there twice while it is packed.
         give_back()
         self.head = Linear((model.lm_head,), pack)
