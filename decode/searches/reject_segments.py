@@ -20,7 +20,7 @@ from trimtab.decode.answer import Answer
 from trimtab.decode.chance import Choice, chance
 from trimtab.decode.rewards.rating import Rating
 from trimtab.decode.searches.boundary import Boundary
-from trimtab.decode.searches.setting import Outcome, Setting, rewards_of
+from trimtab.decode.searches.setting import Outcome, Setting, rewards_of, written
 from trimtab.decode.types import Progress, RejectSegments
 from trimtab.decode.writer import Writer
 from trimtab.kernels.rng import Key
@@ -74,7 +74,12 @@ class _RejectSegments:
             self.generated += len(attempt.answer.tokens) - position
             (rating,) = await self.setting.ratings(self.search.objective, [attempt.answer])
             accepted = self._accepts(rating.value - bar, own, position)
-            if accepted or best is None or rating.value > best[1].value:
+            # A draw of the same tokens as the best is no better: what differs is rounding.
+            if (
+                accepted
+                or best is None
+                or (rating.value > best[1].value and written(attempt.answer) != written(best[0].answer))
+            ):
                 if best is not None:
                     best[0].close()
                 best = attempt, rating

@@ -20,7 +20,7 @@ from trimtab.decode.answer import Answer
 from trimtab.decode.ops import gather
 from trimtab.decode.rewards.rating import Rating
 from trimtab.decode.searches.boundary import Boundary
-from trimtab.decode.searches.setting import Outcome, Setting, ranked, rewards_of, together
+from trimtab.decode.searches.setting import Outcome, Setting, ranked, rewards_of, together, written
 from trimtab.decode.types import Logprob, Segments
 from trimtab.decode.writer import Writer
 
@@ -105,6 +105,11 @@ async def _rate(setting: Setting, search: Segments, pool: Sequence[_Beam]) -> No
             kept = beam.answer
             logprob = kept.sum_logprob if search.logprob is Logprob.SUM else kept.mean_logprob
             beam.score += search.logprob_weight * logprob
+    # Beams of one text differ in nothing but rounding, and in their random numbers: which goes on must not hang on it.
+    looked = dict(zip(map(id, fresh), answers, strict=True))
+    first: dict[object, float] = {}
+    for beam in pool:
+        beam.score = first.setdefault(written(looked.get(id(beam), beam.answer)), beam.score)
 
 
 async def _look(beam: _Beam, tokens: int) -> Answer:

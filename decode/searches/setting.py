@@ -15,7 +15,7 @@ from trimtab.decode.types import AnyObjective, Candidate, ChatMessage, Chunk, Ob
 from trimtab.decode.writer import Writer
 from trimtab.kernels.rng import Key
 
-__all__ = ["Compare", "Emit", "Outcome", "Rate", "Setting", "ranked", "rewards_of", "sample_of"]
+__all__ = ["Compare", "Emit", "Outcome", "Rate", "Setting", "ranked", "rewards_of", "sample_of", "written"]
 
 Emit = Callable[[Chunk | Progress], None]
 Rate = Callable[[Context, AnyObjective, Sequence[Sample]], Awaitable[list[Rating]]]
@@ -117,6 +117,11 @@ async def together(children: Iterable[Any]) -> None:
 def rewards_of(rating: Rating | None) -> Mapping[str, float]:
     """What a candidate reports of its rating."""
     return FrozenDict() if rating is None else FrozenDict({**rating.by_name, "objective": rating.value})
+
+
+def written(answer: Answer) -> tuple[tuple[str, int], ...]:
+    """What tells an answer from another one: its tokens, and who wrote them."""
+    return tuple((token.author, token.id) for token in answer.tokens)
 
 
 def ranked(values: Sequence[float]) -> list[int]:
