@@ -62,14 +62,19 @@ def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The helper module ``tiny``: random models of every architecture."""
-    name = "trimtab_tests_tiny"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("tiny.py"))
+    return _helper("tiny")
+
+
+def _helper(name: str) -> ModuleType:
+    """A module beside this one, loaded at its first use."""
+    key = f"trimtab_tests_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, Path(__file__).with_name(f"{name}.py"))
         assert spec is not None
         assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[key])
+    return sys.modules[key]
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +88,15 @@ def tiny_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable
             made[key] = tiny.save(tiny.make(kind, seed, **changes), tmp_path_factory.mktemp(kind))
         return made[key]
 
+    return folder
+
+
+@pytest.fixture(scope="session")
+def foreign_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model whose vocabulary is another than that of ``tiny``'s models."""
+    folder = tmp_path_factory.mktemp("foreign")
+    tiny.make("llama", 3).save_pretrained(folder)
+    _helper("nudging_models").tokenizer("nudger").save_pretrained(folder)
     return folder
 
 

@@ -65,17 +65,18 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-nm = _load("nudging_models")
 drafts = _load("test_draft_model")
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Any, tiny_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(
+    tiny: Any, tiny_folder: Folder, foreign_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
     """A target; drafts that always agree, seldom agree, know half of its vocabulary, have another one; a helper."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a tiny model is slower on two
     folders = {name: tiny_folder(kind, seed) for name, (kind, seed) in WEIGHTS.items()}
-    folders["subset"], folders["foreign"] = tmp_path_factory.mktemp("subset"), tmp_path_factory.mktemp("foreign")
+    folders["subset"], folders["foreign"] = tmp_path_factory.mktemp("subset"), foreign_folder
     subset = drafts.assemble(tiny.make("llama", 0), (0, 2), DRAFT_IDS)
     spec = drafts.DraftSpec(
         target=str(folders["base"]),
@@ -86,8 +87,6 @@ def engine(tiny: Any, tiny_folder: Folder, tmp_path_factory: pytest.TempPathFact
         head_width=None,
     )
     drafts.write_draft(folders["subset"], spec, DRAFT_IDS, subset.state_dict(), None)
-    tiny.make("llama", 3).save_pretrained(folders["foreign"])
-    nm.tokenizer("nudger").save_pretrained(folders["foreign"])
     roles: dict[str, Any] = {"subset": "draft"}
     models = {
         name: ModelConfig(source=str(folder), dtype="float32", role=roles.get(name, "base"))

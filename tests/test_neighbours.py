@@ -58,7 +58,6 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-nm = _load("nudging_models")
 axes = _load("axis_strategies")
 
 REFUSED = (InvalidRequest, NotFound, UnsupportedRequest)
@@ -67,19 +66,16 @@ REWARDS = ("short", "likely", "words")
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Any, tiny_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(tiny_folder: Folder, foreign_folder: Path) -> Iterator[Engine]:
     """Models of one vocabulary, one of them padded further, and one of another; few pages and short contexts."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a tiny model is slower on two
-    foreign = tmp_path_factory.mktemp("foreign")
-    tiny.make("llama", 3).save_pretrained(foreign)
-    nm.tokenizer("nudger").save_pretrained(foreign)
     folders = {
         "base": tiny_folder("llama", 0),
         "twin": tiny_folder("llama", 0),
         "chat": tiny_folder("mistral", 2),
         "wide": tiny_folder("llama", 4, vocab_size=WIDE),
-        "foreign": foreign,
+        "foreign": foreign_folder,
     }
     configs = {n: ModelConfig(source=str(f), dtype="float32", context_tokens=CONTEXT) for n, f in folders.items()}
     rewards = {

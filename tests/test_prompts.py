@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,23 +31,15 @@ ALWAYS = Entropy(above=0.0)
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Any, tiny_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(tiny_folder: Folder, foreign_folder: Path) -> Iterator[Engine]:
     """A base, its twin, a twin whose template differs, and a model of another vocabulary."""
-    spec = importlib.util.spec_from_file_location("nudging_models", Path(__file__).with_name("nudging_models.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    nm = sys.modules["nudging_models"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nm)
-    foreign = tmp_path_factory.mktemp("foreign")
-    tiny.make("llama", 3).save_pretrained(foreign)
-    nm.tokenizer("nudger").save_pretrained(foreign)
     base = str(tiny_folder("llama", 0))
     other = "{% for m in messages %}<user>{{ m['content'] }}!{% endfor %}<bot>"
     models = {
         "base": ModelConfig(source=base, dtype="float32"),
         "twin": ModelConfig(source=str(tiny_folder("llama", 0, rms_norm_eps=1e-6)), dtype="float32"),
         "other": ModelConfig(source=base, dtype="float32", template=other),
-        "foreign": ModelConfig(source=str(foreign), dtype="float32"),
+        "foreign": ModelConfig(source=str(foreign_folder), dtype="float32"),
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a tiny model is slower on two

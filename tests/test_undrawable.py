@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,8 @@ VOCAB = 304
 
 
 @pytest.fixture(scope="module")
-def engine(tiny: Any, tiny_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    spec = importlib.util.spec_from_file_location("nudging_models", Path(__file__).with_name("nudging_models.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    nm = sys.modules["nudging_models"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nm)
-    foreign = tmp_path_factory.mktemp("foreign")
-    tiny.make("llama", 3).save_pretrained(foreign)
-    nm.tokenizer("nudger").save_pretrained(foreign)
-    folders = {"base": tiny_folder("llama", 0), "chat": tiny_folder("llama", 1), "foreign": foreign}
+def engine(tiny_folder: Folder, foreign_folder: Path) -> Iterator[Engine]:
+    folders = {"base": tiny_folder("llama", 0), "chat": tiny_folder("llama", 1), "foreign": foreign_folder}
     # The last is padded further than the others, as small and large models of a family are.
     folders["wide"] = tiny_folder("llama", 4, vocab_size=VOCAB + 16)
     models = {name: ModelConfig(source=str(folder), dtype="float32") for name, folder in folders.items()}
