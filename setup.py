@@ -21,15 +21,20 @@ FOLDERS = {
 PACKAGES = [
     *FOLDERS,
     "trimtab.bench.training",
-    "trimtab.decode.draws",
     "trimtab.decode.engine",
+    "trimtab.decode.methods",
+    "trimtab.decode.methods.draws",
+    "trimtab.decode.methods.policies",
+    "trimtab.decode.methods.searches",
     "trimtab.decode.models",
-    "trimtab.decode.policies",
-    "trimtab.decode.prepare",
+    "trimtab.decode.request",
     "trimtab.decode.rewards",
-    "trimtab.decode.searches",
+    "trimtab.decode.text",
     "trimtab.kernels.reference",
     "trimtab.kernels.triton",
+    "trimtab.server.cli",
+    "trimtab.server.rpc",
+    "trimtab.server.wire",
 ]
 
 setup(
@@ -106,10 +111,10 @@ setup(
         "console_scripts": ["trimtab = trimtab.decode.commands:main"],
         "trimtab.commands": [
             "models = trimtab.decode.models.commands:register",
-            "server = trimtab.server.commands:register",
+            "server = trimtab.server.cli.commands:register",
             "bench = trimtab.bench.commands:register",
         ],
-        # What votes are counted by is added under "trimtab.extractors"; see trimtab.decode.searches.extractors.
+        # What votes are counted by is added under "trimtab.extractors"; see trimtab.decode.methods.searches.extractors.
         # Types of rewards: factories, called with the options of a table [rewards.NAME].
         "trimtab.rewards": [
             "bleu = trimtab.decode.rewards.overlap:bleu",

@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.bench.data import append_rows, prompt_of, read_rows
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Completed, Event
+from trimtab.decode.request.methods import (
     Base,
     Branching,
-    Completed,
     Entropy,
-    Event,
     Nudged,
     Policy,
-    Request,
-    Result,
-    Sampling,
-    Stopping,
     TopProb,
     Trigger,
 )
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Result
+from trimtab.decode.request.sampling import Sampling, Stopping
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine

@@ -31,8 +31,13 @@ from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
 from trimtab.decode.models.draft import read_draft
 from trimtab.decode.models.load import resolve
-from trimtab.decode.notation import parse_draw
-from trimtab.decode.types import Autoregressive, Draw, PromptLookup, Speculative
+from trimtab.decode.request.methods import (
+    Autoregressive,
+    Draw,
+    PromptLookup,
+    Speculative,
+)
+from trimtab.decode.request.spec_string import parse_draw
 
 __all__ = ["Assisted", "Options", "Ours", "bench_assisted"]
 

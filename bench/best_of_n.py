@@ -27,11 +27,12 @@ from trimtab.bench.prompts import PROMPTS, spaced
 from trimtab.bench.record import Recorder
 from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.types import BestOfN, Choose, Sampling, Stopping
+from trimtab.decode.request.methods import BestOfN, Choose
+from trimtab.decode.request.sampling import Sampling, Stopping
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
-    from trimtab.decode.types import Result
+    from trimtab.decode.request.result import Result
 
 __all__ = ["Candidates", "Held", "Options", "Returned", "bench_best_of_n", "held_pages"]
 

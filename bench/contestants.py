@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from trimtab.decode.types import Completed, Event, Request, Sampling, Stopping
+from trimtab.decode.request.events import Completed, Event
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.sampling import Sampling, Stopping
 
 if TYPE_CHECKING:
     from pathlib import Path

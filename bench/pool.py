@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.bench.data import append_rows, read_rows
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.types import Completed, Event, Request, Result
+from trimtab.decode.request.events import Completed, Event
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Result
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine

@@ -71,7 +71,7 @@ def nudging(options: Options) -> list[Path]:
     """
     from trimtab.decode.config import EngineConfig
     from trimtab.decode.engine.engine import Engine
-    from trimtab.decode.policies.trigger import DEFAULT_TRIGGER
+    from trimtab.decode.methods.policies.trigger import DEFAULT_TRIGGER
 
     if options.concurrency < 1:
         raise InvalidRequest.of("concurrency", options.concurrency, "1 or more")

@@ -25,12 +25,15 @@ from trimtab.bench.pool import Asked, Deadline, best, candidates, collect, kept_
 from trimtab.bench.record import Recorder
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.text import Detokenizer
-from trimtab.decode.types import BestOfN, Candidate, Request, Sampling, Stopping
+from trimtab.decode.request.methods import BestOfN
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Candidate
+from trimtab.decode.request.sampling import Sampling, Stopping
+from trimtab.decode.text.vocabulary import Detokenizer
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
-    from trimtab.decode.types import Result
+    from trimtab.decode.request.result import Result
 
 __all__ = [
     "Options",

@@ -24,13 +24,23 @@ from trimtab.bench.pool import Asked, Deadline, best, candidates, collect, kept_
 from trimtab.bench.record import Recorder
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.types import Base, BestOfN, Nudged, Policy, Request, Sampling, Search, Segments, Single, Stopping
+from trimtab.decode.request.methods import (
+    Base,
+    BestOfN,
+    Nudged,
+    Policy,
+    Search,
+    Segments,
+    Single,
+)
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.sampling import Sampling, Stopping
 
 if TYPE_CHECKING:
     from trimtab.bench.ifeval import Checkers
     from trimtab.decode.config import ModelConfig
     from trimtab.decode.engine.engine import Engine
-    from trimtab.decode.types import Result
+    from trimtab.decode.request.result import Result
 
 __all__ = ["METHODS", "SYSTEMS", "Options", "Tried", "ifeval_search", "record", "tried"]
 

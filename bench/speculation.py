@@ -25,8 +25,13 @@ from trimtab.bench.data import append_rows, prompt_of, read_rows, select
 from trimtab.bench.record import Recorder
 from trimtab.bench.statistics import bootstrap_interval, percentile, rate_ratio
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.notation import parse_draw
-from trimtab.decode.types import Completed, Draw, Event, Prompt, Request, Result, Sampling, Stopping
+from trimtab.decode.request.events import Completed, Event
+from trimtab.decode.request.methods import Draw
+from trimtab.decode.request.prompt import Prompt
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Result
+from trimtab.decode.request.sampling import Sampling, Stopping
+from trimtab.decode.request.spec_string import parse_draw
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine

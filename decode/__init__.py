@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING
 if __name__ != "trimtab.decode":  # `import decode` from the repository root would make a second copy of every class
     raise ImportError(f"this package is imported as 'trimtab.decode', not as {__name__!r}")
 
-from trimtab.decode import errors, types
+from trimtab.decode import errors
 from trimtab.decode.errors import *  # noqa: F403
-from trimtab.decode.types import *  # noqa: F403
+from trimtab.decode.request import events, info, methods, objective, request, result, sampling
+from trimtab.decode.request.events import *  # noqa: F403
+from trimtab.decode.request.info import *  # noqa: F403
+from trimtab.decode.request.methods import *  # noqa: F403
+from trimtab.decode.request.objective import *  # noqa: F403
+from trimtab.decode.request.prompt import ChatMessage, Prompt
+from trimtab.decode.request.request import *  # noqa: F403
+from trimtab.decode.request.result import *  # noqa: F403
+from trimtab.decode.request.sampling import *  # noqa: F403
 
 if TYPE_CHECKING:
     from trimtab.decode.config import ConfigError, EngineConfig, EngineOptions, ModelConfig
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from trimtab.decode.rewards.base import EngineReward, LocalReward, PairwiseReward, Reward, Sample
 
 __all__ = [
+    "ChatMessage",
     "ConfigError",
     "Engine",
     "EngineConfig",
@@ -30,11 +39,13 @@ __all__ = [
     "LocalReward",
     "ModelConfig",
     "PairwiseReward",
+    "Prompt",
     "Reward",
     "Sample",
 ]
 __all__ += errors.__all__
-__all__ += types.__all__
+for _module in (events, info, methods, objective, request, result, sampling):
+    __all__ += _module.__all__
 
 _MODULES = {
     "config": ("ConfigError", "EngineConfig", "EngineOptions", "ModelConfig"),

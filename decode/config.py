@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from trimtab.decode.errors import TrimtabError, Violation
 from trimtab.decode.frozen import FrozenDict, freeze_fields
-from trimtab.decode.types import Limits
+from trimtab.decode.request.info import Limits
 
 if TYPE_CHECKING:
     import os

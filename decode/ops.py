@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from math import log
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
-from trimtab.decode.types import Length, Prompt, TokenDraw, TopLogprob
+from trimtab.decode.request.methods import Length
+from trimtab.decode.request.prompt import Prompt
+from trimtab.decode.request.result import TokenDraw, TopLogprob
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.base import Reward
@@ -331,7 +333,7 @@ async def gather(*children: Coroutine[Any, Any, T]) -> list[T]:
 
 
 class VocabularyView(Protocol):
-    """The part of a vocabulary that methods use; see ``trimtab.decode.text.Vocabulary``."""
+    """The part of a vocabulary that methods use; see ``trimtab.decode.text.vocabulary.Vocabulary``."""
 
     size: int
     eos_token_ids: tuple[int, ...]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from trimtab.server.client import AsyncClient, Client
     from trimtab.server.config import ServerConfig
-    from trimtab.server.server import Server
+    from trimtab.server.rpc.server import Server
 
 __all__ = ["AsyncClient", "Client", "Server", "ServerConfig"]
 
 _LAZY = {
     "AsyncClient": "trimtab.server.client",
     "Client": "trimtab.server.client",
-    "Server": "trimtab.server.server",
+    "Server": "trimtab.server.rpc.server",
     "ServerConfig": "trimtab.server.config",
 }
 

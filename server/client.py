@@ -17,27 +17,20 @@ from typing import Any
 import grpc
 from grpc_status import rpc_status
 
-from trimtab.decode.api import request_from_kwargs
 from trimtab.decode.errors import TrimtabError
-from trimtab.decode.types import (
-    Draw,
-    Event,
-    Limits,
-    ModelInfo,
-    Policy,
-    Prompt,
-    Request,
-    Result,
-    RewardInfo,
-    Scored,
-    Search,
-)
-from trimtab.server.answers import Assembler, result_of
-from trimtab.server.convert import spec_of
-from trimtab.server.listing import info_of, reward_info_of
-from trimtab.server.numbers import seconds
-from trimtab.server.scoring import score_request, scores_of
-from trimtab.server.status import error_of
+from trimtab.decode.request.events import Event
+from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
+from trimtab.decode.request.keywords import request_from_kwargs
+from trimtab.decode.request.methods import Draw, Policy, Search
+from trimtab.decode.request.prompt import Prompt
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Result, Scored
+from trimtab.server.wire.answer import Assembler, result_of
+from trimtab.server.wire.listing import info_of, reward_info_of
+from trimtab.server.wire.numbers import seconds
+from trimtab.server.wire.request import spec_of
+from trimtab.server.wire.score import score_request, scores_of
+from trimtab.server.wire.status import error_of
 from trimtab.v1 import decoding_pb2 as pb
 from trimtab.v1.decoding_pb2_grpc import DecodingServiceStub
 

@@ -17,11 +17,16 @@ import transformers as hf
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from trimtab.decode.answer import Drawing
-from trimtab.decode.build import Plan, write
+from trimtab.decode.methods.answer import Drawing
+from trimtab.decode.methods.build import Plan, write
 from trimtab.decode.ops import Extend, Pick, Read
-from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import Candidate, ChatMessage, Chunk, Nudged, Request, Sampling, Stopping, TopLogprob
+from trimtab.decode.request.events import Chunk
+from trimtab.decode.request.methods import Nudged
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Candidate, TopLogprob
+from trimtab.decode.request.sampling import Sampling, Stopping
+from trimtab.decode.text.vocabulary import Vocabulary
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

@@ -11,9 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.decode.policies.repetition import repeats
-from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import Branching, Entropy, FinishReason, Nudged, Stopping, TopProb, Trigger
+from trimtab.decode.methods.policies.repetition import repeats
+from trimtab.decode.request.methods import (
+    Branching,
+    Entropy,
+    Nudged,
+    TopProb,
+    Trigger,
+)
+from trimtab.decode.request.result import FinishReason
+from trimtab.decode.request.sampling import Stopping
+from trimtab.decode.text.vocabulary import Vocabulary
 
 # After these tokens, from this model, at this position of the answer, with these ids banned: the drawn token, the
 # entropy and the top probability.

@@ -15,29 +15,29 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
-from trimtab.decode.api import validate
 from trimtab.decode.errors import EngineClosed, NotFound, Overloaded, RequestCancelled
-from trimtab.decode.text import Detokenizer
-from trimtab.decode.types import (
-    Candidate,
+from trimtab.decode.request.events import (
     Chunk,
     Completed,
     Event,
-    FinishReason,
-    Limits,
-    ModelInfo,
-    ModelUsage,
-    Nudged,
-    Request,
-    Result,
-    RewardInfo,
-    Scored,
     Started,
+)
+from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
+from trimtab.decode.request.methods import Nudged
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import (
+    Candidate,
+    FinishReason,
+    ModelUsage,
+    Result,
+    Scored,
     Token,
     TokenDraw,
     TopLogprob,
     Usage,
 )
+from trimtab.decode.request.validate import validate
+from trimtab.decode.text.vocabulary import Detokenizer
 
 TEXT = "Größe naïve 日本語 🙂 — plain words, and ends. "  # characters of one to four bytes
 VOCAB = 300
@@ -355,7 +355,7 @@ class ScriptedEngine:
 
 # A server on a free port for clients in other processes. Its argument is the tick; it prints its address.
 if __name__ == "__main__":
-    from trimtab.server.background import BackgroundServer
+    from trimtab.server.rpc.background import BackgroundServer
 
     with BackgroundServer(lambda: ScriptedEngine(tick=float(sys.argv[1]))) as server:
         sys.stdout.write(server.address + "\n")

@@ -14,33 +14,30 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trimtab.decode.answer import Drawing
-from trimtab.decode.build import Maker, Plan, write
 from trimtab.decode.engine.tasks import Task
+from trimtab.decode.methods.answer import Drawing
+from trimtab.decode.methods.build import Maker, Plan, write
 from trimtab.decode.ops import Call, Draft, Extend, Mixed, Verify
-from trimtab.decode.rewards import rating
-from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Chunk, Progress
+from trimtab.decode.request.methods import (
     Autoregressive,
     Base,
-    ChatMessage,
-    Chunk,
     Entropy,
     Fixed,
     Mixture,
     Nudged,
-    Objective,
-    Progress,
     PromptLookup,
-    Request,
-    RewardTerm,
-    Sampling,
     Single,
     Speculative,
-    Stopping,
     TokenReward,
     Weighted,
 )
+from trimtab.decode.request.objective import Objective, RewardTerm
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.sampling import Sampling, Stopping
+from trimtab.decode.rewards import rating
+from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

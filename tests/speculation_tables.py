@@ -16,23 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.decode.answer import Answer, Drawing
-from trimtab.decode.draws.foreign import ForeignDrafter
-from trimtab.decode.draws.lengths import TokenCosts, rule
-from trimtab.decode.draws.lookup import CopyingDrafter, LookupDrafter
-from trimtab.decode.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
+from trimtab.decode.methods.answer import Answer, Drawing
+from trimtab.decode.methods.draws.foreign import ForeignDrafter
+from trimtab.decode.methods.draws.lengths import TokenCosts, rule
+from trimtab.decode.methods.draws.lookup import CopyingDrafter, LookupDrafter
+from trimtab.decode.methods.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
 from trimtab.decode.ops import Draft, Drafted, Extend, Gather, Given, Mixed, Pick, Read, Verify
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     Confidence,
-    FinishReason,
     Fixed,
     PromptLookup,
-    Request,
     Speculative,
-    Stopping,
-    TokenDraw,
-    TopLogprob,
 )
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import FinishReason, TokenDraw, TopLogprob
+from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

@@ -12,46 +12,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig
 
-from trimtab.decode.api import check_length, request_from_kwargs, resolve_sampling, validate
 from trimtab.decode.errors import InvalidRequest, NotFound, TrimtabError, UnsupportedRequest
-from trimtab.decode.generation_config import HARMLESS, MAPPED, NEUTRAL, from_generation_config
-from trimtab.decode.types import (
+from trimtab.decode.request.generation_config import HARMLESS, MAPPED, NEUTRAL, from_generation_config
+from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
+from trimtab.decode.request.keywords import request_from_kwargs
+from trimtab.decode.request.methods import (
     Acceptance,
     Autoregressive,
     Base,
     BestOfN,
     Branching,
-    ChatMessage,
     Choose,
-    Combine,
     Confidence,
     Draw,
     Entropy,
     Evolution,
     Fixed,
-    Limits,
     Logprob,
     Mixture,
-    ModelInfo,
     Nudged,
-    Objective,
     Policy,
     PromptLookup,
     Refine,
     RejectSegments,
-    Request,
-    RewardInfo,
-    RewardTerm,
-    Sampling,
     Search,
     Segments,
     Single,
     Speculative,
-    Stopping,
     TokenReward,
     TopProb,
     Weighted,
 )
+from trimtab.decode.request.objective import Combine, Objective, RewardTerm
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.resolve import resolve_sampling
+from trimtab.decode.request.sampling import Sampling, Stopping
+from trimtab.decode.request.validate import check_length, validate
 
 NAN, INF = float("nan"), float("inf")
 

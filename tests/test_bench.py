@@ -32,18 +32,20 @@ from trimtab.bench.tables import table
 from trimtab.bench.timing import Spread, interleaved, paired_ratio
 from trimtab.decode.commands import main
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Completed
+from trimtab.decode.request.methods import (
     Base,
     Branching,
-    Candidate,
-    Completed,
     Entropy,
-    FinishReason,
     Nudged,
-    Result,
-    Token,
     TopProb,
     Trigger,
+)
+from trimtab.decode.request.result import (
+    Candidate,
+    FinishReason,
+    Result,
+    Token,
     Usage,
 )
 

@@ -32,8 +32,11 @@ from trimtab.decode.commands import main
 from trimtab.decode.config import EngineOptions
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.request.methods import BestOfN
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import FinishReason
+from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards.base import LocalReward, Sample
-from trimtab.decode.types import BestOfN, FinishReason, Request, Stopping
 
 PROMPTS = ("What is in the sea?", "Name a ship and its port.", "Who is there?")
 TOKENS, STEP, N = 24, 4, 8

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.policies.bridge import Spelling, incomplete, starts_word, text_of
-from trimtab.decode.policies.repetition import MAX_PERIOD, repeats
-from trimtab.decode.text import Vocabulary
+from trimtab.decode.methods.policies.bridge import Spelling, incomplete, starts_word, text_of
+from trimtab.decode.methods.policies.repetition import MAX_PERIOD, repeats
+from trimtab.decode.text.vocabulary import Vocabulary
 
 
 def _load(name: str) -> ModuleType:

@@ -13,11 +13,13 @@ import pytest
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine, _Waiter
 from trimtab.decode.errors import RewardFailed
+from trimtab.decode.request.methods import BestOfN
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
 from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.calibration import Calibrated, Drawn, DrawnReference, drawn_answers
 from trimtab.decode.rewards.functions import Function
 from trimtab.decode.rewards.rating import rate
-from trimtab.decode.types import BestOfN, ChatMessage, Request
 
 PROMPT = (ChatMessage("user", "say something about the sea"),)
 

@@ -12,12 +12,11 @@ import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Chunk, Completed
+from trimtab.decode.request.methods import (
     Acceptance,
     BestOfN,
     Choose,
-    Chunk,
-    Completed,
     Evolution,
     Fixed,
     Mixture,
@@ -25,15 +24,15 @@ from trimtab.decode.types import (
     PromptLookup,
     Refine,
     RejectSegments,
-    Result,
     Segments,
     Speculative,
     TokenReward,
     TopProb,
     Weighted,
 )
-from trimtab.server.background import BackgroundServer
+from trimtab.decode.request.result import Result
 from trimtab.server.client import Client
+from trimtab.server.rpc.background import BackgroundServer
 
 pytestmark = pytest.mark.real
 

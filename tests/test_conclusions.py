@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.decode.searches.conclusions import auto, letter, number, words
-from trimtab.decode.searches.numerals import numerals, plain
+from trimtab.decode.methods.searches.conclusions import auto, letter, number, words
+from trimtab.decode.methods.searches.numerals import numerals, plain
 
 AGREE = [
     # as answers put it, and what it is

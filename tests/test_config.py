@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from trimtab.decode.config import ConfigError, EngineConfig, EngineOptions, ModelConfig
-from trimtab.decode.types import Limits
+from trimtab.decode.request.info import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,46 +27,51 @@ from trimtab.decode.errors import (
     UnsupportedRequest,
     Violation,
 )
-from trimtab.decode.types import (
-    AnyObjective,
-    BestOfN,
-    Candidate,
-    ChatMessage,
-    Choose,
+from trimtab.decode.request.events import (
     Chunk,
-    Combine,
     Completed,
+    Progress,
+    Started,
+)
+from trimtab.decode.request.info import ModelInfo, RewardInfo
+from trimtab.decode.request.methods import (
+    BestOfN,
+    Choose,
     Draw,
     Evolution,
-    FinishReason,
     Mixture,
-    ModelInfo,
-    ModelUsage,
     Nudged,
-    Objective,
     Policy,
-    Progress,
     Refine,
     RejectSegments,
-    Request,
-    Result,
-    RewardInfo,
-    RewardTerm,
-    Sampling,
-    Scored,
     Search,
     Segments,
     Speculative,
-    Started,
-    Stopping,
-    Token,
-    TokenDraw,
     TokenReward,
-    TopLogprob,
-    Usage,
     Weighted,
 )
-from trimtab.server.answers import (
+from trimtab.decode.request.objective import (
+    AnyObjective,
+    Combine,
+    Objective,
+    RewardTerm,
+)
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import (
+    Candidate,
+    FinishReason,
+    ModelUsage,
+    Result,
+    Scored,
+    Token,
+    TokenDraw,
+    TopLogprob,
+    Usage,
+)
+from trimtab.decode.request.sampling import Sampling, Stopping
+from trimtab.server.rpc.bridge import StreamMessages
+from trimtab.server.wire.answer import (
     Assembler,
     MalformedAnswer,
     candidate_message,
@@ -75,13 +80,12 @@ from trimtab.server.answers import (
     result_of,
     started_message,
 )
-from trimtab.server.bridge import StreamMessages
-from trimtab.server.convert import METHODS, read_spec, spec_of
-from trimtab.server.listing import info_of, model_message, reward_info_of, reward_message
-from trimtab.server.numbers import duration, seconds, shortest
-from trimtab.server.paths import library_path, proto_path
-from trimtab.server.scoring import score_request, scores_of
-from trimtab.server.status import AnswerTooLarge, error_of, status_of
+from trimtab.server.wire.listing import info_of, model_message, reward_info_of, reward_message
+from trimtab.server.wire.numbers import duration, seconds, shortest
+from trimtab.server.wire.paths import library_path, proto_path
+from trimtab.server.wire.request import METHODS, read_spec, spec_of
+from trimtab.server.wire.score import score_request, scores_of
+from trimtab.server.wire.status import AnswerTooLarge, error_of, status_of
 from trimtab.v1 import decoding_pb2 as pb
 
 

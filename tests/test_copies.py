@@ -19,8 +19,8 @@ import pytest
 
 import trimtab.decode
 import trimtab.server
+from trimtab import decode as plain
 from trimtab.decode import errors as error_types
-from trimtab.decode import types as plain
 from trimtab.decode.config import ConfigError, EngineConfig, EngineOptions, ModelConfig
 from trimtab.decode.errors import TrimtabError, Violation
 
@@ -97,8 +97,8 @@ PUBLIC = [
 
 
 def others() -> list[type]:
-    from trimtab.decode.api import ResolvedSampling
     from trimtab.decode.engine.engine import EngineStats
+    from trimtab.decode.request.resolve import ResolvedSampling
     from trimtab.decode.rewards.base import Sample
     from trimtab.server.client import ServerInfo
     from trimtab.server.config import ServerConfig

@@ -18,40 +18,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.decode.commands import main
-from trimtab.decode.serial import from_json
-from trimtab.decode.text import Detokenizer
-from trimtab.decode.types import (
-    BestOfN,
-    Candidate,
-    ChatMessage,
+from trimtab.decode.request.as_json import from_json
+from trimtab.decode.request.events import (
     Chunk,
     Completed,
-    Entropy,
     Event,
-    FinishReason,
-    Fixed,
-    ModelUsage,
-    Nudged,
-    Objective,
     Progress,
+    Started,
+)
+from trimtab.decode.request.methods import (
+    BestOfN,
+    Entropy,
+    Fixed,
+    Nudged,
     PromptLookup,
-    Result,
-    RewardTerm,
     Segments,
     Speculative,
-    Started,
+)
+from trimtab.decode.request.objective import Objective, RewardTerm
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.result import (
+    Candidate,
+    FinishReason,
+    ModelUsage,
+    Result,
     Token,
     TokenDraw,
     TopLogprob,
     Usage,
 )
-from trimtab.server import demo
-from trimtab.server.attribution import Attribution, Span, spans_of
-from trimtab.server.background import BackgroundServer
-from trimtab.server.commands import _interruptible
-from trimtab.server.display import Marker, candidates, progress, show
-from trimtab.server.figures import nudged_share, summary, tokens_per_second
-from trimtab.server.page import page
+from trimtab.decode.text.vocabulary import Detokenizer
+from trimtab.server.cli import demo
+from trimtab.server.cli.attribution import Attribution, Span, spans_of
+from trimtab.server.cli.commands import _interruptible
+from trimtab.server.cli.display import Marker, candidates, progress, show
+from trimtab.server.cli.figures import nudged_share, summary, tokens_per_second
+from trimtab.server.cli.page import page
+from trimtab.server.rpc.background import BackgroundServer
 
 AUTHORS = ("base", "chat")
 
@@ -484,7 +487,7 @@ def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch
         opened.append(config)
         return scripted.ScriptedEngine
 
-    monkeypatch.setattr("trimtab.server.commands._open_engine", open_engine)
+    monkeypatch.setattr("trimtab.server.cli.commands._open_engine", open_engine)
     options = ["--reward", "short=length,at_most=50", "--reward", "j=json", "--max-new-tokens", "1"]
     monkeypatch.setattr(scripted.ScriptedEngine, "stream", lambda self, *a, **k: iter(events_of(FOUND)), raising=False)
     assert main(["generate", "x", *options]) == 0

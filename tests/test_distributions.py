@@ -27,11 +27,11 @@ from scipy import stats
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine import sampler
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Completed
+from trimtab.decode.request.methods import (
     Base,
     BestOfN,
     Choose,
-    Completed,
     Confidence,
     Draw,
     Entropy,
@@ -40,10 +40,10 @@ from trimtab.decode.types import (
     Nudged,
     Policy,
     PromptLookup,
-    Result,
     Speculative,
     Weighted,
 )
+from trimtab.decode.request.result import Result
 
 Folder = Callable[..., Path]
 Floats = NDArray[np.float64]

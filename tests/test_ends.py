@@ -17,22 +17,20 @@ import transformers as hf
 from trimtab.decode.config import EngineOptions
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.rewards.base import LocalReward, Sample
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     Base,
-    FinishReason,
     Fixed,
     Mixture,
     Nudged,
     Policy,
     PromptLookup,
-    Result,
     Segments,
     Speculative,
-    Token,
     TopProb,
     Weighted,
 )
+from trimtab.decode.request.result import FinishReason, Result, Token
+from trimtab.decode.rewards.base import LocalReward, Sample
 
 
 def _load(name: str) -> ModuleType:

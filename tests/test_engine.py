@@ -21,7 +21,6 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.answer import Answer
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.loop import Loop
@@ -37,28 +36,32 @@ from trimtab.decode.errors import (
     RequestCancelled,
     UnsupportedRequest,
 )
+from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.searches.setting import Outcome
 from trimtab.decode.models.load import LoadedModel
 from trimtab.decode.ops import Extend, Pick, gather
-from trimtab.decode.searches.setting import Outcome
-from trimtab.decode.serial import from_json, to_json
-from trimtab.decode.types import (
-    Autoregressive,
-    Base,
-    Candidate,
+from trimtab.decode.request.as_json import from_json, to_json
+from trimtab.decode.request.events import (
     Chunk,
     Completed,
-    Entropy,
     Event,
-    FinishReason,
-    Limits,
-    Nudged,
-    Request,
-    Result,
-    Sampling,
     Started,
-    Stopping,
+)
+from trimtab.decode.request.info import Limits
+from trimtab.decode.request.methods import (
+    Autoregressive,
+    Base,
+    Entropy,
+    Nudged,
+)
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import (
+    Candidate,
+    FinishReason,
+    Result,
     TokenDraw,
 )
+from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.kernels import dispatch
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key

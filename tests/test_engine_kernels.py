@@ -11,19 +11,17 @@ import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     Entropy,
     Fixed,
     Mixture,
     Nudged,
     PromptLookup,
-    Result,
     Speculative,
-    Token,
-    TokenDraw,
     TopProb,
     Weighted,
 )
+from trimtab.decode.request.result import Result, Token, TokenDraw
 from trimtab.kernels import dispatch
 from trimtab.kernels.dispatch import Call, Stats
 

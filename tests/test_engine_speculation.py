@@ -18,21 +18,19 @@ from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.sampler import verify
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.work import SHORT
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Completed
+from trimtab.decode.request.methods import (
     BestOfN,
-    Completed,
     Confidence,
     Entropy,
-    FinishReason,
     Fixed,
     Mixture,
     Nudged,
     PromptLookup,
-    Result,
     Speculative,
-    TokenDraw,
     Weighted,
 )
+from trimtab.decode.request.result import FinishReason, Result, TokenDraw
 
 Folder = Callable[..., Path]
 

@@ -15,17 +15,16 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from trimtab.decode import types as lib
+from trimtab import decode as lib
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest, NotFound
-from trimtab.decode.rewards.base import LocalReward, PairwiseReward
-from trimtab.decode.types import (
+from trimtab.decode.request.info import Limits
+from trimtab.decode.request.methods import (
     BestOfN,
     Choose,
     Evolution,
     Fixed,
-    Limits,
     Mixture,
     Nudged,
     Refine,
@@ -36,10 +35,11 @@ from trimtab.decode.types import (
     TopProb,
     Weighted,
 )
-from trimtab.server.background import BackgroundServer
+from trimtab.decode.rewards.base import LocalReward, PairwiseReward
 from trimtab.server.client import Client, ServerInfo
 from trimtab.server.config import ServerConfig
-from trimtab.server.convert import read_spec
+from trimtab.server.rpc.background import BackgroundServer
+from trimtab.server.wire.request import read_spec
 from trimtab.v1 import decoding_pb2 as pb
 from trimtab.v1.decoding_pb2_grpc import DecodingServiceStub
 
@@ -290,8 +290,8 @@ def test_every_field_of_what_the_library_hands_out_is_filled(
 def test_the_models_that_a_model_can_be_asked_for_with_are_those_that_are_accepted(engine: Engine) -> None:
     from dataclasses import replace
 
-    from trimtab.decode.api import validate
     from trimtab.decode.engine.engine import _partners
+    from trimtab.decode.request.validate import validate
 
     infos = dict(engine.models)
     infos["judge"] = replace(infos["chat"], name="judge", source="elsewhere", role="reward")

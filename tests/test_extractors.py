@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from trimtab.decode.errors import InvalidRequest, RewardFailed
+from trimtab.decode.methods.searches import extractors, mathematics
+from trimtab.decode.methods.searches.extractors import conclude, refusal
 from trimtab.decode.ops import Call
-from trimtab.decode.searches import extractors, mathematics
-from trimtab.decode.searches.extractors import conclude, refusal
 
 math = pytest.mark.skipif(not mathematics.available(), reason="needs the extra 'math'")
 

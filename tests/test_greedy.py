@@ -15,7 +15,7 @@ import transformers as hf
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.types import FinishReason, Result
+from trimtab.decode.request.result import FinishReason, Result
 
 if TYPE_CHECKING:
     from conftest import RealModels

@@ -15,21 +15,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.answer import Answer
+from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.policies import handover
+from trimtab.decode.methods.policies.bridge import Spelling
 from trimtab.decode.ops import Pick
-from trimtab.decode.policies import handover
-from trimtab.decode.policies.bridge import Spelling
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Chunk
+from trimtab.decode.request.methods import (
     Branching,
-    Candidate,
-    Chunk,
     Entropy,
-    FinishReason,
     Nudged,
-    Stopping,
     TopProb,
     Trigger,
 )
+from trimtab.decode.request.result import Candidate, FinishReason
+from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

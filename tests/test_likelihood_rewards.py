@@ -14,27 +14,26 @@ import transformers as hf
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine, _Waiter
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.rewards.base import Sample
-from trimtab.decode.rewards.rating import rate
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     BestOfN,
-    Candidate,
-    ChatMessage,
     Entropy,
     Evolution,
-    FinishReason,
     Fixed,
     Mixture,
     Nudged,
     PromptLookup,
     Refine,
     RejectSegments,
-    Request,
     Segments,
     Speculative,
     TokenReward,
     Weighted,
 )
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Candidate, FinishReason
+from trimtab.decode.rewards.base import Sample
+from trimtab.decode.rewards.rating import rate
 
 Folder = Callable[..., Path]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.draws.lookup import MAX_COPY, CopyingDrafter, LookupDrafter, NgramIndex
+from trimtab.decode.methods.draws.lookup import MAX_COPY, CopyingDrafter, LookupDrafter, NgramIndex
 from trimtab.decode.ops import Drafted, Pick
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key

@@ -20,30 +20,27 @@ from hypothesis import strategies as st
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest, NotFound, RewardFailed, UnsupportedRequest
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Completed
+from trimtab.decode.request.info import Limits
+from trimtab.decode.request.methods import (
     Acceptance,
-    AnyObjective,
     BestOfN,
-    ChatMessage,
     Choose,
-    Completed,
     Draw,
     Evolution,
     Fixed,
-    Limits,
-    Objective,
     Policy,
     PromptLookup,
     RejectSegments,
-    Request,
-    Result,
-    RewardTerm,
-    Sampling,
     Search,
     Speculative,
-    Stopping,
     Weighted,
 )
+from trimtab.decode.request.objective import AnyObjective, Objective, RewardTerm
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Result
+from trimtab.decode.request.sampling import Sampling, Stopping
 
 Folder = Callable[..., Path]
 VOCAB, WIDE, CONTEXT = 304, 320, 96

@@ -13,15 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.notation import parse_draw, parse_objective, parse_policy, parse_reward, parse_search
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     Acceptance,
     Autoregressive,
     Base,
     BestOfN,
     Branching,
     Choose,
-    Combine,
     Confidence,
     Draw,
     Entropy,
@@ -30,12 +28,10 @@ from trimtab.decode.types import (
     Logprob,
     Mixture,
     Nudged,
-    Objective,
     Policy,
     PromptLookup,
     Refine,
     RejectSegments,
-    RewardTerm,
     Search,
     Segments,
     Single,
@@ -44,6 +40,8 @@ from trimtab.decode.types import (
     TopProb,
     Weighted,
 )
+from trimtab.decode.request.objective import Combine, Objective, RewardTerm
+from trimtab.decode.request.spec_string import parse_draw, parse_objective, parse_policy, parse_reward, parse_search
 
 HELPFUL = Objective((RewardTerm("helpful"),))
 BOTH = Objective((RewardTerm("helpful"), RewardTerm("short", 0.2)))

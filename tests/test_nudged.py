@@ -16,12 +16,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.answer import Answer
-from trimtab.decode.ends import Ends
+from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.policies import nudged
+from trimtab.decode.methods.policies.trigger import fires
 from trimtab.decode.ops import Pick, Read
-from trimtab.decode.policies import nudged
-from trimtab.decode.policies.trigger import fires
-from trimtab.decode.types import Branching, Candidate, Entropy, FinishReason, Nudged, Stopping, TopProb
+from trimtab.decode.request.methods import (
+    Branching,
+    Entropy,
+    Nudged,
+    TopProb,
+)
+from trimtab.decode.request.result import Candidate, FinishReason
+from trimtab.decode.request.sampling import Stopping
+from trimtab.decode.text.ends import Ends
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

@@ -20,9 +20,17 @@ from trimtab.decode.engine.run import Job, Run
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.ops import Extend, Pick
-from trimtab.decode.prepare.templates import PromptTemplate
-from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import Branching, Entropy, Nudged, Request, Result, Stopping, TopProb
+from trimtab.decode.request.methods import (
+    Branching,
+    Entropy,
+    Nudged,
+    TopProb,
+)
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Result
+from trimtab.decode.request.sampling import Stopping
+from trimtab.decode.text.templates import PromptTemplate
+from trimtab.decode.text.vocabulary import Vocabulary
 from trimtab.kernels.dispatch import Filters, RowPick, pick
 from trimtab.kernels.rng import Key
 

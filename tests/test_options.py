@@ -122,7 +122,7 @@ def test_generate_refuses_a_page_that_cannot_be_written_before_it_begins(
     path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "there").write_text("a file")
-    monkeypatch.setattr("trimtab.server.commands._open_engine", lambda config: pytest.fail("it has begun"))
+    monkeypatch.setattr("trimtab.server.cli.commands._open_engine", lambda config: pytest.fail("it has begun"))
     line = refused(["generate", "x", "--html", str(tmp_path / path)], capsys)
     assert f"--html = {str(tmp_path / path)!r}: accepted: " in line
 
@@ -168,7 +168,7 @@ def test_benchmarks_refuse_to_begin_where_results_cannot_be_kept(
 def test_what_is_given_twice_is_refused(
     arguments: list[str], option: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.server.commands._open_engine", lambda config: pytest.fail("it has begun"))
+    monkeypatch.setattr("trimtab.server.cli.commands._open_engine", lambda config: pytest.fail("it has begun"))
     line = refused(arguments, capsys)
     assert f"error: invalid request: {option} = " in line
     assert "given twice" in line

@@ -143,7 +143,7 @@ def test_kernels_is_no_regular_package(repository: Path) -> None:
 @pytest.mark.parametrize("folder", ["/", "root"])
 def test_the_package_imports_from_anywhere(repository: Path, tmp_path: Path, folder: str) -> None:
     code = "import trimtab.decode, trimtab.kernels.rng; print(trimtab.decode.Request.__module__)"
-    assert run(code, repository if folder == "root" else tmp_path).strip() == "trimtab.decode.types"
+    assert run(code, repository if folder == "root" else tmp_path).strip() == "trimtab.decode.request.request"
 
 
 def test_there_is_no_second_copy(repository: Path) -> None:
@@ -156,7 +156,7 @@ except ImportError as error:
 else:
     raise AssertionError(decode)
 try:
-    import decode.types
+    import decode.request
 except ImportError:
     print("ok")
 """

@@ -15,30 +15,29 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.answer import Drawing
-from trimtab.decode.build import Plan, write
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.prepare.messages import beginning
-from trimtab.decode.prepare.templates import BASE_TEMPLATE, PromptTemplate
-from trimtab.decode.rewards.base import LocalReward, Sample, whole
-from trimtab.decode.searches.turns import said_so_far, with_instruction
-from trimtab.decode.types import (
+from trimtab.decode.methods.answer import Drawing
+from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.searches.turns import said_so_far, with_instruction
+from trimtab.decode.request.methods import (
     BestOfN,
-    ChatMessage,
     Evolution,
     Fixed,
     Mixture,
     Nudged,
     Refine,
-    Request,
     Segments,
     Speculative,
-    Stopping,
     TopProb,
     Weighted,
 )
+from trimtab.decode.request.prompt import ChatMessage, beginning
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.sampling import Stopping
+from trimtab.decode.rewards.base import LocalReward, Sample, whole
+from trimtab.decode.text.templates import BASE_TEMPLATE, PromptTemplate
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

@@ -9,8 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.answer import Answer, Drawing, Preview
-from trimtab.decode.types import FinishReason, Request, Stopping, Token
+from trimtab.decode.methods.answer import Answer, Drawing, Preview
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import FinishReason, Token
+from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

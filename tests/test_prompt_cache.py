@@ -10,7 +10,15 @@ import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.types import BestOfN, Mixture, Nudged, Result, Speculative, TopProb, Weighted
+from trimtab.decode.request.methods import (
+    BestOfN,
+    Mixture,
+    Nudged,
+    Speculative,
+    TopProb,
+    Weighted,
+)
+from trimtab.decode.request.result import Result
 
 PROMPT = tuple(range(40, 240))
 NUMBERS: dict[str, Any] = {"model": "base", "temperature": 1.0, "max_new_tokens": 12, "seed": 7, "ignore_eos": True}

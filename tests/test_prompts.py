@@ -11,17 +11,16 @@ import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     Entropy,
     Fixed,
     Mixture,
     Nudged,
-    Request,
-    Result,
     Speculative,
-    TokenDraw,
     Weighted,
 )
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import Result, TokenDraw
 
 Folder = Callable[..., Path]
 

@@ -16,11 +16,20 @@ from typing import Any
 
 import pytest
 
-from trimtab.decode.chance import Line
+from trimtab.decode.methods.chance import Line
 from trimtab.decode.ops import Pick
+from trimtab.decode.request.methods import (
+    BestOfN,
+    Choose,
+    Evolution,
+    Refine,
+    RejectSegments,
+    Segments,
+    Single,
+)
+from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards import calibration
 from trimtab.decode.rewards.calibration import Calibrated, Drawn
-from trimtab.decode.types import BestOfN, Choose, Evolution, Refine, RejectSegments, Segments, Single, Stopping
 from trimtab.kernels.rng import Key
 
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimtab.decode.chance import Choice, chance
+from trimtab.decode.methods.chance import Choice, chance
 from trimtab.decode.ops import Pick
-from trimtab.decode.types import FinishReason, Mixture, Stopping, TokenReward, Weighted
+from trimtab.decode.request.methods import Mixture, TokenReward, Weighted
+from trimtab.decode.request.result import FinishReason
+from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

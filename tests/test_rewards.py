@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from trimtab.decode.config import ConfigError, EngineConfig, ModelConfig
 from trimtab.decode.errors import EngineFailed, RequestCancelled, RewardFailed, UnsupportedRequest
 from trimtab.decode.ops import Call, Gather
+from trimtab.decode.request.objective import Combine, Objective, RewardTerm
+from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.rewards import registry
 from trimtab.decode.rewards.base import EngineReward, LocalReward, PairwiseReward, Reward, Sample, spoken, turns
 from trimtab.decode.rewards.calibration import FixedReference
@@ -25,7 +27,6 @@ from trimtab.decode.rewards.logistic import Composition, fit
 from trimtab.decode.rewards.rating import compare, rate
 from trimtab.decode.rewards.readings import cvar, quantile, reading
 from trimtab.decode.rewards.registry import make_rewards, reward_types
-from trimtab.decode.types import ChatMessage, Combine, Objective, RewardTerm
 
 finite = st.floats(-50, 50)
 

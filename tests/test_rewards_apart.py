@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import RewardFailed
+from trimtab.decode.request.methods import BestOfN, TokenReward
+from trimtab.decode.request.result import Token
 from trimtab.decode.rewards.base import LocalReward, Sample
 from trimtab.decode.rewards.constraints import Constraints
 from trimtab.decode.rewards.registry import make_rewards
-from trimtab.decode.types import BestOfN, Token, TokenReward
 
 HOPELESS = r"(?:a|a)*b"  # over 40 times "a": 2^40 ways
 RULES: dict[str, list[dict[str, Any]]] = {

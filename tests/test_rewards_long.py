@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from trimtab.decode.config import ConfigError, EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import RewardFailed
+from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.rewards.base import Sample, well_formed
 from trimtab.decode.rewards.fitting import fitted
 from trimtab.decode.rewards.registry import make_rewards
-from trimtab.decode.types import ChatMessage
 
 LIMIT = 40
 TEMPLATE = (

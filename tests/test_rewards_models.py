@@ -20,11 +20,15 @@ from trimtab.decode.engine.engine import Engine, _Waiter
 from trimtab.decode.errors import RewardFailed, UnsupportedRequest
 from trimtab.decode.models.load import load
 from trimtab.decode.ops import Value
+from trimtab.decode.request.events import Completed
+from trimtab.decode.request.methods import BestOfN
+from trimtab.decode.request.objective import Combine, Objective, RewardTerm
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
 from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.judge import verdict_probabilities
 from trimtab.decode.rewards.rating import compare, rate
 from trimtab.decode.rewards.registry import make_rewards
-from trimtab.decode.types import BestOfN, ChatMessage, Combine, Completed, Objective, Request, RewardTerm
 
 PROMPT = (ChatMessage("user", "say something about the sea"),)
 TEXT = "the sea is deep and the sand is warm, and there is wind in the air on the shore of the land"
@@ -227,8 +231,8 @@ def test_candidates_read_their_prompt_once(engine: Engine) -> None:
 
 
 def test_the_turn_is_closed_as_the_template_closes_it(tiny: Any, tiny_folder: Callable[..., Path]) -> None:
-    from trimtab.decode.prepare.templates import BASE_TEMPLATE, PromptTemplate
-    from trimtab.decode.text import Vocabulary
+    from trimtab.decode.text.templates import BASE_TEMPLATE, PromptTemplate
+    from trimtab.decode.text.vocabulary import Vocabulary
 
     vocabulary = Vocabulary(tiny.tokenizer(), name="tiny")
     closing = (

@@ -13,8 +13,9 @@ import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
+from trimtab.decode.request.methods import Logprob, RejectSegments, Segments
+from trimtab.decode.request.result import Result
 from trimtab.decode.rewards.base import LocalReward, Sample
-from trimtab.decode.types import Logprob, RejectSegments, Result, Segments
 
 Folder = Callable[..., Path]
 

@@ -17,23 +17,23 @@ import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
-from trimtab.decode.chance import Choice, chance
 from trimtab.decode.errors import RewardFailed
+from trimtab.decode.methods.chance import Choice, chance
 from trimtab.decode.ops import Pick
-from trimtab.decode.rewards.base import Sample
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     BestOfN,
-    ChatMessage,
     Choose,
     Evolution,
-    FinishReason,
     Logprob,
     Refine,
     RejectSegments,
     Segments,
     Single,
-    Stopping,
 )
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.result import FinishReason
+from trimtab.decode.request.sampling import Stopping
+from trimtab.decode.rewards.base import Sample
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

@@ -12,26 +12,23 @@ import torch
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import RewardFailed
-from trimtab.decode.rewards.functions import Function
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Chunk, Completed, Progress
+from trimtab.decode.request.methods import (
     BestOfN,
-    Chunk,
-    Completed,
     Entropy,
     Evolution,
-    FinishReason,
     Fixed,
     Mixture,
     Nudged,
-    Progress,
     Refine,
     RejectSegments,
-    Result,
     Segments,
     Speculative,
     TokenReward,
     Weighted,
 )
+from trimtab.decode.request.result import FinishReason, Result
+from trimtab.decode.rewards.functions import Function
 
 Folder = Callable[..., Path]
 

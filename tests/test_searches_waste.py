@@ -12,26 +12,24 @@ import torch
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample
-from trimtab.decode.rewards.folding import fold, fold_pairs
-from trimtab.decode.searches import mathematics
-from trimtab.decode.types import (
+from trimtab.decode.methods.searches import mathematics
+from trimtab.decode.request.methods import (
     BestOfN,
     Choose,
-    Combine,
     Entropy,
     Evolution,
     Mixture,
     Nudged,
-    Objective,
     Refine,
     RejectSegments,
-    RewardTerm,
     Segments,
-    Token,
     TokenReward,
     Weighted,
 )
+from trimtab.decode.request.objective import Combine, Objective, RewardTerm
+from trimtab.decode.request.result import Token
+from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample
+from trimtab.decode.rewards.folding import fold, fold_pairs
 
 Folder = Callable[..., Path]
 PROMPT = "go on then"

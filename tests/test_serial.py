@@ -14,33 +14,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.serial import FORMAT, FormatError, from_json, to_json
-from trimtab.decode.types import (
+from trimtab.decode.request.as_json import FORMAT, FormatError, from_json, to_json
+from trimtab.decode.request.methods import (
     BestOfN,
-    Candidate,
-    ChatMessage,
-    Combine,
     Draw,
     Entropy,
-    FinishReason,
-    ModelUsage,
     Nudged,
-    Objective,
     Policy,
     PromptLookup,
-    Request,
-    Result,
-    RewardTerm,
-    Sampling,
     Search,
     Segments,
     Speculative,
-    Stopping,
+)
+from trimtab.decode.request.objective import Combine, Objective, RewardTerm
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import (
+    Candidate,
+    FinishReason,
+    ModelUsage,
+    Result,
     Token,
     TokenDraw,
     TopLogprob,
     Usage,
 )
+from trimtab.decode.request.sampling import Sampling, Stopping
 
 
 def _load(name: str) -> ModuleType:

@@ -29,7 +29,6 @@ from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.api import request_from_kwargs, validate
 from trimtab.decode.config import ConfigError
 from trimtab.decode.errors import (
     EngineClosed,
@@ -40,44 +39,48 @@ from trimtab.decode.errors import (
     RewardFailed,
     UnsupportedRequest,
 )
-from trimtab.decode.types import (
-    BestOfN,
-    Candidate,
-    ChatMessage,
-    Choose,
+from trimtab.decode.request.events import (
     Chunk,
-    Combine,
     Completed,
+    Progress,
+    Started,
+)
+from trimtab.decode.request.info import Limits
+from trimtab.decode.request.keywords import request_from_kwargs
+from trimtab.decode.request.methods import (
+    BestOfN,
+    Choose,
     Entropy,
     Evolution,
-    FinishReason,
     Fixed,
-    Limits,
     Logprob,
     Nudged,
-    Objective,
-    Progress,
     PromptLookup,
     Refine,
     RejectSegments,
-    Result,
-    RewardTerm,
-    Scored,
     Segments,
     Speculative,
-    Started,
-    Stopping,
+    TokenReward,
+)
+from trimtab.decode.request.objective import Combine, Objective, RewardTerm
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.request.result import (
+    Candidate,
+    FinishReason,
+    Result,
+    Scored,
     Token,
     TokenDraw,
-    TokenReward,
     Usage,
 )
-from trimtab.server.background import BackgroundServer
+from trimtab.decode.request.sampling import Stopping
+from trimtab.decode.request.validate import validate
 from trimtab.server.client import AsyncClient, Client
 from trimtab.server.config import ServerConfig
-from trimtab.server.convert import spec_of
-from trimtab.server.server import Server, ServerError
-from trimtab.server.status import DeadlineExceeded, Unreachable
+from trimtab.server.rpc.background import BackgroundServer
+from trimtab.server.rpc.server import Server, ServerError
+from trimtab.server.wire.request import spec_of
+from trimtab.server.wire.status import DeadlineExceeded, Unreachable
 from trimtab.v1 import decoding_pb2 as pb
 from trimtab.v1.decoding_pb2_grpc import DecodingServiceStub
 
@@ -680,7 +683,14 @@ class LargeEngine(scripted.ScriptedEngine):  # type: ignore[misc,name-defined]
     tokens = 9000
 
     async def astream_request(self, request: Any) -> Any:
-        from trimtab.decode.types import Candidate, Progress, Result, Token, TopLogprob, Usage
+        from trimtab.decode.request.events import Progress
+        from trimtab.decode.request.result import (
+            Candidate,
+            Result,
+            Token,
+            TopLogprob,
+            Usage,
+        )
 
         def candidate(index: int) -> Candidate:
             top = tuple(TopLogprob(i, b"alternative", -1.0) for i in range(20))
@@ -1269,7 +1279,7 @@ spec = importlib.util.spec_from_file_location("scripted_engine", sys.argv[1])
 module = sys.modules["scripted_engine"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 from trimtab.server.config import ServerConfig
-from trimtab.server.server import Server
+from trimtab.server.rpc.server import Server
 
 async def main():
     server = Server(lambda: module.ScriptedEngine(tick=0.02), ServerConfig(port=0, lame_duck=0.1, grace=30.0))

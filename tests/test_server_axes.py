@@ -15,11 +15,10 @@ import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.errors import InvalidRequest, RewardFailed, UnsupportedRequest
-from trimtab.decode.types import (
+from trimtab.decode.request.events import Chunk, Completed
+from trimtab.decode.request.methods import (
     BestOfN,
     Choose,
-    Chunk,
-    Completed,
     Entropy,
     Evolution,
     Fixed,
@@ -33,9 +32,9 @@ from trimtab.decode.types import (
     TokenReward,
     Weighted,
 )
-from trimtab.server.background import BackgroundServer
 from trimtab.server.client import Client
-from trimtab.server.status import DeadlineExceeded
+from trimtab.server.rpc.background import BackgroundServer
+from trimtab.server.wire.status import DeadlineExceeded
 
 
 def _load(name: str) -> ModuleType:

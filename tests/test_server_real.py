@@ -17,9 +17,11 @@ import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.types import ChatMessage, Chunk, Completed, Entropy, Nudged, Started, TopProb
-from trimtab.server.background import BackgroundServer
+from trimtab.decode.request.events import Chunk, Completed, Started
+from trimtab.decode.request.methods import Entropy, Nudged, TopProb
+from trimtab.decode.request.prompt import ChatMessage
 from trimtab.server.client import Client
+from trimtab.server.rpc.background import BackgroundServer
 from trimtab.v1 import decoding_pb2 as pb
 from trimtab.v1.decoding_pb2_grpc import DecodingServiceStub
 

@@ -12,10 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.draws.lengths import UNMEASURED_STOP, TokenCosts, longest, rule, together
 from trimtab.decode.engine.costs import Load
 from trimtab.decode.engine.speculation import Part, Speculation
-from trimtab.decode.types import Acceptance, Confidence, Fixed, Length
+from trimtab.decode.methods.draws.lengths import UNMEASURED_STOP, TokenCosts, longest, rule, together
+from trimtab.decode.request.methods import (
+    Acceptance,
+    Confidence,
+    Fixed,
+    Length,
+)
 
 # ------------------------------------------------------------------------------------------------------------- lengths
 

@@ -13,17 +13,16 @@ import pytest
 from trimtab.bench.prompts import PROMPTS
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     Acceptance,
     BestOfN,
     Confidence,
     Fixed,
     Nudged,
     PromptLookup,
-    Result,
     Speculative,
-    TokenDraw,
 )
+from trimtab.decode.request.result import Result, TokenDraw
 
 if TYPE_CHECKING:
     from conftest import RealModels

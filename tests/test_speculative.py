@@ -19,21 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from trimtab.decode.draws.autoregressive import AutoregressiveDraw
-from trimtab.decode.draws.lengths import reproducible
-from trimtab.decode.draws.lookup import CopyingDrafter
-from trimtab.decode.draws.speculative import SpeculativeDraw
+from trimtab.decode.methods.draws.autoregressive import AutoregressiveDraw
+from trimtab.decode.methods.draws.lengths import reproducible
+from trimtab.decode.methods.draws.lookup import CopyingDrafter
+from trimtab.decode.methods.draws.speculative import SpeculativeDraw
 from trimtab.decode.ops import Mixed, Pick
-from trimtab.decode.types import (
+from trimtab.decode.request.methods import (
     Acceptance,
     Autoregressive,
     Confidence,
     Fixed,
     PromptLookup,
     Speculative,
-    Stopping,
-    TokenDraw,
 )
+from trimtab.decode.request.result import TokenDraw
+from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.reference.mix import Blend
 from trimtab.kernels.rng import Key

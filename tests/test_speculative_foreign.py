@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from trimtab.decode.draws.autoregressive import AutoregressiveDraw
-from trimtab.decode.draws.foreign import shared_tokens
+from trimtab.decode.methods.draws.autoregressive import AutoregressiveDraw
+from trimtab.decode.methods.draws.foreign import shared_tokens
 from trimtab.decode.ops import Pick
-from trimtab.decode.types import Confidence, Fixed, Speculative, Stopping, TokenDraw
+from trimtab.decode.request.methods import Confidence, Fixed, Speculative
+from trimtab.decode.request.result import TokenDraw
+from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

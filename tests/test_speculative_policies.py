@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from trimtab.decode.answer import Drawing
-from trimtab.decode.build import Plan, write
-from trimtab.decode.types import (
+from trimtab.decode.methods.answer import Drawing
+from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.request.methods import (
     Autoregressive,
     Confidence,
     Draw,
@@ -25,13 +25,13 @@ from trimtab.decode.types import (
     Nudged,
     Policy,
     PromptLookup,
-    Request,
     Speculative,
-    Stopping,
-    TokenDraw,
     TopProb,
     Weighted,
 )
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import TokenDraw
+from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

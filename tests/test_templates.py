@@ -11,10 +11,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast
 
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
-from trimtab.decode.prepare.messages import canonical_prompt, parse_messages
-from trimtab.decode.prepare.templates import PromptTemplate, as_text
-from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import ChatMessage
+from trimtab.decode.request.prompt import ChatMessage, canonical_prompt, parse_messages
+from trimtab.decode.text.templates import PromptTemplate, as_text
+from trimtab.decode.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

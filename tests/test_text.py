@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from trimtab.decode.errors import UnsupportedModel
-from trimtab.decode.text import Detokenizer, StopMatcher, Vocabulary
+from trimtab.decode.text.vocabulary import Detokenizer, StopMatcher, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,24 +16,23 @@ import torch
 import transformers as hf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from trimtab.decode.answer import Answer, Drawing
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import (
+from trimtab.decode.methods.answer import Answer, Drawing
+from trimtab.decode.request.methods import (
     Entropy,
-    FinishReason,
     Fixed,
     Mixture,
     Nudged,
     PromptLookup,
-    Request,
     Speculative,
-    Stopping,
-    Token,
     TokenReward,
     Weighted,
 )
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import FinishReason, Token
+from trimtab.decode.request.sampling import Stopping
+from trimtab.decode.text.vocabulary import Vocabulary
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

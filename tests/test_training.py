@@ -31,8 +31,8 @@ from trimtab.decode.config import ModelConfig
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
 from trimtab.decode.models.draft import assemble, read_draft
 from trimtab.decode.models.load import LoadedModel, load
-from trimtab.decode.prepare.templates import PromptTemplate
-from trimtab.decode.types import ChatMessage
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.text.templates import PromptTemplate
 
 Folder = Callable[..., Path]
 PROMPTS = [f"the ring of the {word} and then" for word in ("one", "red", "heat", "thing", "nation", "ends", "answer")]

@@ -13,7 +13,15 @@ import torch
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.types import Entropy, FinishReason, Fixed, Mixture, Nudged, Speculative, Weighted
+from trimtab.decode.request.methods import (
+    Entropy,
+    Fixed,
+    Mixture,
+    Nudged,
+    Speculative,
+    Weighted,
+)
+from trimtab.decode.request.result import FinishReason
 
 Folder = Callable[..., Path]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.decode.searches.votes import agreement, copeland, majority, tally, vote_weights
+from trimtab.decode.methods.searches.votes import agreement, copeland, majority, tally, vote_weights
 
 
 def test_the_conclusion_given_most_often_wins() -> None:

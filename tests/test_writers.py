@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.policies.handover import HandoverWriter
-from trimtab.decode.types import FinishReason, Stopping
+from trimtab.decode.methods.policies.handover import HandoverWriter
+from trimtab.decode.request.result import FinishReason
+from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

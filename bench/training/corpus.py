@@ -13,7 +13,7 @@ from torch import Tensor
 from trimtab.bench.training.losses import Sparse
 from trimtab.bench.training.rollout import Trace
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.text import Vocabulary
+from trimtab.decode.text.vocabulary import Vocabulary
 
 __all__ = ["Batch", "Corpus", "Example", "choose_ids"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import random
 
 from trimtab.decode.errors import UnsupportedModel
-from trimtab.decode.prepare.templates import PromptTemplate
-from trimtab.decode.types import ChatMessage
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.text.templates import PromptTemplate
 
 __all__ = ["beginnings", "opened_user_turn"]
 

@@ -15,8 +15,8 @@ from trimtab.bench.training.rollout import Ask, Rollout, Trace
 from trimtab.bench.training.shards import read_traces, write_traces
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.models.load import LoadedModel
-from trimtab.decode.prepare.templates import PromptTemplate
-from trimtab.decode.types import ChatMessage
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.text.templates import PromptTemplate
 
 __all__ = ["answers", "asks_of_files", "own_prompts", "read_source"]
 

@@ -47,9 +47,9 @@ from trimtab.bench.training.preferences import (
 from trimtab.bench.training.states import States, lower, upper
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.models.load import resolve
-from trimtab.decode.prepare.templates import PromptTemplate
-from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import ChatMessage
+from trimtab.decode.request.prompt import ChatMessage
+from trimtab.decode.text.templates import PromptTemplate
+from trimtab.decode.text.vocabulary import Vocabulary
 
 __all__ = ["Options", "train_reward"]
 

@@ -45,8 +45,8 @@ from trimtab.decode.config import ModelConfig
 from trimtab.decode.errors import InvalidRequest, TrimtabError
 from trimtab.decode.models.draft import DraftSpec, read_draft, write_draft
 from trimtab.decode.models.load import load, resolve
-from trimtab.decode.prepare.templates import PromptTemplate
-from trimtab.decode.text import Vocabulary
+from trimtab.decode.text.templates import PromptTemplate
+from trimtab.decode.text.vocabulary import Vocabulary
 
 __all__ = ["DraftOptions", "HeadOptions", "make_draft", "make_head"]
 

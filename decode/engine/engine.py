@@ -18,11 +18,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, overload
 
-from trimtab.decode.answer import Drawing
-from trimtab.decode.api import ResolvedSampling, check_length, request_from_kwargs, resolve_sampling, validate
-from trimtab.decode.build import Plan, write
 from trimtab.decode.config import EngineConfig, EngineOptions, ModelConfig
-from trimtab.decode.ends import Ends, check_drawable
 from trimtab.decode.engine.loop import Loop
 from trimtab.decode.engine.memory import give_back
 from trimtab.decode.engine.run import Job, Run
@@ -35,40 +31,43 @@ from trimtab.decode.errors import (
     TrimtabError,
 )
 from trimtab.decode.frozen import FrozenDict, freeze_fields
+from trimtab.decode.methods.answer import Drawing
+from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.scoring import check_prompts, score_by_model, score_by_reward
+from trimtab.decode.methods.searches.resolve import resolve_search
 from trimtab.decode.models.load import load
-from trimtab.decode.prepare.messages import PromptKind, prompt_kind
-from trimtab.decode.prepare.stops import check_stops
-from trimtab.decode.prepare.templates import as_text
-from trimtab.decode.rewards.registry import AnyReward, make_rewards
-from trimtab.decode.scoring import check_prompts, score_by_model, score_by_reward
-from trimtab.decode.searches.resolve import resolve_search
-from trimtab.decode.types import (
-    Acceptance,
-    BestOfN,
+from trimtab.decode.request.events import (
     Chunk,
     Completed,
-    Confidence,
     Event,
-    Evolution,
-    Limits,
-    Mixture,
-    ModelInfo,
-    Nudged,
-    Objective,
-    Policy,
     Progress,
-    Prompt,
+    Started,
+)
+from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
+from trimtab.decode.request.keywords import request_from_kwargs
+from trimtab.decode.request.methods import (
+    Acceptance,
+    BestOfN,
+    Confidence,
+    Evolution,
+    Mixture,
+    Nudged,
+    Policy,
     Refine,
-    Request,
-    Result,
-    RewardInfo,
-    Scored,
     Segments,
     Speculative,
-    Started,
     TokenReward,
-    Usage,
 )
+from trimtab.decode.request.objective import Objective
+from trimtab.decode.request.prompt import Prompt, PromptKind, prompt_kind
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.resolve import ResolvedSampling, resolve_sampling
+from trimtab.decode.request.result import Result, Scored, Usage
+from trimtab.decode.request.validate import check_length, validate
+from trimtab.decode.rewards.registry import AnyReward, make_rewards
+from trimtab.decode.text.ends import Ends, check_drawable
+from trimtab.decode.text.stops import check_stops
+from trimtab.decode.text.templates import as_text
 from trimtab.kernels.dispatch import Filters
 from trimtab.kernels.rng import Key
 

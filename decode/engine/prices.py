@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from trimtab.decode.draws.lengths import Rule, TokenCosts
 from trimtab.decode.engine.costs import DraftCosts, Load, PassCosts
 from trimtab.decode.engine.counts import Counts
 from trimtab.decode.engine.rounds import Verdict
+from trimtab.decode.methods.draws.lengths import Rule, TokenCosts
 
 __all__ = ["MARGIN", "NEAR", "Prices", "find"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from trimtab.decode.engine.costs import Load
-from trimtab.decode.types import Length
+from trimtab.decode.request.methods import Length
 
 __all__ = ["Kind", "Rounds", "Verdict"]
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.view import LiveSequence, View
+from trimtab.decode.request.events import Event
+from trimtab.decode.request.prompt import Prompt
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.result import ModelUsage
 from trimtab.decode.rewards.base import Reward
-from trimtab.decode.text import Vocabulary
-from trimtab.decode.types import Event, ModelUsage, Prompt, Request
+from trimtab.decode.text.vocabulary import Vocabulary
 
 __all__ = ["Counter", "Job", "Run"]
 

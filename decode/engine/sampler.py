@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.decode.ops import Given, Pick, Read
-from trimtab.decode.types import TokenDraw, TopLogprob
+from trimtab.decode.request.result import TokenDraw, TopLogprob
 from trimtab.kernels import dispatch
 from trimtab.kernels.dispatch import RowPick, Stats
 

@@ -22,13 +22,13 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from trimtab.decode.draws.lengths import Rule, longest, measured, rule
 from trimtab.decode.engine.costs import FEW, STALE, DraftCosts, DraftPart, Load, PassCosts
 from trimtab.decode.engine.counts import Counts
 from trimtab.decode.engine.pace import Pace
 from trimtab.decode.engine.prices import MARGIN, NEAR, Prices, find
 from trimtab.decode.engine.rounds import Rounds
-from trimtab.decode.types import Fixed, Length
+from trimtab.decode.methods.draws.lengths import Rule, longest, measured, rule
+from trimtab.decode.request.methods import Fixed, Length
 
 __all__ = ["Part", "Speculation", "Spent"]
 

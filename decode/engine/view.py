@@ -11,7 +11,7 @@ from trimtab.decode.engine.memory import memory_limit
 from trimtab.decode.engine.pages import Pages
 from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.models.load import LoadedModel
-from trimtab.decode.prepare.templates import PromptTemplate
+from trimtab.decode.text.templates import PromptTemplate
 
 __all__ = ["LiveSequence", "View", "memory_for_pages", "page_size"]
 

@@ -23,7 +23,7 @@ from trimtab.decode.models.linear import packing_available
 from trimtab.decode.models.modules import ModuleForward, UnsupportedAttention
 from trimtab.decode.models.reward import head_values, is_reward, labels_of, load_reward, reward_forward
 from trimtab.decode.models.stack import FAMILIES, Stack
-from trimtab.decode.text import Vocabulary
+from trimtab.decode.text.vocabulary import Vocabulary
 
 __all__ = ["Forward", "LoadedModel", "load", "resolve"]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from trimtab.decode.frozen import FrozenDict, freeze_fields
-from trimtab.decode.prepare.messages import beginning
-from trimtab.decode.types import ChatMessage, Prompt, RewardInfo, Token
+from trimtab.decode.request.info import RewardInfo
+from trimtab.decode.request.prompt import ChatMessage, Prompt, beginning
+from trimtab.decode.request.result import Token
 
 if TYPE_CHECKING:
     from trimtab.decode.config import ModelConfig

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Protocol, Self
 from weakref import WeakKeyDictionary
 
 from trimtab.decode.ops import Context, Extend, Pick, Seq, VocabularyView, gather
+from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.rewards.base import EngineReward, Reward, Sample, prompt_key
 from trimtab.decode.rewards.evaluation import evaluate
 from trimtab.decode.rewards.options import OptionError, choice, number, text, whole
-from trimtab.decode.types import Prompt
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.registry import Site
@@ -185,7 +185,7 @@ async def drawn_answers(
         ValueError: the prompt leaves no room for an answer.
     """
     # With torch, which a configuration is read without.
-    from trimtab.decode.chance import Line
+    from trimtab.decode.methods.chance import Line
     from trimtab.kernels.rng import Key
 
     ids = context.render(model, prompt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from trimtab.decode.types import Combine, Objective
+from trimtab.decode.request.objective import Combine, Objective
 
 __all__ = ["combine", "log_sigmoid", "sigmoid"]
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from trimtab.decode.ops import Context, Extend, Given, Seq, gather
+from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.rewards.base import EngineReward, PairwiseReward, Sample, spoken, whole
 from trimtab.decode.rewards.options import OptionError, number, table, text, texts
-from trimtab.decode.types import ChatMessage
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.registry import Site

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.rewards.base import EngineReward, Kind, Sample
 from trimtab.decode.rewards.options import OptionError, choice, number, table
 from trimtab.decode.rewards.rating import rate
-from trimtab.decode.types import Combine, Objective, RewardTerm
 
 if TYPE_CHECKING:
     from trimtab.decode.ops import Context

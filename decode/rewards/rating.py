@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from trimtab.decode.errors import UnsupportedRequest
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.ops import Context, gather
+from trimtab.decode.request.objective import AnyObjective, Combine, Objective
 from trimtab.decode.rewards.base import PairwiseReward, Reward, Sample
 from trimtab.decode.rewards.combine import combine, log_sigmoid, sigmoid
 from trimtab.decode.rewards.evaluation import evaluate, evaluate_pairs
 from trimtab.decode.rewards.folding import fold, fold_pairs
-from trimtab.decode.types import AnyObjective, Combine, Objective
 
 __all__ = ["Rating", "compare", "rate"]
 

@@ -1,1 +1,0 @@
-"""Before decoding: how a request becomes the token ids a model reads."""

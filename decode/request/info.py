@@ -1,0 +1,68 @@
+"""What an engine says of itself: its limits, models and rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Limits", "ModelInfo", "RewardInfo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on one request and on the engine's queue."""
+
+    max_new_tokens: int = 4096
+    max_n: int = 64
+    max_top_logprobs: int = 20
+    max_queue: int = 256
+    max_stop: int = 8
+    max_stop_bytes: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardInfo:
+    """What an engine says of a reward it serves.
+
+    Attributes:
+        kind: ``sequence`` rates whole answers only, ``prefix`` also beginnings of answers, ``token`` is a prefix reward
+            that is cheap enough to rate every candidate token.
+        models: models of the engine that it runs on.
+        pairwise: whether it compares two answers instead of rating one.
+        needs_reference: whether it wants a reference answer with each prompt.
+    """
+
+    name: str
+    kind: Literal["sequence", "prefix", "token"]
+    description: str = ""
+    models: tuple[str, ...] = ()
+    pairwise: bool = False
+    needs_reference: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What an engine says of a model it serves.
+
+    Attributes:
+        name: under which requests ask for it.
+        role: what it was configured for.
+        source: as configured: a bundled name, a hub id or a folder.
+        architecture, dtype, device: as it was loaded.
+        max_context_tokens: of prompt and answer together.
+        vocab_size: width of its logits.
+        eos_token_ids: that end its answers.
+        nudge_models, draft_models: models that ``Nudged`` and ``Speculative`` may name for it.
+    """
+
+    name: str
+    role: Literal["base", "aligned", "draft", "reward"]
+    source: str
+    architecture: str
+    dtype: str
+    device: str
+    max_context_tokens: int
+    vocab_size: int  # token ids in use; of models that share a vocabulary, the narrowest one's
+    eos_token_ids: tuple[int, ...]
+    nudge_models: tuple[str, ...] = ()
+    draft_models: tuple[str, ...] = ()

@@ -1,0 +1,171 @@
+"""Keyword arguments to a request."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from trimtab.decode.errors import InvalidRequest, Violation
+from trimtab.decode.frozen import FrozenDict
+from trimtab.decode.request.generation_config import from_generation_config
+from trimtab.decode.request.methods import (
+    Autoregressive,
+    Base,
+    Draw,
+    Mixture,
+    Policy,
+    Search,
+    Single,
+)
+from trimtab.decode.request.objective import Objective
+from trimtab.decode.request.prompt import (
+    Prompt,
+    canonical_prompt,
+)
+from trimtab.decode.request.request import Request
+from trimtab.decode.request.sampling import Sampling, Stopping
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+
+__all__ = ["request_from_kwargs"]
+
+
+_SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
+
+
+_STOPPING_KEYS = tuple(f.name for f in fields(Stopping))
+
+
+_OTHER_KEYS = ("top_logprobs", "references", "prompt_cache", "sampling", "stopping")
+
+
+_NAMED_KEYS = ("model", "policy", "draw", "search", "generation_config")
+
+
+def request_from_kwargs(
+    prompt: Prompt,
+    *,
+    model: str,
+    policy: Policy | None = None,
+    draw: Draw | None = None,
+    search: Search | None = None,
+    generation_config: GenerationConfig | None = None,
+    model_generation_config: GenerationConfig | None = None,
+    **flat: Any,
+) -> Request:
+    """A request from the flat keyword arguments of ``Engine.generate``; ``validate`` checks its values.
+
+    Args:
+        prompt: text, token ids or chat messages.
+        model: name of the requested model.
+        policy, draw, search: the three axes; None takes ``Base()``, ``Autoregressive()``, ``Single()``. A search's
+            objective may be the name of a reward, or names and weights.
+        generation_config: a transformers configuration; flat keywords override its fields, as in ``generate``.
+        model_generation_config: the model's own, which ``generate`` would fill unset fields of it from.
+        **flat: the fields of ``Sampling`` and ``Stopping`` (``stop`` also as one string), ``references`` (also one
+            string), ``top_logprobs``, ``prompt_cache``, and ``sampling=``/``stopping=`` as whole objects in their
+            place.
+
+    Raises:
+        InvalidRequest: an unknown keyword, fields given twice (flat and as an object), or an unsupported field of
+            ``generation_config``; all of them at once.
+    """
+    found = _unknown_keywords(flat)
+    sampling_fields: dict[str, Any] = {}
+    stopping_fields: dict[str, Any] = {}
+    if generation_config is not None:
+        try:
+            sampling_fields, stopping_fields = from_generation_config(generation_config, model_generation_config)
+        except InvalidRequest as error:
+            found += error.violations
+    found += _given_twice("sampling", Sampling, _SAMPLING_KEYS, flat, generation_config is not None)
+    found += _given_twice("stopping", Stopping, _STOPPING_KEYS, flat, generation_config is not None)
+    if found:
+        raise InvalidRequest(found)
+    sampling_fields |= {key: flat[key] for key in _SAMPLING_KEYS if key in flat}
+    stopping_fields |= {key: flat[key] for key in _STOPPING_KEYS if key in flat}
+    return Request(
+        model=model,
+        prompt=canonical_prompt(prompt),
+        sampling=flat.get("sampling") or Sampling(**_canonical_sampling(sampling_fields)),
+        stopping=flat.get("stopping") or Stopping(**_canonical_stopping(stopping_fields)),
+        policy=Base() if policy is None else _canonical_policy(policy),
+        draw=Autoregressive() if draw is None else draw,
+        search=Single() if search is None else _canonical_search(search),
+        references=_canonical_references(flat.get("references")),
+        top_logprobs=flat.get("top_logprobs", 0),
+        prompt_cache=flat.get("prompt_cache", True),
+    )
+
+
+def _unknown_keywords(flat: Mapping[str, Any]) -> list[Violation]:
+    accepted = (*_SAMPLING_KEYS, *_STOPPING_KEYS, *_OTHER_KEYS, *_NAMED_KEYS)
+    found = []
+    for key in flat:
+        if key not in accepted:
+            close = difflib.get_close_matches(key, accepted, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            found.append(Violation.of(key, flat[key], f"one of the keywords {', '.join(accepted)}{hint}"))
+    return found
+
+
+def _given_twice(
+    name: str, kind: type, keys: Sequence[str], flat: Mapping[str, Any], generation_config: bool
+) -> list[Violation]:
+    whole = flat.get(name)
+    if whole is None:
+        return []
+    if not isinstance(whole, kind):
+        return [Violation.of(name, whole, f"a {kind.__name__}")]
+    found = [Violation.of(key, flat[key], f"{key}= or {name}=, not both") for key in keys if key in flat]
+    if generation_config:
+        found.append(Violation.of(name, whole, f"generation_config= or {name}=, not both"))
+    return found
+
+
+def _canonical_sampling(values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("logit_bias") is None:
+        values.pop("logit_bias", None)
+    elif isinstance(values["logit_bias"], Mapping):
+        values["logit_bias"] = FrozenDict(values["logit_bias"])
+    return values
+
+
+def _canonical_stopping(values: dict[str, Any]) -> dict[str, Any]:
+    """None stands for the default, one stop for a tuple of it, and a list for a tuple."""
+    values = {key: value for key, value in values.items() if value is not None}
+    for key, single in (("stop", str), ("stop_token_ids", int), ("eos_token_ids", int)):
+        value = values.get(key)
+        if isinstance(value, single):
+            values[key] = (value,)
+        elif isinstance(value, list):
+            values[key] = tuple(value)
+    return values
+
+
+def _canonical_policy(policy: Policy) -> Policy:
+    if isinstance(policy, Mixture) and isinstance(cast("object", policy.experts), list):
+        return replace(policy, experts=tuple(policy.experts))
+    return policy
+
+
+def _canonical_search(search: Search) -> Search:
+    """The search with its objective written out, as it comes over the wire; what is no objective is left alone."""
+    if not isinstance(search, Single) and isinstance(getattr(search, "objective", None), str | Mapping):
+        return replace(search, objective=Objective.of(search.objective))  # type: ignore[arg-type]
+    return search
+
+
+def _canonical_references(references: Any) -> Any:
+    match references:
+        case None:
+            return ()
+        case str():
+            return (references,)
+        case list():
+            return tuple(references)
+    return references

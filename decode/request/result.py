@@ -1,0 +1,197 @@
+"""The answer to a request, how it came about, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import exp
+
+from trimtab.decode.frozen import FrozenDict, freeze_fields
+
+__all__ = ["Candidate", "FinishReason", "ModelUsage", "Result", "Scored", "Token", "TokenDraw", "TopLogprob", "Usage"]
+
+
+class FinishReason(StrEnum):
+    EOS = "eos"
+    STOP = "stop"  # a stop string or a stop token id
+    MAX_NEW_TOKENS = "max_new_tokens"
+    CONTEXT_FULL = "context_full"
+    TIME_BUDGET = "time_budget"
+    REPETITION = "repetition"  # a loop guard of the nudging policy ended the answer
+    PRUNED = "pruned"  # a search dropped the candidate before its end
+
+
+class TokenDraw(StrEnum):
+    PLAIN = "plain"
+    ACCEPTED = "accepted"
+    CORRECTED = "corrected"
+    BONUS = "bonus"
+    FORCED = "forced"
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    id: int
+    piece: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One written token and how it came about.
+
+    Its figures are of the distribution that it was drawn from as it is before all that the request asks of draws: at
+    temperature 1, without penalty, bias, bans, top-k, top-p and min-p. Whose distribution that is, the policy says:
+
+    * ``Base``, ``TokenReward``: the requested model's; of ``TokenReward`` before rewards count.
+    * ``Nudged``: that of the author, base or nudger, after its own prompt and the answer in its own spelling.
+    * ``Mixture``: the mixture's, normalised, without the tokens that ``plausibility`` leaves out. It is no single
+      model's; the author is the requested model, whose ids and sequence they are.
+
+    Under speculation it is the target's, never the draft's. Of scores it is the model's that was asked.
+
+    Attributes:
+        id: token id in the vocabulary of ``author``.
+        piece: the token's raw bytes; one token may be half a character.
+        author: name of the model that wrote it.
+        draw: how it was drawn.
+        logprob: ln p of the token.
+        entropy: of the distribution, nats.
+        top_prob: its largest probability.
+        top: its most likely tokens, if asked for.
+        reward: of the answer up to this token, under a policy that rates tokens.
+    """
+
+    id: int
+    piece: bytes
+    author: str
+    draw: TokenDraw = TokenDraw.PLAIN
+    logprob: float | None = None
+    entropy: float | None = None
+    top_prob: float | None = None
+    top: tuple[TopLogprob, ...] = ()
+    reward: float | None = None  # of a policy that rates tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One result. ``text`` is the detokenised answer without the EOS token, and without the stop unless asked."""
+
+    index: int
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: FinishReason
+    stop_match: str | None = None
+    rewards: Mapping[str, float] = field(default_factory=FrozenDict)  # by name, and "objective"
+
+    def __post_init__(self) -> None:
+        freeze_fields(self, "rewards")
+
+    @property
+    def sum_logprob(self) -> float:
+        """Sum of ``Token.logprob`` of all tokens, those that ended the answer included."""
+        return sum(t.logprob for t in self.tokens if t.logprob is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUsage:
+    """Work of one model for one request: forward passes it took part in, tokens it read and wrote."""
+
+    model: str
+    forward_passes: int = 0
+    tokens_read: int = 0
+    tokens_written: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a request cost. ``generated_tokens`` includes discarded work; ``returned_tokens`` does not."""
+
+    prompt_tokens: int
+    cached_prompt_tokens: int = 0
+    returned_tokens: int = 0
+    generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    discarded_tokens: int = 0  # drafted and not accepted
+    nudged_tokens: int = 0
+    reward_calls: int = 0
+    models: tuple[ModelUsage, ...] = ()
+    queue_time: float = 0.0
+    time_to_first_token: float = 0.0
+    total_time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The answer to a request.
+
+    Attributes:
+        model: that was asked.
+        models: the authors, the requested model first.
+        candidates: what the search wrote, pruned ones too.
+        usage: what it cost.
+        seed: that was used, drawn by the engine if the request names none.
+        selected: place of the answer among the candidates.
+        reproducible: whether the same request with the same seed gives the same tokens, whatever else runs, *up to
+            rounding*: numbers of the same tokens differ in their last bits with the batch they are computed in and with
+            what is cached, and where two tokens are nearly level, most of all in bfloat16, the draw can go the other
+            way. ``Request.prompt_cache = False`` leaves only the batch.
+        abstained: no candidate reached the threshold; the selected one is the best of them.
+    """
+
+    model: str
+    models: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    usage: Usage
+    seed: int
+    selected: int = 0
+    reproducible: bool = True
+    abstained: bool = False
+
+    @property
+    def chosen(self) -> Candidate:
+        return self.candidates[self.selected]
+
+    @property
+    def text(self) -> str:
+        return self.chosen.text
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        return self.chosen.tokens
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return self.chosen.finish_reason
+
+    @property
+    def mean_entropy(self) -> float:
+        """Mean ``Token.entropy`` (nats) over the tokens of the chosen candidate; 0 if there are none."""
+        entropies = [t.entropy for t in self.tokens if t.entropy is not None]
+        return sum(entropies) / len(entropies) if entropies else 0.0
+
+    @property
+    def exp_mean_entropy(self) -> float:
+        """exp of the mean entropy over the chosen candidate's tokens: over how many choices it was spread at a token.
+
+        Not the branching factor of Yang and Holtzman (2025), which is estimated from many samples of one prompt.
+        """
+
+        return exp(self.mean_entropy)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The score of a given answer.
+
+    Attributes:
+        value: the reward, or the sum of ln p of the tokens.
+        token_count: tokens of the answer, where a model scored it; of an empty answer the one that ends it.
+        tokens: these, with their log-probabilities.
+    """
+
+    value: float
+    token_count: int = 0
+    tokens: tuple[Token, ...] = ()

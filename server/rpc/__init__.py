@@ -1,0 +1,4 @@
+"""The service: calls in, answers out, overload, cancellation, health and shutdown.
+
+Messages are read and filled in ``wire``.
+"""

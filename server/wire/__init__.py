@@ -1,0 +1,1 @@
+"""The proto's messages to the library's data and back. Nothing here runs anything."""

@@ -1,0 +1,128 @@
+"""Lists that are given page by page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.request.info import ModelInfo, RewardInfo
+from trimtab.server.wire.request import METHODS
+from trimtab.v1 import decoding_pb2 as pb
+
+__all__ = ["info_of", "model_message", "page_of", "reward_info_of", "reward_message"]
+
+T = TypeVar("T")
+
+_PAGE = 100
+_LARGEST_PAGE = 1000
+_Role = Literal["base", "aligned", "draft", "reward"]
+_ROLES: Mapping[_Role, pb.ModelRole.ValueType] = {
+    "base": pb.MODEL_ROLE_BASE,
+    "aligned": pb.MODEL_ROLE_ALIGNED,
+    "draft": pb.MODEL_ROLE_DRAFT,
+    "reward": pb.MODEL_ROLE_REWARD,
+}
+_ROLE_OF: Mapping[int, _Role] = {number: role for role, number in _ROLES.items()}
+_Kind = Literal["sequence", "prefix", "token"]
+_KINDS: Mapping[_Kind, pb.RewardKind.ValueType] = {
+    "sequence": pb.REWARD_KIND_SEQUENCE,
+    "prefix": pb.REWARD_KIND_PREFIX,
+    "token": pb.REWARD_KIND_TOKEN,
+}
+_KIND_OF: Mapping[int, _Kind] = {number: kind for kind, number in _KINDS.items()}
+
+
+def page_of(items: Mapping[str, T], size: int, token: str) -> tuple[list[T], str]:
+    """One page of ``items`` in the order of their names; a token is the last name of the page before it.
+
+    Returns:
+        The page, and the token of the next one ("" after the last).
+
+    Raises:
+        InvalidRequest: a size beyond 1000, or a token that no page gave.
+    """
+    if size > _LARGEST_PAGE:
+        raise InvalidRequest.of("page_size", size, f"a whole number in [0, {_LARGEST_PAGE}]")
+    if token and token not in items:
+        raise InvalidRequest.of("page_token", token, "empty, or the next_page_token of an earlier answer")
+    names = sorted(name for name in items if name > token)
+    page = names[: size or _PAGE]
+    return [items[name] for name in page], page[-1] if len(page) < len(names) else ""
+
+
+def model_message(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> pb.Model:
+    """What ListModels says of a model; ``rewards`` are those that its answers can be rated with."""
+    return pb.Model(
+        id=info.name,
+        methods=_methods(info, rewards),
+        draft_models=info.draft_models,
+        nudge_models=info.nudge_models,
+        max_context_tokens=info.max_context_tokens,
+        vocab_size=info.vocab_size,
+        role=_ROLES[info.role],
+        source=info.source,
+        architecture=info.architecture,
+        dtype=info.dtype,
+        device=info.device,
+        eos_token_ids=info.eos_token_ids,
+    )
+
+
+def _methods(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> list[str]:
+    """What the model can be asked for with the other models and the rewards that there are."""
+    if info.role == "reward":
+        return []
+    rating = [reward for reward in rewards.values() if not reward.pairwise]
+    beginnings = any(reward.kind != "sequence" for reward in rating)
+    needs = {
+        "policy.nudged": bool(info.nudge_models),
+        "policy.mixture": bool(info.nudge_models),
+        "policy.token_reward": beginnings,
+        "search.segments": beginnings,
+        "search.reject_segments": beginnings,
+        "search.evolution": beginnings,
+        "search.refine": bool(rating),
+    }
+    return [method for method in METHODS if needs.get(method, True)]
+
+
+def info_of(message: pb.Model) -> ModelInfo:
+    """The inverse of ``model_message``."""
+    return ModelInfo(
+        name=message.id,
+        role=_ROLE_OF.get(message.role, "base"),
+        source=message.source,
+        architecture=message.architecture,
+        dtype=message.dtype,
+        device=message.device,
+        max_context_tokens=message.max_context_tokens,
+        vocab_size=message.vocab_size,
+        eos_token_ids=tuple(message.eos_token_ids),
+        nudge_models=tuple(message.nudge_models),
+        draft_models=tuple(message.draft_models),
+    )
+
+
+def reward_message(info: RewardInfo) -> pb.Reward:
+    """What ListRewards says of a reward."""
+    return pb.Reward(
+        id=info.name,
+        kind=_KINDS[info.kind],
+        description=info.description,
+        models=info.models,
+        pairwise=info.pairwise,
+        needs_reference=info.needs_reference,
+    )
+
+
+def reward_info_of(message: pb.Reward) -> RewardInfo:
+    """The inverse of ``reward_message``; a kind that is not known here rates whole answers, as every reward does."""
+    return RewardInfo(
+        name=message.id,
+        kind=_KIND_OF.get(message.kind, "sequence"),
+        description=message.description,
+        models=tuple(message.models),
+        pairwise=message.pairwise,
+        needs_reference=message.needs_reference,
+    )
