@@ -13,6 +13,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -82,7 +83,7 @@ def some(hint: Any) -> Any:
         return "anything"
     if dataclasses.is_dataclass(hint):
         return made(typing.cast("type", hint))
-    if issubclass(hint, plain.StrEnum):
+    if issubclass(hint, StrEnum):
         return next(iter(hint))
     return {str: "text", int: 3, float: 0.5, bool: True, bytes: b"\xe2"}[hint]
 
