@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trimtab.bench import eager
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Blend, Draft, Filters, RowPick, Window
-from trimtab.kernels.rng import Key
+from trimtab.kernels.dispatch import Draft, Window
+from trimtab.kernels.types import Blend, Filters, Key, RowPick
 
 __all__ = ["KERNELS", "Work", "logits"]
 

@@ -18,9 +18,7 @@ from trimtab.decode.request.result import TokenDraw, TopLogprob
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.base import Reward
-    from trimtab.kernels.reference.filters import Filters
-    from trimtab.kernels.reference.mix import Blend
-    from trimtab.kernels.rng import Key
+    from trimtab.kernels.types import Blend, Filters, Key
 
 __all__ = [
     "Call",

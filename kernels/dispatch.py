@@ -14,24 +14,20 @@ from trimtab.kernels.reference import mix as mixing
 from trimtab.kernels.reference import pick as picking
 from trimtab.kernels.reference import verify as verification
 from trimtab.kernels.reference.entropy import Nucleus, Stats
-from trimtab.kernels.reference.filters import Filters, RowPick
-from trimtab.kernels.reference.mix import Blend, Blended, Gate, Mixed
+from trimtab.kernels.reference.mix import Blended, Mixed
 from trimtab.kernels.reference.pick import Picked
 from trimtab.kernels.reference.verify import Draft, Verified, Window
+from trimtab.kernels.types import Blend, RowPick
 
 __all__ = [
-    "Blend",
     "Blended",
     "Call",
     "Draft",
-    "Filters",
-    "Gate",
     "Mixed",
     "Nucleus",
     "Path",
     "PathUnavailable",
     "Picked",
-    "RowPick",
     "Stats",
     "Verified",
     "Window",

@@ -27,8 +27,7 @@ from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Candidate, TopLogprob
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.decode.text.vocabulary import Vocabulary
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 Logits = NDArray[np.float64]
 

@@ -38,8 +38,7 @@ from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.decode.rewards import rating
 from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 
 def load(name: str) -> ModuleType:

@@ -31,8 +31,7 @@ from trimtab.decode.request.methods import (
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason, TokenDraw, TopLogprob
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 Row = NDArray[np.float64]
 

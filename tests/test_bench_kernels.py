@@ -29,8 +29,8 @@ from trimtab.bench.timing import paired_ratio
 from trimtab.decode.commands import main
 from trimtab.decode.errors import InvalidRequest
 from trimtab.kernels import dispatch, paths
-from trimtab.kernels.dispatch import Blend, Draft, Filters, RowPick, Window
-from trimtab.kernels.rng import Key
+from trimtab.kernels.dispatch import Draft, Window
+from trimtab.kernels.types import Blend, Filters, Key, RowPick
 
 CPU = torch.device("cpu")
 needs_interpreter = pytest.mark.skipif("interpret" not in paths.available(CPU), reason="needs Triton's interpreter")

@@ -63,8 +63,7 @@ from trimtab.decode.request.result import (
 )
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 Folder = Callable[..., Path]
 Factory = Callable[..., Engine]

@@ -24,6 +24,9 @@ MAY_IMPORT = {
 FOLDERS = ("kernels", "decode", "server", "bench")
 # Plain data and errors, which methods and clients import without an engine.
 PLAIN = ("decode/request",)
+PLAIN_KERNELS = "trimtab.kernels.types"
+# What decoding methods are made of. They run on plain data: see ``decode.ops``.
+METHODS = ("ops.py", "methods", "text")
 HEAVY = {"torch", "transformers", "numpy", "trimtab.kernels", "trimtab.decode.engine", "trimtab.decode.models"}
 
 
@@ -107,6 +110,30 @@ def test_plain_data_is_plain(repository: Path) -> None:
     )
     assert "trimtab.decode.request.request" in loaded
     assert not {name for name in loaded if any(name == heavy or name.startswith(heavy + ".") for heavy in HEAVY)}
+
+
+def methods(repository: Path) -> list[Path]:
+    """Files of the decoding methods."""
+    roots = [repository / "decode" / name for name in METHODS]
+    return sorted(file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py")))
+
+
+def test_methods_import_plain_data_of_the_kernels(repository: Path) -> None:
+    for path in methods(repository):
+        package = ".".join(("trimtab", *path.relative_to(repository).parent.parts))
+        found = {module for _, module in imports(path.read_text(encoding="utf-8"), package)}
+        kernels = {m for m in found if m.startswith("trimtab.kernels")}
+        assert all(m == PLAIN_KERNELS or m.startswith(PLAIN_KERNELS + ".") for m in kernels), f"{path}: {kernels}"
+
+
+def test_methods_load_neither_torch_nor_the_engine(repository: Path) -> None:
+    names = [path.relative_to(repository).with_suffix("").parts for path in methods(repository)]
+    modules = sorted({".".join(("trimtab", *parts)).removesuffix(".__init__") for parts in names})
+    assert len(modules) > 20
+    code = f"import sys, importlib; [importlib.import_module(name) for name in {modules!r}]; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert PLAIN_KERNELS in loaded
+    assert not {"torch", "transformers", "trimtab.decode.engine", "trimtab.decode.models"} & set(loaded)
 
 
 def test_tests_import_one_copy(repository: Path) -> None:

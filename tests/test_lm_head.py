@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Filters, PathUnavailable, Picked, RowPick
+from trimtab.kernels.dispatch import PathUnavailable, Picked
 from trimtab.kernels.paths import Path as KernelPath
 from trimtab.kernels.paths import available
 from trimtab.kernels.reference.lm_head import project
 from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key, RowPick
 
 INF = float("inf")
 # What an error may exceed eager's own by: the largest of a few rows' errors is partly chance.

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from trimtab.decode.methods.draws.lookup import MAX_COPY, CopyingDrafter, LookupDrafter, NgramIndex
 from trimtab.decode.ops import Drafted, Pick
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 PICKS = [Pick(Filters(), Key(0), i) for i in range(64)]
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Blend, Filters, Gate, RowPick
 from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Blend, Filters, Gate, Key, RowPick
 
 INF = float("inf")
 NAN = float("nan")

@@ -29,8 +29,7 @@ from trimtab.decode.request.methods import (
 from trimtab.decode.request.result import Candidate, FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.ends import Ends
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 
 def _load(name: str) -> ModuleType:

@@ -31,8 +31,8 @@ from trimtab.decode.request.result import Result
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.templates import PromptTemplate
 from trimtab.decode.text.vocabulary import Vocabulary
-from trimtab.kernels.dispatch import Filters, RowPick, pick
-from trimtab.kernels.rng import Key
+from trimtab.kernels.dispatch import pick
+from trimtab.kernels.types import Filters, Key, RowPick
 
 
 def _load(name: str) -> ModuleType:

@@ -38,8 +38,7 @@ from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards.base import LocalReward, Sample, whole
 from trimtab.decode.text.templates import BASE_TEMPLATE, PromptTemplate
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 
 def _load(name: str) -> ModuleType:

@@ -13,8 +13,7 @@ from trimtab.decode.methods.answer import Answer, Drawing, Preview
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason, Token
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 PIECES = [b"a", b"b", b"ab", b"aba", b"\xc3\xa9", b"\xc3", b"\xa9", b"\xff", b" ", b"<pad>", b"<eos>"]
 EOS, PAD, HALT = 10, 9, 8

@@ -30,7 +30,7 @@ from trimtab.decode.request.methods import (
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards import calibration
 from trimtab.decode.rewards.calibration import Calibrated, Drawn
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Key
 
 
 def _load(name: str) -> ModuleType:

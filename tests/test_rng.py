@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trimtab.kernels import rng
+from trimtab.kernels.types import ROOT_BRANCH, Key, Stream
 
 U64 = st.integers(0, 2**64 - 1)
 U32 = st.integers(0, 2**32 - 1)
@@ -32,28 +34,27 @@ GOLDEN_DERIVED = ("0x779edaefdd2d853b", "0xdcf40d8cbb5e148")
 GOLDEN_UNIFORM = 0.9044119119644165
 
 
-def as_signed(values: NDArray[np.uint64]) -> torch.Tensor:
-    return torch.from_numpy(values.view(np.int64))
+def bits_of(keys: Iterable[Key]) -> NDArray[np.uint64]:
+    return np.array([key.bits for key in keys], np.uint64)
 
 
 @pytest.mark.parametrize(("key", "counter", "expected"), KNOWN)
-def test_known_answers(key: tuple[int, int], counter: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_known_answers(key: tuple[int, int], counter: tuple[int, int, int, int], expected: tuple[int, ...]) -> None:
     bits = np.array([key[0] | key[1] << 32], np.uint64)
     words = [np.array([c], np.uint64) for c in counter]
     assert tuple(int(w[0]) for w in rng.philox(bits, *words)) == expected
-    signed = rng.philox_torch(as_signed(bits), *(as_signed(w) for w in words))
-    assert tuple(int(w[0]) for w in signed) == expected
+    assert rng.philox_int(int(bits[0]), counter) == expected
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     keys=st.lists(U64, min_size=1, max_size=4),
     position=U32,
-    stream=st.sampled_from(list(rng.Stream)),
+    stream=st.sampled_from(list(Stream)),
     start=st.one_of(st.just(0), st.integers(0, 2**32)),
     n=st.integers(1, 50),
 )
-def test_every_path_gives_the_same_bits(keys: list[int], position: int, stream: rng.Stream, start: int, n: int) -> None:
+def test_every_path_gives_the_same_bits(keys: list[int], position: int, stream: Stream, start: int, n: int) -> None:
     bits = np.array(keys, np.uint64)
     rows = len(keys)
     positions = np.full(rows, position, np.int64)
@@ -62,24 +63,16 @@ def test_every_path_gives_the_same_bits(keys: list[int], position: int, stream: 
     assert expected.dtype == np.float32
     assert expected.shape == (rows, n)
     if start == 0:
-        runs = rng.uniform_runs(bits, positions, [(rng.Stream.TILE, 7), (stream, n), (rng.Stream.LINE, 0)])
+        runs = rng.uniform_runs(bits, positions, [(Stream.TILE, 7), (stream, n), (Stream.LINE, 0)])
         np.testing.assert_array_equal(runs[1], expected)
-        np.testing.assert_array_equal(runs[0], rng.uniform(bits, positions, rng.Stream.TILE, np.arange(7)))
+        np.testing.assert_array_equal(runs[0], rng.uniform(bits, positions, Stream.TILE, np.arange(7)))
         assert runs[2].shape == (rows, 0)
-    in_torch = rng.uniform_torch(as_signed(bits), torch.from_numpy(positions), stream, torch.from_numpy(index))
-    np.testing.assert_array_equal(in_torch.numpy(), expected)
+    assert rng.uniform_one(keys[0], position, stream, start + n - 1) == expected[0, -1]
     ragged = rng.uniform_ragged(np.repeat(bits, n), np.repeat(positions, n), stream, np.tile(index, rows))
     np.testing.assert_array_equal(ragged.reshape(rows, n), expected)
     # A row does not know its neighbours, and an index not its place in the list.
     shuffled = rng.uniform(bits[::-1].copy(), positions, stream, index[::-1].copy())
     np.testing.assert_array_equal(shuffled[::-1, ::-1], expected)
-
-
-@given(seed=U64, branch=U64)
-def test_key_of_one_pair_is_that_of_many(seed: int, branch: int) -> None:
-    many = rng.keys_of([seed, 1], [branch, 2])
-    assert rng.Key(seed, branch).bits == int(many[0])
-    assert rng.Key(1, 2).bits == int(many[1])
 
 
 def test_uniform_mapping_is_that_of_tl_rand_above_zero() -> None:
@@ -99,7 +92,6 @@ def test_exponential_is_accurate_where_races_are_decided() -> None:
     assert error.max() < 5e-6
     # The control: without the series the small values are lost.
     assert np.abs(-np.log(1 - u) / exact - 1).max() > 0.1
-    np.testing.assert_allclose(rng.exponential_torch(torch.from_numpy(u)).numpy(), rng.exponential(u), rtol=3e-7)
     assert rng.exponential(u).max() < 16.7
 
 
@@ -112,12 +104,14 @@ def uniformity(u: NDArray[np.float32]) -> float:
 
 def test_uniform_along_every_axis() -> None:
     n = 200_000
-    one = np.array([rng.Key(11).bits], np.uint64)
+    one = np.array([Key(11).bits], np.uint64)
     at = np.array([3], np.int64)
-    by_index = rng.uniform_runs(one, at, [(rng.Stream.TOKEN, n)])[0][0]
-    by_position = rng.uniform(np.repeat(one, n), np.arange(n), rng.Stream.TOKEN, np.array([5]))[:, 0]
-    by_seed = rng.uniform(rng.keys_of(range(n), [0] * n), np.repeat(at, n), rng.Stream.TOKEN, np.array([5]))[:, 0]
-    by_branch = rng.uniform(rng.keys_of([7] * n, range(n)), np.repeat(at, n), rng.Stream.TOKEN, np.array([5]))[:, 0]
+    by_index = rng.uniform_runs(one, at, [(Stream.TOKEN, n)])[0][0]
+    by_position = rng.uniform(np.repeat(one, n), np.arange(n), Stream.TOKEN, np.array([5]))[:, 0]
+    by_seed = rng.uniform(bits_of(map(Key, range(n))), np.repeat(at, n), Stream.TOKEN, np.array([5]))[:, 0]
+    by_branch = rng.uniform(
+        bits_of(Key(7, branch) for branch in range(n)), np.repeat(at, n), Stream.TOKEN, np.array([5])
+    )[:, 0]
     for numbers in (by_index, by_position, by_seed, by_branch):
         assert uniformity(numbers) > 1e-4
         assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 5 / n**0.5
@@ -127,15 +121,15 @@ def test_uniform_along_every_axis() -> None:
 
 def test_streams_branches_and_positions_share_nothing() -> None:
     n = 50_000
-    child = rng.Key(11).child(3, 0)
+    child = Key(11).child(3, 0)
 
     def numbers_of(bits: int, position: int, stream: int) -> NDArray[np.float32]:
         return rng.uniform_runs(np.array([bits], np.uint64), np.array([position]), [(stream, n)])[0][0]
 
-    reference = numbers_of(rng.Key(11).bits, 3, 0)
-    others = [(rng.Key(11).bits, 3, stream) for stream in list(rng.Stream)[1:]]
-    others += [(rng.Key(11).bits, 4, 0), (rng.Key(12).bits, 3, 0), (child.bits, 3, 0)]
-    others += [(rng.Key(11).drafting.bits, 3, 0), (rng.Key(11).residual.bits, 3, 0)]
+    reference = numbers_of(Key(11).bits, 3, 0)
+    others = [(Key(11).bits, 3, stream) for stream in list(Stream)[1:]]
+    others += [(Key(11).bits, 4, 0), (Key(12).bits, 3, 0), (child.bits, 3, 0)]
+    others += [(Key(11).drafting.bits, 3, 0), (Key(11).residual.bits, 3, 0)]
     for bits, position, stream in others:
         numbers = numbers_of(bits, position, stream)
         assert abs(np.corrcoef(reference, numbers)[0, 1]) < 5 / n**0.5
@@ -143,23 +137,22 @@ def test_streams_branches_and_positions_share_nothing() -> None:
 
 
 def test_child_branches_are_distinct_and_depend_on_the_path() -> None:
-    children = {rng.child_branch(p, position, k) for p in range(20) for position in range(20) for k in range(20)}
+    children = {Key(0, p).child(position, k).branch for p in range(20) for position in range(20) for k in range(20)}
     assert len(children) == 8000
     assert all(0 <= child < 2**64 for child in children)
-    a = rng.child_branch(rng.child_branch(0, 5, 1), 9, 2)
-    b = rng.child_branch(rng.child_branch(0, 5, 2), 9, 1)
+    a, b = Key(3).child(5, 1).child(9, 2), Key(3).child(5, 2).child(9, 1)
     assert a != b
-    assert rng.Key(3).child(5, 1).child(9, 2) == rng.Key(3, a)
+    assert a == Key(3, Key(8).child(5, 1).child(9, 2).branch)
 
 
 @given(seed=U64, branch=U64)
 def test_derived_keys_are_others_and_kept(seed: int, branch: int) -> None:
-    key = rng.Key(seed, branch)
+    key = Key(seed, branch)
     keys = [key, key.drafting, key.residual, key.child(0, 0), key.drafting.residual, key.residual.drafting]
     assert len({k.bits for k in keys}) == len(keys)
     assert key.drafting is key.drafting
     assert key.residual is key.residual
-    again = rng.Key(seed, branch)
+    again = Key(seed, branch)
     assert again == key
     assert hash(again) == hash(key)
     assert again.drafting == key.drafting
@@ -169,7 +162,7 @@ def test_derived_keys_are_others_and_kept(seed: int, branch: int) -> None:
 
 def test_contract_is_frozen() -> None:
     """Numbers that stored seeds depend on; a change here changes every sampled answer."""
-    assert [(s.name, int(s)) for s in rng.Stream] == [
+    assert [(s.name, int(s)) for s in Stream] == [
         ("TILE", 0),
         ("COLUMN", 1),
         ("LINE", 2),
@@ -177,23 +170,20 @@ def test_contract_is_frozen() -> None:
         ("ACCEPT", 4),
         ("SEARCH", 5),
     ]
-    assert rng.ROOT_BRANCH == 0
-    assert (hex(rng.Key(7).bits), hex(rng.child_branch(0, 5, 1))) == GOLDEN_KEYS
-    assert (hex(rng.Key(7).drafting.bits), hex(rng.Key(7).residual.bits)) == GOLDEN_DERIVED
-    u = rng.uniform(np.array([rng.Key(7, 9).bits], np.uint64), np.array([100]), rng.Stream.TOKEN, np.array([49151]))
+    assert ROOT_BRANCH == 0
+    assert (hex(Key(7).bits), hex(Key(7).child(5, 1).branch)) == GOLDEN_KEYS
+    assert (hex(Key(7).drafting.bits), hex(Key(7).residual.bits)) == GOLDEN_DERIVED
+    u = rng.uniform(np.array([Key(7, 9).bits], np.uint64), np.array([100]), Stream.TOKEN, np.array([49151]))
     assert float(u[0, 0]) == GOLDEN_UNIFORM
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: rng.child_branch(-1, 0, 0), "parent = -1: accepted: an unsigned 64-bit"),
-        (lambda: rng.child_branch(0, 2**32, 0), "position = 4294967296: accepted: an unsigned 32-bit"),
-        (lambda: rng.child_branch(0, 0, -3), "k = -3: accepted: an unsigned 32-bit"),
-        (lambda: rng.Key(2**64), "seed = 18446744073709551616: accepted: an unsigned 64-bit"),
-        (lambda: rng.Key(0, -1), "branch = -1: accepted: an unsigned 64-bit"),
-        (lambda: rng.keys_of([1], [1, 2]), "branches: 2 of them: accepted: one for each of the 1 seeds"),
-        (lambda: rng.keys_of([1], [-1]), "branch = -1: accepted: an unsigned 64-bit"),
+        (lambda: Key(0, -1), "branch = -1: accepted: an unsigned 64-bit"),
+        (lambda: Key(0).child(2**32, 0), "position = 4294967296: accepted: an unsigned 32-bit"),
+        (lambda: Key(0).child(0, -3), "k = -3: accepted: an unsigned 32-bit"),
+        (lambda: Key(2**64), "seed = 18446744073709551616: accepted: an unsigned 64-bit"),
     ],
 )
 def test_bad_input_is_named(call: object, message: str) -> None:

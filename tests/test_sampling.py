@@ -23,9 +23,8 @@ from transformers.generation.logits_process import (
 )
 
 from trimtab.kernels import dispatch, rng
-from trimtab.kernels.dispatch import Filters, RowPick
 from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN, GROUP, TILE
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key, RowPick, Stream
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -490,13 +489,12 @@ def test_outcomes_at_different_positions_and_seeds_are_independent() -> None:
 
 
 def oracle(logits: torch.Tensor, row: RowPick) -> tuple[int, float]:
-    """The documented scheme written plainly with the torch generator: token, and by how much its race was won."""
+    """The documented scheme written plainly: token, and by how much its race was won."""
     z = logits.double()
-    bits = torch.from_numpy(np.array([row.key.bits], np.uint64).view(np.int64))
-    position = torch.tensor([row.position])
+    bits, position = np.array([row.key.bits], np.uint64), np.array([row.position])
 
-    def race(weights: torch.Tensor, stream: rng.Stream, index: torch.Tensor) -> tuple[int, float]:
-        clocks = rng.exponential_torch(rng.uniform_torch(bits, position, stream, index))[0].double()
+    def race(weights: torch.Tensor, stream: Stream, index: torch.Tensor) -> tuple[int, float]:
+        clocks = torch.from_numpy(rng.exponential(rng.uniform(bits, position, stream, index.numpy())))[0].double()
         score = weights.log() - clocks.log()
         best = score.topk(min(2, len(score))).values
         margin = float(best[0] - best[-1]) if len(score) > 1 else INF
@@ -506,15 +504,15 @@ def oracle(logits: torch.Tensor, row: RowPick) -> tuple[int, float]:
     if row.restricts(vocabulary):
         logp = dispatch.filtered_logprobs(logits[None], [row])[0].double()
         ids = (logp > -INF).nonzero()[:, 0]
-        winner, margin = race(logp[ids].exp(), rng.Stream.TOKEN, ids)
+        winner, margin = race(logp[ids].exp(), Stream.TOKEN, ids)
         return int(ids[winner]), margin
     p = torch.zeros(-(-vocabulary // TILE) * TILE, dtype=torch.float64)
     p[:vocabulary] = (z / row.filters.temperature).softmax(-1)
     grid = p.view(-1, TILE // GROUP, GROUP)  # tile, line, column
 
-    tile, first = race(grid.sum((1, 2)), rng.Stream.TILE, torch.arange(len(grid)))
-    column, second = race(grid[tile].sum(0), rng.Stream.COLUMN, torch.arange(GROUP))
-    line, third = race(grid[tile, :, column], rng.Stream.LINE, torch.arange(TILE // GROUP))
+    tile, first = race(grid.sum((1, 2)), Stream.TILE, torch.arange(len(grid)))
+    column, second = race(grid[tile].sum(0), Stream.COLUMN, torch.arange(GROUP))
+    line, third = race(grid[tile, :, column], Stream.LINE, torch.arange(TILE // GROUP))
     return tile * TILE + line * GROUP + column, min(first, second, third)
 
 

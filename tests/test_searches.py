@@ -34,8 +34,7 @@ from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards.base import Sample
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 
 def _load(name: str) -> ModuleType:

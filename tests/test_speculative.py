@@ -34,9 +34,7 @@ from trimtab.decode.request.methods import (
 )
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.reference.mix import Blend
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Blend, Filters, Key
 
 
 def _load(name: str) -> ModuleType:

@@ -22,8 +22,7 @@ from trimtab.decode.ops import Pick
 from trimtab.decode.request.methods import Confidence, Fixed, Speculative
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 
 def _load(name: str) -> ModuleType:

@@ -33,8 +33,7 @@ from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason, Token
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.vocabulary import Vocabulary
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 SPECIAL = ("<bos>", "<eos>", "<user>", "<bot>")
 LETTERS = "abcdefghijklmnop"

@@ -20,9 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch, paths, rng
-from trimtab.kernels.dispatch import Blend, Filters, Gate, RowPick
 from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Blend, Filters, Gate, Key, RowPick, Stream
 
 INF = float("inf")
 NAN = float("nan")
@@ -119,7 +118,7 @@ def test_random_numbers_are_those_of_numpy(where: Where, key: Key, position: int
     us, clocks = torch.empty((2, n), device=where.device)
     keys = torch.from_numpy(bits.view(np.int64)).to(where.device)
     at = torch.tensor([position], device=where.device)
-    for stream, first in ((rng.Stream.TILE, 0), (rng.Stream.TOKEN, 250_001)):
+    for stream, first in ((Stream.TILE, 0), (Stream.TOKEN, 250_001)):
         numbers[(1,)](words, us, clocks, keys, at, first, int(stream), n)
         index = np.arange(first, first + n)
         u = rng.uniform(bits, np.array([position]), stream, index)[0]

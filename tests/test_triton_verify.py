@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Draft, Filters, RowPick, Verified, Window
+from trimtab.kernels.dispatch import Draft, Verified, Window
 from trimtab.kernels.paths import Path as KernelPath
 from trimtab.kernels.paths import available
 from trimtab.kernels.reference.law import RowBuffer, law_of
 from trimtab.kernels.reference.tiles import TILE
 from trimtab.kernels.reference.verify import picks_of
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key, RowPick
 
 pytest.importorskip("triton")
 

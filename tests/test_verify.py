@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Draft, Filters, RowPick, Verified, Window
+from trimtab.kernels.dispatch import Draft, Verified, Window
 from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key, RowPick
 
 
 def _load(name: str) -> ModuleType:

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from trimtab.decode.methods.policies.handover import HandoverWriter
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 
 def _load(name: str) -> ModuleType:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch, rng
-from trimtab.kernels.dispatch import Draft, Filters, RowPick, Window
+from trimtab.kernels.dispatch import Draft, Window
 from trimtab.kernels.reference.tiles import GROUP, TILE
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key, RowPick, Stream
 
 INF = float("inf")
 Doubles = NDArray[np.float64]
@@ -121,13 +121,17 @@ def documented(logits: torch.Tensor, window: Window) -> tuple[int, int, float]:
     assert window.draft is not None
     assert window.draft.logits is not None
 
-    def uniform(key: Key, position: int, stream: rng.Stream, index: torch.Tensor) -> torch.Tensor:
-        bits = torch.from_numpy(np.array([key.bits], np.uint64).view(np.int64))
-        return rng.uniform_torch(bits, torch.tensor([position]), stream, index)[0]
+    def uniform(key: Key, position: int, stream: Stream, index: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(
+            rng.uniform(np.array([key.bits], np.uint64), np.array([position]), stream, index.numpy())[0]
+        )
 
-    def race(weights: torch.Tensor, row: RowPick, stream: rng.Stream, index: torch.Tensor) -> int:
+    def race(weights: torch.Tensor, row: RowPick, stream: Stream, index: torch.Tensor) -> int:
         nonlocal margin
-        score = weights.log() - rng.exponential_torch(uniform(row.key.residual, row.position, stream, index)).log()
+        score = (
+            weights.log()
+            - torch.from_numpy(rng.exponential(uniform(row.key.residual, row.position, stream, index).numpy())).log()
+        )
         best = score.topk(min(2, len(score))).values
         if len(best) > 1:
             margin = min(margin, float(best[0] - best[1]))
@@ -139,7 +143,7 @@ def documented(logits: torch.Tensor, window: Window) -> tuple[int, int, float]:
         q = torch.zeros_like(p)
         columns = torch.arange(window.draft.logits.shape[1]) if window.draft.ids is None else window.draft.ids
         q[columns] = torch.from_numpy(law(window.draft.logits[j], window.draft.rows[j]))
-        u = float(uniform(row.key, row.position, rng.Stream.ACCEPT, torch.tensor([0])))
+        u = float(uniform(row.key, row.position, Stream.ACCEPT, torch.tensor([0])))
         margin = min(margin, abs(math.log(u) - math.log(float(p[y])) + math.log(float(q[y]))) if p[y] > 0 else INF)
         if u < float(p[y] / q[y]):
             continue
@@ -147,12 +151,12 @@ def documented(logits: torch.Tensor, window: Window) -> tuple[int, int, float]:
         vocabulary = len(p)
         if row.restricts(vocabulary):
             ids = (p > 0).nonzero()[:, 0]
-            return j, int(ids[race(left[ids], row, rng.Stream.TOKEN, ids)]), margin
+            return j, int(ids[race(left[ids], row, Stream.TOKEN, ids)]), margin
         padded = torch.zeros(-(-vocabulary // TILE) * TILE, dtype=torch.float64)
         padded[:vocabulary] = left
         grid = padded.view(-1, TILE // GROUP, GROUP)
-        tile = race(grid.sum((1, 2)), row, rng.Stream.TILE, torch.arange(len(grid)))
-        column = race(grid[tile].sum(0), row, rng.Stream.COLUMN, torch.arange(GROUP))
-        line = race(grid[tile, :, column], row, rng.Stream.LINE, torch.arange(TILE // GROUP))
+        tile = race(grid.sum((1, 2)), row, Stream.TILE, torch.arange(len(grid)))
+        column = race(grid[tile].sum(0), row, Stream.COLUMN, torch.arange(GROUP))
+        line = race(grid[tile, :, column], row, Stream.LINE, torch.arange(TILE // GROUP))
         return j, tile * TILE + line * GROUP + column, margin
     return len(window.tokens), int(dispatch.pick(logits[-1:], window.rows[-1:]).token[0]), margin

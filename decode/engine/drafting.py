@@ -18,7 +18,7 @@ from trimtab.decode.methods.draws.lengths import Rule, together
 from trimtab.decode.ops import Draft, Drafted
 from trimtab.decode.request.methods import Length
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import RowPick
+from trimtab.kernels.types import RowPick
 
 __all__ = ["Block", "Columns", "Source", "columns", "grow"]
 

@@ -68,8 +68,7 @@ from trimtab.decode.rewards.registry import AnyReward, make_rewards
 from trimtab.decode.text.ends import Ends, check_drawable
 from trimtab.decode.text.stops import check_stops
 from trimtab.decode.text.templates import as_text
-from trimtab.kernels.dispatch import Filters
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, Key
 
 __all__ = ["Engine", "EngineStats"]
 

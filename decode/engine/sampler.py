@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +11,8 @@ from torch import Tensor
 from trimtab.decode.ops import Given, Pick, Read
 from trimtab.decode.request.result import TokenDraw, TopLogprob
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import RowPick, Stats
-
-if TYPE_CHECKING:
-    from trimtab.kernels.reference.mix import Blend
+from trimtab.kernels.dispatch import Stats
+from trimtab.kernels.types import Blend, RowPick
 
 __all__ = ["Row", "Span", "drawable", "mix", "row_pick", "sample", "verify"]
 

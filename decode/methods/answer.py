@@ -22,8 +22,7 @@ from trimtab.decode.text.ends import Ends
 from trimtab.decode.text.vocabulary import Detokenizer
 
 if TYPE_CHECKING:
-    from trimtab.kernels.reference.filters import Filters
-    from trimtab.kernels.rng import Key
+    from trimtab.kernels.types import Filters, Key
 
 __all__ = ["Answer", "Drawing", "Preview"]
 

@@ -51,8 +51,7 @@ from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards import rating
 from trimtab.decode.text.templates import BASE_STOPS
-from trimtab.kernels.reference.mix import Blend
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Blend, Key
 
 __all__ = ["Maker", "Plan", "write"]
 

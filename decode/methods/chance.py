@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from trimtab.kernels.rng import Key, Stream
+from trimtab.kernels.types import Key, Stream
 
 __all__ = ["Choice", "Line", "chance", "drawn"]
 

@@ -16,7 +16,7 @@ from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.result import Token
 
 if TYPE_CHECKING:
-    from trimtab.kernels.rng import Key
+    from trimtab.kernels.types import Key
 
 __all__ = ["Team", "Writer", "never"]
 

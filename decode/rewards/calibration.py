@@ -23,7 +23,7 @@ from trimtab.decode.rewards.options import OptionError, choice, number, text, wh
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.registry import Site
-    from trimtab.kernels.rng import Key
+    from trimtab.kernels.types import Key
 
 __all__ = ["Calibrated", "DrawnReference", "FixedReference", "Reference", "calibrated", "drawn_answers", "reference"]
 
@@ -186,7 +186,7 @@ async def drawn_answers(
     """
     # With torch, which a configuration is read without.
     from trimtab.decode.methods.chance import Line
-    from trimtab.kernels.rng import Key
+    from trimtab.kernels.types import Key
 
     ids = context.render(model, prompt)
     if len(ids) >= (limit := context.limit(model)):
@@ -206,7 +206,7 @@ async def drawn_answers(
 
 
 async def _write(context: Context, seq: Seq, key: Key, room: int) -> str:
-    from trimtab.kernels.reference.filters import Filters
+    from trimtab.kernels.types import Filters
 
     vocabulary, filters = context.vocabulary(seq.model), Filters(temperature=1.0)
     written: list[bytes] = []

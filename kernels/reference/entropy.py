@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels.reference import tiles
-from trimtab.kernels.reference.filters import Filters, support
+from trimtab.kernels.reference.filters import support
 from trimtab.kernels.reference.row_scan import RowScan
+from trimtab.kernels.types import Filters
 
 __all__ = [
     "Collected",

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.kernels.reference.row_scan import RowScan
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Filters, RowPick
 
 __all__ = [
-    "NO_FILTERS",
-    "Filters",
-    "RowPick",
     "check_ids",
     "check_rows",
     "edit",
@@ -29,101 +23,14 @@ __all__ = [
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
-_ROOT = Key(0)
 _MAX_SCALE = 3.0e38
 _LARGEST = np.finfo(np.float32).max
 # Tokens outside the nucleus are first taken to be as few as this; language models are seldom less sure.
 _FIRST_GUESS = 512
 
 
-def _no_bias() -> Mapping[int, float]:
-    return MappingProxyType({})
-
-
 def _refuse(name: str, value: object, accepted: str) -> ValueError:
     return ValueError(f"{name} = {value!r}: accepted: {accepted}")
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """What a request asks of its tokens; made once per request and checked then.
-
-    Attributes:
-        temperature: finite, >= 0; 0 takes the largest logit (ties: the lowest id) whatever the other filters say.
-        top_k: keep the k largest logits and everything equal to the k-th; 0 keeps all.
-        top_p: keep the tokens with less than top_p of the mass strictly above them, in (0, 1]; 1 keeps all. The mass
-            is that of what top_k kept. Tokens equal to the last one kept are kept too.
-        min_p: keep tokens of at least min_p times the top probability, in [0, 1).
-        repetition_penalty: > 0; logits of tokens seen are divided by it if positive, else multiplied.
-        bias: token id -> number added to its logit after the penalty; -inf bans it.
-
-    Raises:
-        ValueError: a value outside these ranges.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    bias: Mapping[int, float] = field(default_factory=_no_bias)
-    bias_ids: Ids = field(init=False, repr=False, compare=False)
-    bias_values: Floats = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise _refuse("temperature", self.temperature, "a finite number >= 0")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
-            raise _refuse("top_k", self.top_k, "an integer >= 1, or 0 for no limit")
-        if not 0 < self.top_p <= 1:
-            raise _refuse("top_p", self.top_p, "a number in (0, 1]")
-        if not 0 <= self.min_p < 1:
-            raise _refuse("min_p", self.min_p, "a number in [0, 1)")
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
-            raise _refuse("repetition_penalty", self.repetition_penalty, "a finite number > 0")
-        for token, value in self.bias.items():
-            if token < 0:
-                raise _refuse("bias", token, "token ids >= 0")
-            if math.isnan(value) or value == math.inf:
-                raise _refuse(f"bias[{token}]", value, "a finite number, or -inf to ban the token")
-        object.__setattr__(self, "bias_ids", np.fromiter(self.bias.keys(), np.int64, len(self.bias)))
-        values = np.fromiter(self.bias.values(), np.float64, len(self.bias))
-        values = np.where(np.isfinite(values), np.clip(values, -_LARGEST, _LARGEST), values)
-        object.__setattr__(self, "bias_values", values.astype(np.float32))
-
-
-NO_FILTERS = Filters()
-
-
-class RowPick(NamedTuple):
-    """How one row's token is picked. The defaults are greedy and cost nothing to make.
-
-    Attributes:
-        filters: those of the request.
-        key: seed and branch; made once per branch.
-        position: position of the token in its sequence, below 2^32.
-        seen: ids already in the sequence, for the repetition penalty; duplicates do not count twice. Verification asks
-            again what a token was drawn from, ticks later, so a live list has no place here.
-        banned: ids that cannot be picked at this step, e.g. EOS before the shortest length.
-    """
-
-    filters: Filters = NO_FILTERS
-    key: Key = _ROOT
-    position: int = 0
-    seen: tuple[int, ...] | Ids = ()
-    banned: tuple[int, ...] | Ids = ()
-
-    @property
-    def edits(self) -> bool:
-        """Whether logits are changed before the temperature."""
-        filters = self.filters
-        penalised = filters.repetition_penalty != 1.0 and len(self.seen) > 0
-        return penalised or bool(filters.bias) or len(self.banned) > 0
-
-    def restricts(self, vocabulary: int) -> bool:
-        """Whether top-k, top-p or min-p leave tokens out."""
-        filters = self.filters
-        return filters.top_p < 1 or filters.min_p > 0 or 0 < filters.top_k < vocabulary
 
 
 def check_ids(name: str, values: Sequence[int] | Ids, vocabulary: int) -> Ids:

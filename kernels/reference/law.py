@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels.reference import tiles
-from trimtab.kernels.reference.filters import RowPick, edit, exponents, inverse_temperature, support
+from trimtab.kernels.reference.filters import edit, exponents, inverse_temperature, support
 from trimtab.kernels.reference.races import needs_mass
 from trimtab.kernels.reference.row_scan import RowScan
+from trimtab.kernels.types import RowPick
 
 __all__ = ["Law", "RowBuffer", "law_of"]
 

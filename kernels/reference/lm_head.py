@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trimtab.kernels.reference.filters import RowPick
+from trimtab.kernels.types import RowPick
 
 __all__ = ["MOST_ROWS", "check", "fusable", "project"]
 

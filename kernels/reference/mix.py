@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +20,12 @@ from numpy.typing import NDArray
 
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.entropy import Collected, Stats, Summary, summarise
-from trimtab.kernels.reference.filters import RowPick, check_rows
+from trimtab.kernels.reference.filters import check_rows
 from trimtab.kernels.reference.races import Races
 from trimtab.kernels.reference.row_scan import RowScan
+from trimtab.kernels.types import Blend, RowPick
 
-__all__ = ["DELTA", "Blend", "Blended", "Gate", "Mixed", "blend", "check_blends", "check_logits", "mix"]
+__all__ = ["DELTA", "Blended", "Mixed", "blend", "check_blends", "check_logits", "mix"]
 
 _NEG_INF = float("-inf")
 _LARGEST = float(torch.finfo(torch.float32).max)
@@ -33,82 +33,14 @@ _LARGEST = float(torch.finfo(torch.float32).max)
 DELTA = 1.0e4
 # Stands for a logit of another model that is not finite: far beyond DELTA, and no weight makes it overflow.
 _FAR = 1.0e30
-_MAX_WEIGHT = 1.0e6
 # A plausible set of less than one token in so many is worked on by itself.
 _SPARSE = 16
 
 Bools = NDArray[np.bool_]
-GateKind = Literal["entropy", "top_prob", "branching"]
 
 
 def _refuse(name: str, value: object, accepted: str) -> ValueError:
     return ValueError(f"{name} = {value!r}: accepted: {accepted}")
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """Where a mixture applies: read from the base's distribution at temperature 1, before edits and filters.
-
-    Attributes:
-        kind: ``entropy`` fires above ``bound`` nats, ``branching`` where exp(entropy) is above it, ``top_prob`` where
-            the largest probability is below it.
-        bound: finite; positive for ``branching``.
-
-    Raises:
-        ValueError: another kind or bound.
-    """
-
-    kind: GateKind
-    bound: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("entropy", "top_prob", "branching"):
-            raise _refuse("gate.kind", self.kind, "'entropy', 'top_prob', 'branching'")
-        if not math.isfinite(self.bound) or (self.kind == "branching" and self.bound <= 0):
-            raise _refuse("gate.bound", self.bound, "a finite number, positive for 'branching'")
-
-    @property
-    def limit(self) -> np.float32:
-        """The bound on the entropy or on the top probability that is compared, in float32."""
-        return np.float32(math.log(self.bound) if self.kind == "branching" else self.bound)
-
-    def fires(self, entropy: np.float32, top_prob: np.float32) -> bool:
-        """Whether the mixture applies, by the statistics as they are reported."""
-        return bool(top_prob < self.limit if self.kind == "top_prob" else entropy > self.limit)
-
-
-@dataclass(frozen=True, slots=True)
-class Blend:
-    """How one row's models are mixed; made once per request and checked then. See ``Mixture`` of ``decode.types``.
-
-    Attributes:
-        weights: one per model, the base's first. The base's is >= 0, others may be negative.
-        gate: where the mixture applies; elsewhere the base alone. None: everywhere.
-        plausibility: in [0, 1): where the mixture applies, only tokens with p_base >= plausibility * max p_base stay
-            (contrastive decoding; Li et al., 2023, section 3.1).
-
-    Raises:
-        ValueError: a number outside these ranges.
-    """
-
-    weights: tuple[float, ...]
-    gate: Gate | None = None
-    plausibility: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise _refuse("weights", self.weights, "one number per model, the base's first")
-        for i, weight in enumerate(self.weights):
-            if not abs(weight) <= _MAX_WEIGHT or (i == 0 and weight < 0):
-                low = "0" if i == 0 else f"{-_MAX_WEIGHT:g}"
-                raise _refuse(f"weights[{i}]", weight, f"a number in [{low}, {_MAX_WEIGHT:g}]")
-        if not 0 <= self.plausibility < 1:
-            raise _refuse("plausibility", self.plausibility, "a number in [0, 1)")
-
-    @property
-    def plain(self) -> bool:
-        """Whether the mixture is the base itself wherever it applies."""
-        return self.weights[0] == 1 and not any(self.weights[1:]) and not self.plausibility
 
 
 class Mixed(NamedTuple):

@@ -10,9 +10,10 @@ import torch
 
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.entropy import Collected, Stats, summarise
-from trimtab.kernels.reference.filters import RowPick, check_rows, edit, exponents, inverse_temperature, support
+from trimtab.kernels.reference.filters import check_rows, edit, exponents, inverse_temperature, support
 from trimtab.kernels.reference.races import Races, needs_mass, tile_masses
 from trimtab.kernels.reference.row_scan import RowScan
+from trimtab.kernels.types import RowPick
 
 __all__ = ["Picked", "filtered_logprobs", "pick"]
 

@@ -29,8 +29,9 @@ from numpy.typing import NDArray
 from trimtab.kernels import rng
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.entropy import Summary
-from trimtab.kernels.reference.filters import RowPick, edit, exponents, inverse_temperature, support
+from trimtab.kernels.reference.filters import edit, exponents, inverse_temperature, support
 from trimtab.kernels.reference.row_scan import RowScan
+from trimtab.kernels.types import RowPick, Stream
 
 __all__ = ["Races", "needs_mass", "tile_masses"]
 
@@ -65,7 +66,7 @@ class Races:
         self._clocks: list[Floats] = []
         if self._tiled:
             count, width = tiles.tiling(vocabulary)
-            runs = [(rng.Stream.TILE, count), (rng.Stream.COLUMN, tiles.GROUP), (rng.Stream.LINE, width // tiles.GROUP)]
+            runs = [(Stream.TILE, count), (Stream.COLUMN, tiles.GROUP), (Stream.LINE, width // tiles.GROUP)]
             numbers = rng.uniform_runs(*self._keys(list(self._tiled)), runs)
             self._clocks = [rng.exponential(u) for u in numbers]
         self._supports: list[tuple[int, Ids, Floats]] = []  # row, ids, (z - max) / temperature
@@ -151,9 +152,7 @@ class Races:
         which, ids, logs = zip(*self._supports, strict=True)
         sizes = [len(row) for row in ids]
         keys, position = self._keys(which)
-        u = rng.uniform_ragged(
-            np.repeat(keys, sizes), np.repeat(position, sizes), rng.Stream.TOKEN, np.concatenate(ids)
-        )
+        u = rng.uniform_ragged(np.repeat(keys, sizes), np.repeat(position, sizes), Stream.TOKEN, np.concatenate(ids))
         ratio = np.exp(np.concatenate(logs)) / rng.exponential(u)
         end = 0
         for i, row in zip(which, ids, strict=True):

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from trimtab.kernels import rng
 from trimtab.kernels.reference import tiles
-from trimtab.kernels.reference.filters import RowPick
 from trimtab.kernels.reference.law import Law, RowBuffer
+from trimtab.kernels.types import RowPick, Stream
 
 __all__ = ["Columns", "Proposal", "Rejection", "Residuals"]
 
@@ -115,9 +115,7 @@ class Residuals:
         which, ids, weights = zip(*waiting, strict=True)
         sizes = [len(row) for row in ids]
         keys, position = self._keys(which)
-        u = rng.uniform_ragged(
-            np.repeat(keys, sizes), np.repeat(position, sizes), rng.Stream.TOKEN, np.concatenate(ids)
-        )
+        u = rng.uniform_ragged(np.repeat(keys, sizes), np.repeat(position, sizes), Stream.TOKEN, np.concatenate(ids))
         ratio = np.concatenate(weights) / rng.exponential(u)
         end = 0
         for i, row in zip(which, ids, strict=True):
@@ -129,7 +127,7 @@ class Residuals:
             return
         vocabulary = len(self._buffer.z)
         count, width = tiles.tiling(vocabulary)
-        runs = [(rng.Stream.TILE, count), (rng.Stream.COLUMN, tiles.GROUP), (rng.Stream.LINE, width // tiles.GROUP)]
+        runs = [(Stream.TILE, count), (Stream.COLUMN, tiles.GROUP), (Stream.LINE, width // tiles.GROUP)]
         clocks = [rng.exponential(u) for u in rng.uniform_runs(*self._keys(which), runs)]
         left = np.zeros((count, width), np.float32)
         for k, i in enumerate(which):

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels import rng
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.entropy import Collected, Stats, summarise
-from trimtab.kernels.reference.filters import RowPick, inverse_temperature
+from trimtab.kernels.reference.filters import inverse_temperature
 from trimtab.kernels.reference.law import Law, RowBuffer, law_of
 from trimtab.kernels.reference.races import Races
 from trimtab.kernels.reference.residual import Columns, Proposal, Rejection, Residuals
+from trimtab.kernels.types import RowPick, Stream
 
 __all__ = ["Draft", "Verified", "Window", "check", "columns_of", "picks_of", "verify"]
 
@@ -206,7 +206,7 @@ class _Scan:
         log_p = law.logprob(self._logit(source, row, y))
         proposal, log_q = self._proposal(draft, j, y)
         if log_q > -math.inf and log_p > -math.inf:
-            u = row.key.uniform(row.position, rng.Stream.ACCEPT)
+            u = row.key.uniform(row.position, Stream.ACCEPT)
             if log_p >= log_q or math.log(u) < log_p - log_q:
                 return None
         return Rejection(source, row, law, y, log_q > -math.inf, proposal)

@@ -48,7 +48,7 @@ from trimtab.kernels.triton.rows import (
 
 __all__ = ["CAPACITY", "STATE", "gather", "race", "settle"]
 
-# Streams of random numbers: kernels.rng.Stream.
+# Streams of random numbers: kernels.Stream.
 _TILE, _COLUMN, _LINE, _TOKEN = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 
 # Tokens in the list of a filtered row. Also how many are first taken to share the mass outside a nucleus.

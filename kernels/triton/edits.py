@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels.reference.filters import RowPick, check_ids
+from trimtab.kernels.reference.filters import check_ids
+from trimtab.kernels.types import RowPick
 
 __all__ = ["ALIGN", "Edits"]
 

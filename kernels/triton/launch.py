@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 from trimtab.kernels.reference.entropy import Nucleus, Stats, check_tokens
-from trimtab.kernels.reference.filters import Filters, RowPick, check_rows
-from trimtab.kernels.reference.mix import Blend, Blended, Mixed, check_blends
+from trimtab.kernels.reference.filters import check_rows
+from trimtab.kernels.reference.mix import Blended, Mixed, check_blends
 from trimtab.kernels.reference.pick import Picked
 from trimtab.kernels.reference.tiles import GROUP, TILE, check_logits
 from trimtab.kernels.triton.draw import CAPACITY, STATE, gather, race, settle
@@ -45,6 +45,7 @@ from trimtab.kernels.triton.rows import (
     tile_of_row,
 )
 from trimtab.kernels.triton.scan import scan, scan_deferred
+from trimtab.kernels.types import Blend, Filters, RowPick
 
 __all__ = [
     "blend",

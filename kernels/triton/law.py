@@ -18,9 +18,10 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from trimtab.kernels.reference import tiles
-from trimtab.kernels.reference.filters import RowPick, inverse_temperature
+from trimtab.kernels.reference.filters import inverse_temperature
 from trimtab.kernels.triton.edits import ALIGN
 from trimtab.kernels.triton.rows import load
+from trimtab.kernels.types import RowPick
 
 __all__ = ["FILTERED", "GREEDY", "SKIPPED", "WHOLE", "aligned", "clean", "laws", "on", "prob", "wanted"]
 

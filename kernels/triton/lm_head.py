@@ -20,12 +20,12 @@ import triton
 import triton.language as tl
 
 from trimtab.kernels.reference.entropy import Stats
-from trimtab.kernels.reference.filters import RowPick, inverse_temperature
+from trimtab.kernels.reference.filters import inverse_temperature
 from trimtab.kernels.reference.lm_head import MOST_ROWS, check
 from trimtab.kernels.reference.pick import Picked
 from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN, GROUP, TILE
-from trimtab.kernels.rng import Stream
 from trimtab.kernels.triton.rng import exponential, uniform
+from trimtab.kernels.types import RowPick, Stream
 
 __all__ = ["lm_head"]
 

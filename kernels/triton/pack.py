@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels.reference.filters import RowPick, check_ids, inverse_temperature
-from trimtab.kernels.reference.mix import Blend
+from trimtab.kernels.reference.filters import check_ids, inverse_temperature
+from trimtab.kernels.types import Blend, RowPick
 
 __all__ = ["INTS", "REALS", "Plan", "pack"]
 

@@ -21,14 +21,13 @@ import triton.language as tl
 
 from trimtab.kernels.reference import tiles
 from trimtab.kernels.reference.entropy import Stats
-from trimtab.kernels.reference.filters import RowPick
 from trimtab.kernels.reference.pick import Picked
 from trimtab.kernels.reference.verify import Verified, Window, check, columns_of, picks_of
-from trimtab.kernels.rng import Stream
 from trimtab.kernels.triton import launch
 from trimtab.kernels.triton.edits import Edits
 from trimtab.kernels.triton.law import aligned, clean, laws, on, prob, wanted
 from trimtab.kernels.triton.rng import exponential, uniform
+from trimtab.kernels.types import RowPick, Stream
 
 __all__ = ["Plan", "pack", "run", "verify"]
 

@@ -14,7 +14,7 @@ from trimtab.decode.methods.writer import Writer
 from trimtab.decode.request.methods import Refine
 from trimtab.decode.request.prompt import ChatMessage, Prompt, beginning
 from trimtab.decode.rewards.rating import Rating
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Key
 
 __all__ = ["refine"]
 

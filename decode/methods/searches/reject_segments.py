@@ -24,7 +24,7 @@ from trimtab.decode.methods.writer import Writer
 from trimtab.decode.request.events import Progress
 from trimtab.decode.request.methods import RejectSegments
 from trimtab.decode.rewards.rating import Rating
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Key
 
 __all__ = ["reject_segments"]
 

@@ -17,7 +17,7 @@ from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Candidate
 from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.rating import Rating
-from trimtab.kernels.rng import Key
+from trimtab.kernels.types import Key
 
 __all__ = ["Compare", "Emit", "Outcome", "Rate", "Setting", "ranked", "rewards_of", "sample_of", "written"]
 
