@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.bench.data import append_rows, prompt_of, read_rows
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.events import Completed, Event
-from trimtab.decode.request.methods import (
-    Base,
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import (
     Branching,
     Entropy,
-    Nudged,
-    Policy,
     TopProb,
     Trigger,
 )
+from trimtab.decode.request.events import Completed, Event
+from trimtab.decode.request.method import Policy
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result
 from trimtab.decode.request.sampling import Sampling, Stopping

@@ -29,14 +29,12 @@ from trimtab.bench.record import Recorder
 from trimtab.bench.speculation import answers
 from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
+from trimtab.decode.methods.draws.autoregressive import Autoregressive
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.models.draft import read_draft
 from trimtab.decode.models.load import resolve
-from trimtab.decode.request.methods import (
-    Autoregressive,
-    Draw,
-    PromptLookup,
-    Speculative,
-)
+from trimtab.decode.request.method import Draw
 from trimtab.decode.request.spec_string import parse_draw
 
 __all__ = ["Assisted", "Options", "Ours", "bench_assisted"]

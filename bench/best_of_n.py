@@ -27,7 +27,7 @@ from trimtab.bench.prompts import PROMPTS, spaced
 from trimtab.bench.record import Recorder
 from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.methods import BestOfN, Choose
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
 from trimtab.decode.request.sampling import Sampling, Stopping
 
 if TYPE_CHECKING:

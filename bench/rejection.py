@@ -25,7 +25,7 @@ from trimtab.bench.pool import Asked, Deadline, best, candidates, collect, kept_
 from trimtab.bench.record import Recorder
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.methods import BestOfN
+from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Candidate
 from trimtab.decode.request.sampling import Sampling, Stopping

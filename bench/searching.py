@@ -24,15 +24,12 @@ from trimtab.bench.pool import Asked, Deadline, best, candidates, collect, kept_
 from trimtab.bench.record import Recorder
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.methods import (
-    Base,
-    BestOfN,
-    Nudged,
-    Policy,
-    Search,
-    Segments,
-    Single,
-)
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.searches.best_of_n import BestOfN
+from trimtab.decode.methods.searches.segments import Segments
+from trimtab.decode.methods.searches.single import Single
+from trimtab.decode.request.method import Policy, Search
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Sampling, Stopping
 

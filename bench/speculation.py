@@ -26,7 +26,7 @@ from trimtab.bench.record import Recorder
 from trimtab.bench.statistics import bootstrap_interval, percentile, rate_ratio
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.request.events import Completed, Event
-from trimtab.decode.request.methods import Draw
+from trimtab.decode.request.method import Draw
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result

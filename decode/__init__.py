@@ -13,10 +13,31 @@ if __name__ != "trimtab.decode":  # `import decode` from the repository root wou
 
 from trimtab.decode import errors
 from trimtab.decode.errors import *  # noqa: F403
-from trimtab.decode.request import events, info, methods, objective, request, result, sampling
+from trimtab.decode.methods.draws.autoregressive import Autoregressive
+from trimtab.decode.methods.draws.length import (
+    Acceptance,
+    Confidence,
+    Fixed,
+    Length,
+)
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb, Trigger
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.rejection import MIN_HELD_TOKENS
+from trimtab.decode.methods.searches.segments import Logprob, Segments
+from trimtab.decode.methods.searches.single import Single
+from trimtab.decode.request import events, objective, request, result, sampling
 from trimtab.decode.request.events import *  # noqa: F403
-from trimtab.decode.request.info import *  # noqa: F403
-from trimtab.decode.request.methods import *  # noqa: F403
+from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
+from trimtab.decode.request.method import Draw, Policy, Search
 from trimtab.decode.request.objective import *  # noqa: F403
 from trimtab.decode.request.prompt import ChatMessage, Prompt
 from trimtab.decode.request.request import *  # noqa: F403
@@ -29,22 +50,53 @@ if TYPE_CHECKING:
     from trimtab.decode.rewards.base import EngineReward, LocalReward, PairwiseReward, Reward, Sample
 
 __all__ = [
+    "MIN_HELD_TOKENS",
+    "Acceptance",
+    "Autoregressive",
+    "Base",
+    "BestOfN",
+    "Branching",
     "ChatMessage",
+    "Choose",
+    "Confidence",
     "ConfigError",
+    "Draw",
     "Engine",
     "EngineConfig",
     "EngineOptions",
     "EngineReward",
     "EngineStats",
+    "Entropy",
+    "Evolution",
+    "Fixed",
+    "Length",
+    "Limits",
     "LocalReward",
+    "Logprob",
+    "Mixture",
     "ModelConfig",
+    "ModelInfo",
+    "Nudged",
     "PairwiseReward",
+    "Policy",
     "Prompt",
+    "PromptLookup",
+    "Refine",
+    "RejectSegments",
     "Reward",
+    "RewardInfo",
     "Sample",
+    "Search",
+    "Segments",
+    "Single",
+    "Speculative",
+    "TokenReward",
+    "TopProb",
+    "Trigger",
+    "Weighted",
 ]
 __all__ += errors.__all__
-for _module in (events, info, methods, objective, request, result, sampling):
+for _module in (events, objective, request, result, sampling):
     __all__ += _module.__all__
 
 _MODULES = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import log
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
-from trimtab.decode.request.methods import Length
+from trimtab.decode.methods.draws.length import Length
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.result import TokenDraw, TopLogprob
 

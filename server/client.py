@@ -21,7 +21,7 @@ from trimtab.decode.errors import TrimtabError
 from trimtab.decode.request.events import Event
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
 from trimtab.decode.request.keywords import request_from_kwargs
-from trimtab.decode.request.methods import Draw, Policy, Search
+from trimtab.decode.request.method import Draw, Policy, Search
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result, Scored

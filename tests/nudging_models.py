@@ -17,11 +17,11 @@ import transformers as hf
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from trimtab.decode.methods.answer import Drawing
 from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.drawing import Drawing
+from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.ops import Extend, Pick, Read
 from trimtab.decode.request.events import Chunk
-from trimtab.decode.request.methods import Nudged
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Candidate, TopLogprob

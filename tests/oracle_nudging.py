@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.repetition import repeats
-from trimtab.decode.request.methods import (
+from trimtab.decode.methods.policies.trigger import (
     Branching,
     Entropy,
-    Nudged,
     TopProb,
     Trigger,
 )

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from trimtab.decode.errors import EngineClosed, NotFound, Overloaded, RequestCancelled
+from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.request.events import (
     Chunk,
     Completed,
@@ -23,7 +24,6 @@ from trimtab.decode.request.events import (
     Started,
 )
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
-from trimtab.decode.request.methods import Nudged
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import (
     Candidate,

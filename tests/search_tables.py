@@ -15,23 +15,20 @@ from types import ModuleType
 from typing import Any
 
 from trimtab.decode.engine.tasks import Task
-from trimtab.decode.methods.answer import Drawing
 from trimtab.decode.methods.build import Maker, Plan, write
+from trimtab.decode.methods.drawing import Drawing
+from trimtab.decode.methods.draws.autoregressive import Autoregressive
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.single import Single
 from trimtab.decode.ops import Call, Draft, Extend, Mixed, Verify
 from trimtab.decode.request.events import Chunk, Progress
-from trimtab.decode.request.methods import (
-    Autoregressive,
-    Base,
-    Entropy,
-    Fixed,
-    Mixture,
-    Nudged,
-    PromptLookup,
-    Single,
-    Speculative,
-    TokenReward,
-    Weighted,
-)
 from trimtab.decode.request.objective import Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request

@@ -16,18 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.decode.methods.answer import Answer, Drawing
+from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.drawing import Drawing
+from trimtab.decode.methods.draws.blocks import Drafter, ModelDrafter, SpeculativeDraw
 from trimtab.decode.methods.draws.foreign import ForeignDrafter
+from trimtab.decode.methods.draws.length import Confidence, Fixed
 from trimtab.decode.methods.draws.lengths import TokenCosts, rule
-from trimtab.decode.methods.draws.lookup import CopyingDrafter, LookupDrafter
-from trimtab.decode.methods.draws.speculative import Drafter, ModelDrafter, SpeculativeDraw
+from trimtab.decode.methods.draws.lookup import CopyingDrafter, LookupDrafter, PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.ops import Draft, Drafted, Extend, Gather, Given, Mixed, Pick, Read, Verify
-from trimtab.decode.request.methods import (
-    Confidence,
-    Fixed,
-    PromptLookup,
-    Speculative,
-)
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason, TokenDraw, TopLogprob
 from trimtab.decode.request.sampling import Stopping

@@ -13,40 +13,29 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from trimtab.decode.errors import InvalidRequest, NotFound, TrimtabError, UnsupportedRequest
+from trimtab.decode.methods.drawing import resolve_sampling
+from trimtab.decode.methods.draws.autoregressive import Autoregressive
+from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Logprob, Segments
+from trimtab.decode.methods.searches.single import Single
 from trimtab.decode.request.generation_config import HARMLESS, MAPPED, NEUTRAL, from_generation_config
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
 from trimtab.decode.request.keywords import request_from_kwargs
-from trimtab.decode.request.methods import (
-    Acceptance,
-    Autoregressive,
-    Base,
-    BestOfN,
-    Branching,
-    Choose,
-    Confidence,
-    Draw,
-    Entropy,
-    Evolution,
-    Fixed,
-    Logprob,
-    Mixture,
-    Nudged,
-    Policy,
-    PromptLookup,
-    Refine,
-    RejectSegments,
-    Search,
-    Segments,
-    Single,
-    Speculative,
-    TokenReward,
-    TopProb,
-    Weighted,
-)
+from trimtab.decode.request.method import Draw, Policy, Search
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
-from trimtab.decode.request.resolve import resolve_sampling
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.decode.request.validate import check_length, validate
 

@@ -32,15 +32,15 @@ from trimtab.bench.tables import table
 from trimtab.bench.timing import Spread, interleaved, paired_ratio
 from trimtab.decode.commands import main
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.events import Completed
-from trimtab.decode.request.methods import (
-    Base,
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import (
     Branching,
     Entropy,
-    Nudged,
     TopProb,
     Trigger,
 )
+from trimtab.decode.request.events import Completed
 from trimtab.decode.request.result import (
     Candidate,
     FinishReason,

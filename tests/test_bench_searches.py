@@ -32,7 +32,7 @@ from trimtab.decode.commands import main
 from trimtab.decode.config import EngineOptions
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.methods import BestOfN
+from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping

@@ -13,7 +13,7 @@ import pytest
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine, _Waiter
 from trimtab.decode.errors import RewardFailed
-from trimtab.decode.request.methods import BestOfN
+from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
 from trimtab.decode.rewards.base import Sample

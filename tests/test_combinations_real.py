@@ -12,24 +12,19 @@ import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
+from trimtab.decode.methods.draws.length import Acceptance, Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import TopProb
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.events import Chunk, Completed
-from trimtab.decode.request.methods import (
-    Acceptance,
-    BestOfN,
-    Choose,
-    Evolution,
-    Fixed,
-    Mixture,
-    Nudged,
-    PromptLookup,
-    Refine,
-    RejectSegments,
-    Segments,
-    Speculative,
-    TokenReward,
-    TopProb,
-    Weighted,
-)
 from trimtab.decode.request.result import Result
 from trimtab.server.client import Client
 from trimtab.server.rpc.background import BackgroundServer

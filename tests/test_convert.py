@@ -27,6 +27,15 @@ from trimtab.decode.errors import (
     UnsupportedRequest,
     Violation,
 )
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.events import (
     Chunk,
     Completed,
@@ -34,22 +43,7 @@ from trimtab.decode.request.events import (
     Started,
 )
 from trimtab.decode.request.info import ModelInfo, RewardInfo
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Choose,
-    Draw,
-    Evolution,
-    Mixture,
-    Nudged,
-    Policy,
-    Refine,
-    RejectSegments,
-    Search,
-    Segments,
-    Speculative,
-    TokenReward,
-    Weighted,
-)
+from trimtab.decode.request.method import Draw, Policy, Search
 from trimtab.decode.request.objective import (
     AnyObjective,
     Combine,

@@ -18,6 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.decode.commands import main
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.best_of_n import BestOfN
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.as_json import from_json
 from trimtab.decode.request.events import (
     Chunk,
@@ -25,15 +32,6 @@ from trimtab.decode.request.events import (
     Event,
     Progress,
     Started,
-)
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Entropy,
-    Fixed,
-    Nudged,
-    PromptLookup,
-    Segments,
-    Speculative,
 )
 from trimtab.decode.request.objective import Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage

@@ -27,22 +27,16 @@ from scipy import stats
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine import sampler
 from trimtab.decode.engine.engine import Engine
+from trimtab.decode.methods.draws.length import Confidence, Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
 from trimtab.decode.request.events import Completed
-from trimtab.decode.request.methods import (
-    Base,
-    BestOfN,
-    Choose,
-    Confidence,
-    Draw,
-    Entropy,
-    Fixed,
-    Mixture,
-    Nudged,
-    Policy,
-    PromptLookup,
-    Speculative,
-    Weighted,
-)
+from trimtab.decode.request.method import Draw, Policy
 from trimtab.decode.request.result import Result
 
 Folder = Callable[..., Path]

@@ -17,18 +17,15 @@ import transformers as hf
 from trimtab.decode.config import EngineOptions
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.methods import (
-    Base,
-    Fixed,
-    Mixture,
-    Nudged,
-    Policy,
-    PromptLookup,
-    Segments,
-    Speculative,
-    TopProb,
-    Weighted,
-)
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import TopProb
+from trimtab.decode.methods.searches.segments import Segments
+from trimtab.decode.request.method import Policy
 from trimtab.decode.request.result import FinishReason, Result, Token
 from trimtab.decode.rewards.base import LocalReward, Sample
 

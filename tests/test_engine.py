@@ -37,6 +37,10 @@ from trimtab.decode.errors import (
     UnsupportedRequest,
 )
 from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.draws.autoregressive import Autoregressive
+from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy
 from trimtab.decode.methods.searches.setting import Outcome
 from trimtab.decode.models.load import LoadedModel
 from trimtab.decode.ops import Extend, Pick, gather
@@ -48,12 +52,6 @@ from trimtab.decode.request.events import (
     Started,
 )
 from trimtab.decode.request.info import Limits
-from trimtab.decode.request.methods import (
-    Autoregressive,
-    Base,
-    Entropy,
-    Nudged,
-)
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import (
     Candidate,

@@ -11,16 +11,12 @@ import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.request.methods import (
-    Entropy,
-    Fixed,
-    Mixture,
-    Nudged,
-    PromptLookup,
-    Speculative,
-    TopProb,
-    Weighted,
-)
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy, TopProb
 from trimtab.decode.request.result import Result, Token, TokenDraw
 from trimtab.kernels import dispatch
 from trimtab.kernels.dispatch import Call, Stats

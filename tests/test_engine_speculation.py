@@ -18,18 +18,14 @@ from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.sampler import verify
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.work import SHORT
+from trimtab.decode.methods.draws.length import Confidence, Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.events import Completed
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Confidence,
-    Entropy,
-    Fixed,
-    Mixture,
-    Nudged,
-    PromptLookup,
-    Speculative,
-    Weighted,
-)
 from trimtab.decode.request.result import FinishReason, Result, TokenDraw
 
 Folder = Callable[..., Path]

@@ -19,22 +19,18 @@ from trimtab import decode as lib
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest, NotFound
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import TopProb
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.info import Limits
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Choose,
-    Evolution,
-    Fixed,
-    Mixture,
-    Nudged,
-    Refine,
-    RejectSegments,
-    Segments,
-    Speculative,
-    TokenReward,
-    TopProb,
-    Weighted,
-)
 from trimtab.decode.rewards.base import LocalReward, PairwiseReward
 from trimtab.server.client import Client, ServerInfo
 from trimtab.server.config import ServerConfig

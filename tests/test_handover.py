@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.policies import handover
 from trimtab.decode.methods.policies.bridge import Spelling
-from trimtab.decode.ops import Pick
-from trimtab.decode.request.events import Chunk
-from trimtab.decode.request.methods import (
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import (
     Branching,
     Entropy,
-    Nudged,
     TopProb,
     Trigger,
 )
+from trimtab.decode.ops import Pick
+from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.result import Candidate, FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Filters, Key

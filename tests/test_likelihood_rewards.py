@@ -14,21 +14,18 @@ import transformers as hf
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine, _Waiter
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Entropy,
-    Evolution,
-    Fixed,
-    Mixture,
-    Nudged,
-    PromptLookup,
-    Refine,
-    RejectSegments,
-    Segments,
-    Speculative,
-    TokenReward,
-    Weighted,
-)
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.best_of_n import BestOfN
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Candidate, FinishReason

@@ -20,22 +20,16 @@ from hypothesis import strategies as st
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest, NotFound, RewardFailed, UnsupportedRequest
+from trimtab.decode.methods.draws.length import Acceptance, Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Weighted
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.request.events import Completed
 from trimtab.decode.request.info import Limits
-from trimtab.decode.request.methods import (
-    Acceptance,
-    BestOfN,
-    Choose,
-    Draw,
-    Evolution,
-    Fixed,
-    Policy,
-    PromptLookup,
-    RejectSegments,
-    Search,
-    Speculative,
-    Weighted,
-)
+from trimtab.decode.request.method import Draw, Policy, Search
 from trimtab.decode.request.objective import AnyObjective, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request

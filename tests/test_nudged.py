@@ -18,14 +18,9 @@ from hypothesis import strategies as st
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.policies import nudged
-from trimtab.decode.methods.policies.trigger import fires
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb, fires
 from trimtab.decode.ops import Pick, Read
-from trimtab.decode.request.methods import (
-    Branching,
-    Entropy,
-    Nudged,
-    TopProb,
-)
 from trimtab.decode.request.result import Candidate, FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.ends import Ends

@@ -19,13 +19,9 @@ from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.run import Job, Run
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.tasks import Task
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb
 from trimtab.decode.ops import Extend, Pick
-from trimtab.decode.request.methods import (
-    Branching,
-    Entropy,
-    Nudged,
-    TopProb,
-)
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result
 from trimtab.decode.request.sampling import Stopping

@@ -18,21 +18,18 @@ from hypothesis import strategies as st
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.methods.answer import Drawing
 from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.drawing import Drawing
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import TopProb
+from trimtab.decode.methods.searches.best_of_n import BestOfN
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.methods.searches.turns import said_so_far, with_instruction
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Evolution,
-    Fixed,
-    Mixture,
-    Nudged,
-    Refine,
-    Segments,
-    Speculative,
-    TopProb,
-    Weighted,
-)
 from trimtab.decode.request.prompt import ChatMessage, beginning
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Stopping

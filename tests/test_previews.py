@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.methods.answer import Answer, Drawing, Preview
+from trimtab.decode.methods.answer import Answer, Preview
+from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason, Token
 from trimtab.decode.request.sampling import Stopping

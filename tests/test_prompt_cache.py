@@ -10,14 +10,11 @@ import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Mixture,
-    Nudged,
-    Speculative,
-    TopProb,
-    Weighted,
-)
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import TopProb
+from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.result import Result
 
 PROMPT = tuple(range(40, 240))

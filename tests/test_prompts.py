@@ -11,14 +11,11 @@ import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.request.methods import (
-    Entropy,
-    Fixed,
-    Mixture,
-    Nudged,
-    Speculative,
-    Weighted,
-)
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result, TokenDraw
 

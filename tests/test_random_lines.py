@@ -17,16 +17,13 @@ from typing import Any
 import pytest
 
 from trimtab.decode.methods.chance import Line
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Segments
+from trimtab.decode.methods.searches.single import Single
 from trimtab.decode.ops import Pick
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Choose,
-    Evolution,
-    Refine,
-    RejectSegments,
-    Segments,
-    Single,
-)
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards import calibration
 from trimtab.decode.rewards.calibration import Calibrated, Drawn

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import RewardFailed
-from trimtab.decode.request.methods import BestOfN, TokenReward
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.result import Token
 from trimtab.decode.rewards.base import LocalReward, Sample
 from trimtab.decode.rewards.constraints import Constraints

@@ -18,10 +18,10 @@ import transformers as hf
 from trimtab.decode.config import ConfigError, EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine, _Waiter
 from trimtab.decode.errors import RewardFailed, UnsupportedRequest
+from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.models.load import load
 from trimtab.decode.ops import Value
 from trimtab.decode.request.events import Completed
-from trimtab.decode.request.methods import BestOfN
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request

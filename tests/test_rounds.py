@@ -8,7 +8,7 @@ import pytest
 
 from trimtab.decode.engine.costs import Load
 from trimtab.decode.engine.rounds import Rounds, Verdict
-from trimtab.decode.request.methods import Acceptance, Confidence, Length
+from trimtab.decode.methods.draws.length import Acceptance, Confidence, Length
 
 
 def filled(*prices: tuple[type[Length] | None, float], rows: int = 8, count: int = 12) -> Rounds:

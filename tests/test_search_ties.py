@@ -13,7 +13,8 @@ import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.request.methods import Logprob, RejectSegments, Segments
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Logprob, Segments
 from trimtab.decode.request.result import Result
 from trimtab.decode.rewards.base import LocalReward, Sample
 

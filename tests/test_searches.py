@@ -19,17 +19,13 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from trimtab.decode.errors import RewardFailed
 from trimtab.decode.methods.chance import Choice, chance
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Logprob, Segments
+from trimtab.decode.methods.searches.single import Single
 from trimtab.decode.ops import Pick
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Choose,
-    Evolution,
-    Logprob,
-    Refine,
-    RejectSegments,
-    Segments,
-    Single,
-)
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping

@@ -12,21 +12,18 @@ import torch
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import RewardFailed
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.best_of_n import BestOfN
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.events import Chunk, Completed, Progress
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Entropy,
-    Evolution,
-    Fixed,
-    Mixture,
-    Nudged,
-    Refine,
-    RejectSegments,
-    Segments,
-    Speculative,
-    TokenReward,
-    Weighted,
-)
 from trimtab.decode.request.result import FinishReason, Result
 from trimtab.decode.rewards.functions import Function
 

@@ -12,20 +12,16 @@ import torch
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Entropy
 from trimtab.decode.methods.searches import mathematics
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Choose,
-    Entropy,
-    Evolution,
-    Mixture,
-    Nudged,
-    Refine,
-    RejectSegments,
-    Segments,
-    TokenReward,
-    Weighted,
-)
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.result import Token
 from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample

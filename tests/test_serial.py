@@ -14,18 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.best_of_n import BestOfN
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.as_json import FORMAT, FormatError, from_json, to_json
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Draw,
-    Entropy,
-    Nudged,
-    Policy,
-    PromptLookup,
-    Search,
-    Segments,
-    Speculative,
-)
+from trimtab.decode.request.method import Draw, Policy, Search
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request

@@ -39,6 +39,17 @@ from trimtab.decode.errors import (
     RewardFailed,
     UnsupportedRequest,
 )
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Logprob, Segments
 from trimtab.decode.request.events import (
     Chunk,
     Completed,
@@ -47,21 +58,6 @@ from trimtab.decode.request.events import (
 )
 from trimtab.decode.request.info import Limits
 from trimtab.decode.request.keywords import request_from_kwargs
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Choose,
-    Entropy,
-    Evolution,
-    Fixed,
-    Logprob,
-    Nudged,
-    PromptLookup,
-    Refine,
-    RejectSegments,
-    Segments,
-    Speculative,
-    TokenReward,
-)
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.result import (

@@ -15,23 +15,19 @@ import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.errors import InvalidRequest, RewardFailed, UnsupportedRequest
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
+from trimtab.decode.methods.searches.evolution import Evolution
+from trimtab.decode.methods.searches.refine import Refine
+from trimtab.decode.methods.searches.reject_segments import RejectSegments
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.events import Chunk, Completed
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Choose,
-    Entropy,
-    Evolution,
-    Fixed,
-    Mixture,
-    Nudged,
-    PromptLookup,
-    Refine,
-    RejectSegments,
-    Segments,
-    Speculative,
-    TokenReward,
-    Weighted,
-)
 from trimtab.server.client import Client
 from trimtab.server.rpc.background import BackgroundServer
 from trimtab.server.wire.status import DeadlineExceeded

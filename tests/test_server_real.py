@@ -17,8 +17,9 @@ import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy, TopProb
 from trimtab.decode.request.events import Chunk, Completed, Started
-from trimtab.decode.request.methods import Entropy, Nudged, TopProb
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.server.client import Client
 from trimtab.server.rpc.background import BackgroundServer

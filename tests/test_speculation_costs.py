@@ -14,12 +14,18 @@ from hypothesis import strategies as st
 
 from trimtab.decode.engine.costs import Load
 from trimtab.decode.engine.speculation import Part, Speculation
-from trimtab.decode.methods.draws.lengths import UNMEASURED_STOP, TokenCosts, longest, rule, together
-from trimtab.decode.request.methods import (
+from trimtab.decode.methods.draws.length import (
     Acceptance,
     Confidence,
     Fixed,
     Length,
+)
+from trimtab.decode.methods.draws.lengths import (
+    UNMEASURED_STOP,
+    TokenCosts,
+    longest,
+    rule,
+    together,
 )
 
 # ------------------------------------------------------------------------------------------------------------- lengths

@@ -13,15 +13,11 @@ import pytest
 from trimtab.bench.prompts import PROMPTS
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.request.methods import (
-    Acceptance,
-    BestOfN,
-    Confidence,
-    Fixed,
-    Nudged,
-    PromptLookup,
-    Speculative,
-)
+from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.result import Result, TokenDraw
 
 if TYPE_CHECKING:

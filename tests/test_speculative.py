@@ -19,19 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from trimtab.decode.methods.draws.autoregressive import AutoregressiveDraw
+from trimtab.decode.methods.draws.autoregressive import Autoregressive, AutoregressiveDraw
+from trimtab.decode.methods.draws.blocks import SpeculativeDraw
+from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
 from trimtab.decode.methods.draws.lengths import reproducible
-from trimtab.decode.methods.draws.lookup import CopyingDrafter
-from trimtab.decode.methods.draws.speculative import SpeculativeDraw
+from trimtab.decode.methods.draws.lookup import CopyingDrafter, PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.ops import Mixed, Pick
-from trimtab.decode.request.methods import (
-    Acceptance,
-    Autoregressive,
-    Confidence,
-    Fixed,
-    PromptLookup,
-    Speculative,
-)
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Blend, Filters, Key

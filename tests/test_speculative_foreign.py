@@ -18,8 +18,9 @@ from scipy import stats
 
 from trimtab.decode.methods.draws.autoregressive import AutoregressiveDraw
 from trimtab.decode.methods.draws.foreign import shared_tokens
+from trimtab.decode.methods.draws.length import Confidence, Fixed
+from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.ops import Pick
-from trimtab.decode.request.methods import Confidence, Fixed, Speculative
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Filters, Key

@@ -13,22 +13,16 @@ from typing import Any
 
 import pytest
 
-from trimtab.decode.methods.answer import Drawing
 from trimtab.decode.methods.build import Plan, write
-from trimtab.decode.request.methods import (
-    Autoregressive,
-    Confidence,
-    Draw,
-    Entropy,
-    Fixed,
-    Mixture,
-    Nudged,
-    Policy,
-    PromptLookup,
-    Speculative,
-    TopProb,
-    Weighted,
-)
+from trimtab.decode.methods.drawing import Drawing
+from trimtab.decode.methods.draws.autoregressive import Autoregressive
+from trimtab.decode.methods.draws.length import Confidence, Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.trigger import Entropy, TopProb
+from trimtab.decode.request.method import Draw, Policy
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping

@@ -18,17 +18,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.methods.answer import Answer, Drawing
-from trimtab.decode.request.methods import (
-    Entropy,
-    Fixed,
-    Mixture,
-    Nudged,
-    PromptLookup,
-    Speculative,
-    TokenReward,
-    Weighted,
-)
+from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.drawing import Drawing
+from trimtab.decode.methods.draws.length import Fixed
+from trimtab.decode.methods.draws.lookup import PromptLookup
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.mixture import Mixture, Weighted
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.methods.policies.token_reward import TokenReward
+from trimtab.decode.methods.policies.trigger import Entropy
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason, Token
 from trimtab.decode.request.sampling import Stopping

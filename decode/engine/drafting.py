@@ -14,9 +14,9 @@ from trimtab.decode.engine.sampler import row_pick
 from trimtab.decode.engine.view import View
 from trimtab.decode.engine.work import Item
 from trimtab.decode.methods.draws.foreign import shared_tokens
+from trimtab.decode.methods.draws.length import Length
 from trimtab.decode.methods.draws.lengths import Rule, together
 from trimtab.decode.ops import Draft, Drafted
-from trimtab.decode.request.methods import Length
 from trimtab.kernels import dispatch
 from trimtab.kernels.types import RowPick
 

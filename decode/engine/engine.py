@@ -31,10 +31,9 @@ from trimtab.decode.errors import (
     TrimtabError,
 )
 from trimtab.decode.frozen import FrozenDict, freeze_fields
-from trimtab.decode.methods.answer import Drawing
-from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.build import Plan, prompts_of, write
+from trimtab.decode.methods.drawing import resolve_sampling
 from trimtab.decode.methods.scoring import check_prompts, score_by_model, score_by_reward
-from trimtab.decode.methods.searches.resolve import resolve_search
 from trimtab.decode.models.load import load
 from trimtab.decode.request.events import (
     Chunk,
@@ -45,30 +44,15 @@ from trimtab.decode.request.events import (
 )
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
 from trimtab.decode.request.keywords import request_from_kwargs
-from trimtab.decode.request.methods import (
-    Acceptance,
-    BestOfN,
-    Confidence,
-    Evolution,
-    Mixture,
-    Nudged,
-    Policy,
-    Refine,
-    Segments,
-    Speculative,
-    TokenReward,
-)
-from trimtab.decode.request.objective import Objective
+from trimtab.decode.request.method import Facts
 from trimtab.decode.request.prompt import Prompt, PromptKind, prompt_kind
 from trimtab.decode.request.request import Request
-from trimtab.decode.request.resolve import ResolvedSampling, resolve_sampling
 from trimtab.decode.request.result import Result, Scored, Usage
 from trimtab.decode.request.validate import check_length, validate
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
 from trimtab.decode.text.ends import Ends, check_drawable
 from trimtab.decode.text.stops import check_stops
 from trimtab.decode.text.templates import as_text
-from trimtab.kernels.types import Filters, Key
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -315,14 +299,14 @@ class Engine:
         """``submit`` of a request that has been validated."""
         submitted = time.monotonic()
         self._loop.check_open()
-        plan, resolved = self._prepare(request)
+        plan = self._prepare(request)
         needed = self._needed_pages(plan)
 
         return self._launch(
             plan.request,
             self._views_of(self._models_of(plan)),
             needed,
-            lambda run: self._answer(run, plan, resolved),
+            lambda run: self._answer(run, plan),
             on_event,
             submitted,
         )
@@ -396,60 +380,38 @@ class Engine:
         own = None if view is None else view.model.generation_config
         return request_from_kwargs(prompt, model=model, model_generation_config=own, **options)
 
-    def _prepare(self, request: Request) -> tuple[Plan, ResolvedSampling]:
-        """Tokenise the prompt for every model and resolve the sampling."""
-        view = self._views[request.model]
-        prompts = {request.model: view.template.encode(request.prompt)}
-        policy, draw = request.policy, request.draw
-        helpers: tuple[str, ...] = ()
-        if isinstance(policy, Nudged):
-            helpers = (policy.nudger,)
-        elif isinstance(policy, Mixture):
-            helpers = tuple(expert.model for expert in policy.experts)
-        for name in helpers:
-            prompts[name] = self._rendered(name, request)
-        same = bool(helpers) and all(self.same_ids(request.model, name) for name in helpers)
-        same_draft, length = True, draw.length if isinstance(draw, Speculative) else None
-        if isinstance(draw, Speculative) and isinstance(draw.draft, str):
-            same_draft = self.same_ids(request.model, draw.draft)
-            draft = self._views[draw.draft]
-            if draw.draft not in prompts:
-                # With the base's token ids it reads the base's very prompt, whatever template it has.
-                prompts[draw.draft] = prompts[request.model] if same_draft else self._rendered(draw.draft, request)
-            length = draw.length or (Acceptance() if draft.model.acceptance is not None else Confidence())
-            if isinstance(length, Acceptance) and draft.model.acceptance is None:
-                accepted = "Fixed or Confidence: draft model {!r} has no acceptance head"
-                raise InvalidRequest.of("draw.speculative.acceptance", length, accepted.format(draw.draft))
+    def _prepare(self, request: Request) -> Plan:
+        """Tokenise the prompt for every model and fill what the request leaves open."""
+        view, policy = self._views[request.model], request.policy
+        same = frozenset(name for name in self._views if self.same_ids(request.model, name))
+        prompts = prompts_of(request, same, lambda name: self._rendered(name, request))
         for name, ids in prompts.items():
             if not ids:
                 raise InvalidRequest.of("prompt", request.prompt, f"a prompt of at least one token of model {name!r}")
             if outside := self._views[name].unknown(ids):
                 raise InvalidRequest.of("prompt", outside, "a text of tokens that the model has")
             check_length(len(ids), request.stopping.max_new_tokens, self._views[name].context)
-        writing = [request.model, *([policy.nudger] if isinstance(policy, Nudged) else [])]
+        writing = [request.model, *(policy.models() if policy.helpers_write else ())]
         vocabularies = {name: self._views[name].vocabulary for name in writing}
         check_stops(request, vocabularies)
-        text_only = isinstance(policy, Nudged) and not same
-        ends = Ends(request, vocabularies.__getitem__, writing if same else (), text_only)
+        ends = Ends(request, vocabularies.__getitem__, same, policy.passes_text(same))
         check_drawable(request, ends, {name: self.models[name] for name in writing})
-        resolved = resolve_sampling(request.sampling, view.model.generation_config)
-        foreign = Filters(
-            temperature=resolved.temperature,
-            top_k=resolved.top_k,
-            top_p=resolved.top_p,
-            min_p=resolved.min_p,
-            repetition_penalty=resolved.repetition_penalty,
-        )
-        request = replace(request, search=resolve_search(request.search, self.limits, resolved.greedy))
-        drawing = Drawing(replace(foreign, bias=resolved.logit_bias), foreign, Key(resolved.seed))
+        drawing = resolve_sampling(request.sampling, view.model.generation_config)
+        facts = Facts(self.limits, drawing.greedy, self.models)
         stops = view.template.stops(request.prompt)
+        request = replace(
+            request,
+            policy=policy.resolved(facts),
+            draw=request.draw.resolved(facts),
+            search=request.search.resolved(facts),
+        )
         if prompt_kind(request.prompt) is PromptKind.TOKEN_IDS:  # rewards and searches read text
             text = view.vocabulary.decode_bytes(prompts[request.model]).decode(errors="replace")
             request = replace(request, prompt=text)
-        return Plan(request, prompts, drawing, stops, same, same_draft, length or Confidence()), resolved
+        return Plan(request, prompts, drawing, stops, same)
 
     def _rendered(self, model: str, request: Request) -> list[int]:
-        """The prompt as a model reads that helps the requested one."""
+        """The prompt as a model reads it."""
         own = request.prompt
         if not self.same_ids(request.model, model):
             own = as_text(own, self._views[request.model].vocabulary)
@@ -457,15 +419,9 @@ class Engine:
 
     def _models_of(self, plan: Plan) -> set[str]:
         """All models that a request may use."""
-        search = plan.request.search
-        names = set(plan.models)
-        if isinstance(search, Evolution) and search.mutator is not None:
-            names.add(search.mutator)
-        if isinstance(search, Refine) and search.critic is not None:
-            names.add(search.critic)
-        for reward in _rewards_of(plan.request):
-            names.update(self.rewards[reward].models)
-        return names
+        methods = (plan.request.policy, plan.request.draw, plan.request.search)
+        names = {*plan.prompts, *(name for method in methods for name in method.models())}
+        return names.union(*(self.rewards[reward].models for method in methods for reward in method.rewards()))
 
     def _needed_pages(self, plan: Plan) -> dict[str, int]:
         """Pages to admit a request with: its prompts and some room to write.
@@ -484,7 +440,7 @@ class Engine:
                     plan.request.stopping.max_new_tokens,
                     f"at most {limit - len(ids)} after a prompt of {len(ids)} tokens: the cache holds {limit}",
                 )
-            most = _candidates(plan.request)
+            most = plan.request.search.candidates
             if most > view.pages.count:
                 raise InvalidRequest.of(
                     "search", f"{most} candidates", f"at most {view.pages.count}: the cache's pages"
@@ -492,18 +448,16 @@ class Engine:
             needed[name] = view.pages.pages_for(len(ids)) + most
         return needed
 
-    async def _answer(self, run: Run, plan: Plan, resolved: ResolvedSampling) -> Completed:
+    async def _answer(self, run: Run, plan: Plan) -> Completed:
         """The root coroutine of a request: writes the answer and sums up."""
         request = plan.request
-        draft = request.draw.draft if isinstance(request.draw, Speculative) else None
-        helpers = [name for name in plan.models[1:] if name != draft or _writes(request.policy, name)]
-        authors = (request.model, *helpers)
+        authors = (request.model, *request.policy.models())
         run.emit(
             Started(
                 run.job.generation_id,
                 authors,
                 len(plan.prompts[request.model]),
-                resolved.seed,
+                plan.drawing.key.seed,
                 request.stopping.max_new_tokens,
             )
         )
@@ -528,7 +482,7 @@ class Engine:
             drafted_tokens=run.drafted,
             accepted_tokens=run.accepted,
             discarded_tokens=run.drafted - run.accepted,
-            nudged_tokens=sum(isinstance(request.policy, Nudged) and t.author != request.model for t in chosen.tokens),
+            nudged_tokens=sum(t.author != request.model for t in chosen.tokens),
             reward_calls=run.reward_calls,
             models=run.model_usage(),
             queue_time=run.started - run.submitted,
@@ -541,7 +495,7 @@ class Engine:
                 models=authors,
                 candidates=outcome.candidates,
                 usage=usage,
-                seed=resolved.seed,
+                seed=plan.drawing.key.seed,
                 selected=outcome.selected,
                 reproducible=outcome.reproducible,
                 abstained=outcome.abstained,
@@ -786,34 +740,6 @@ def _views(configs: Mapping[str, ModelConfig], options: EngineOptions) -> dict[s
     return views
 
 
-def _writes(policy: Policy, model: str) -> bool:
-    """Whether tokens of an answer can be ``model``'s own, beside the requested one's."""
-    if isinstance(policy, Nudged):
-        return policy.nudger == model
-    return isinstance(policy, Mixture) and any(expert.model == model for expert in policy.experts)
-
-
-def _rewards_of(request: Request) -> list[str]:
-    """Names of the rewards that a request asks for."""
-    found = [request.policy.reward] if isinstance(request.policy, TokenReward) else []
-    objective = getattr(request.search, "objective", None)
-    if objective is not None:
-        found += [term.reward for term in Objective.of(objective).terms]
-    return found
-
-
-def _candidates(request: Request) -> int:
-    """Answers that are written side by side."""
-    match request.search:
-        case BestOfN() as search:
-            return search.candidates
-        case Segments(beams=beams, samples_per_beam=samples):
-            return beams * samples
-        case Evolution(population=population):
-            return population
-    return 1
-
-
 def _infos(views: Mapping[str, View], configs: Mapping[str, ModelConfig]) -> dict[str, ModelInfo]:
     infos = {}
     for name, view in views.items():
@@ -828,6 +754,7 @@ def _infos(views: Mapping[str, View], configs: Mapping[str, ModelConfig]) -> dic
             max_context_tokens=view.context,
             vocab_size=view.width,
             eos_token_ids=model.vocabulary.eos_token_ids,
+            acceptance_head=model.acceptance is not None,
         )
     return _partners(infos)
 

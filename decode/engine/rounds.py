@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from trimtab.decode.engine.costs import Load
-from trimtab.decode.request.methods import Length
+from trimtab.decode.methods.draws.length import Length
 
 __all__ = ["Kind", "Rounds", "Verdict"]
 

@@ -27,8 +27,13 @@ from trimtab.decode.engine.counts import Counts
 from trimtab.decode.engine.pace import Pace
 from trimtab.decode.engine.prices import MARGIN, NEAR, Prices, find
 from trimtab.decode.engine.rounds import Rounds
-from trimtab.decode.methods.draws.lengths import Rule, longest, measured, rule
-from trimtab.decode.request.methods import Fixed, Length
+from trimtab.decode.methods.draws.length import Fixed, Length
+from trimtab.decode.methods.draws.lengths import (
+    Rule,
+    longest,
+    measured,
+    rule,
+)
 
 __all__ = ["Part", "Speculation", "Spent"]
 

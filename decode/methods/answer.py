@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.methods.chance import Line
+from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.ops import Context, Pick, Picks, Read, blind
 from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.request import Request
@@ -24,25 +25,10 @@ from trimtab.decode.text.vocabulary import Detokenizer
 if TYPE_CHECKING:
     from trimtab.kernels.types import Filters, Key
 
-__all__ = ["Answer", "Drawing", "Preview"]
+__all__ = ["Answer", "Preview"]
 
 NO_REWARDS: Mapping[str, float] = FrozenDict()
 NO_PROMPTS: Mapping[str, tuple[int, ...]] = FrozenDict()
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """How one candidate's tokens are drawn.
-
-    Attributes:
-        filters: the request's sampling, for models of the requested model's vocabulary.
-        foreign: the same without token ids, for models of another vocabulary.
-        key: of the candidate's random numbers (law 3).
-    """
-
-    filters: Filters
-    foreign: Filters
-    key: Key
 
 
 class _Written:
@@ -120,7 +106,7 @@ class Answer:
         drawing: Drawing,
         *,
         stops: Sequence[str] = (),
-        same_vocabulary: Sequence[str] = (),
+        same_vocabulary: Iterable[str] = (),
         text_only: bool = False,
         index: int = 0,
         prompts: Mapping[str, tuple[int, ...]] = NO_PROMPTS,

@@ -25,16 +25,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, Union, get_args, get_origin, overload
+from typing import Any, TypeVar, Union, get_args, get_origin, overload
 
 from trimtab.decode.errors import TrimtabError, Violation
 from trimtab.decode.frozen import FrozenDict
-from trimtab.decode.request.methods import Draw, Policy, Search
+from trimtab.decode.request.method import AXES, Method, methods
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result
 
-__all__ = ["FORMAT", "FormatError", "from_json", "to_json"]
+__all__ = ["FORMAT", "FormatError", "fields_from_json", "fields_to_json", "from_json", "to_json"]
+
+T = TypeVar("T")
 
 FORMAT = 1
 _KINDS: Mapping[str, type[Request] | type[Result]] = {"request": Request, "result": Result}
@@ -86,17 +88,51 @@ def from_json(document: Mapping[str, Any], expect: type[Request] | type[Result] 
     return read
 
 
+def fields_to_json(value: object, path: str) -> dict[str, Any]:
+    """The fields of one method, without its kind.
+
+    Raises:
+        FormatError: a field holds something that the types do not allow.
+    """
+    return {key: inner for key, inner in _write_class(value, path).items() if key != "kind"}
+
+
+def fields_from_json(cls: type[T], fields: Mapping[str, Any], path: str) -> T:
+    """The inverse of ``fields_to_json``; whole numbers may be written as floats.
+
+    Raises:
+        FormatError: an unknown or missing key, or a value of the wrong type; ``path`` is that of the method.
+    """
+    read: T = _read_class(cls, _whole(fields), path)
+    return read
+
+
+def _whole(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case Mapping():
+            return {key: _whole(inner) for key, inner in value.items()}
+        case list():
+            return [_whole(inner) for inner in value]
+    return value
+
+
 @cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-@cache
 def _variants() -> frozenset[type]:
+    return _variants_of(tuple(cls for axis in AXES for cls in methods(axis).values()))
+
+
+@cache
+def _variants_of(known: tuple[type, ...]) -> frozenset[type]:
     """The classes that carry their name: those of the axes, and of every union of alternatives within a request."""
-    found: set[type] = {cls for axis in (Policy, Draw, Search) for cls in _classes(axis)}
+    found: set[type] = set(known)
     seen: set[type] = set()
-    waiting: list[type] = [Request, *found]
+    waiting: list[type] = [Request, *known]
     while waiting:
         cls = waiting.pop()
         if cls in seen:
@@ -220,6 +256,8 @@ def _read(hint: Any, value: Any, path: str) -> Any:
     if len(choices) > 1:
         return _read_union(choices, value, path)
     (hint,) = choices
+    if isinstance(hint, type) and issubclass(hint, Method) and hint in AXES.values():
+        return _read_variant(list(methods(hint.axis).values()), value, path)
     if isinstance(hint, type) and hint in _variants():
         return _read_variant([hint], value, path)
     origin = get_origin(hint)

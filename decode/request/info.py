@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Limits", "ModelInfo", "RewardInfo"]
+__all__ = ["Limits", "ModelInfo", "RewardInfo", "same_model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,7 @@ class ModelInfo:
         max_context_tokens: of prompt and answer together.
         vocab_size: width of its logits.
         eos_token_ids: that end its answers.
+        acceptance_head: as a draft it says how likely its tokens are accepted, which the length ``Acceptance`` needs.
         nudge_models, draft_models: models that ``Nudged`` and ``Speculative`` may name for it.
     """
 
@@ -64,5 +65,11 @@ class ModelInfo:
     max_context_tokens: int
     vocab_size: int  # token ids in use; of models that share a vocabulary, the narrowest one's
     eos_token_ids: tuple[int, ...]
+    acceptance_head: bool = False
     nudge_models: tuple[str, ...] = ()
     draft_models: tuple[str, ...] = ()
+
+
+def same_model(one: ModelInfo, other: ModelInfo) -> bool:
+    """Whether two names stand for one model, or for two copies of it."""
+    return one.name == other.name or (bool(one.source) and one.source == other.source)

@@ -5,20 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from trimtab.decode.errors import InvalidRequest, Violation
 from trimtab.decode.frozen import FrozenDict
+from trimtab.decode.request.fields import Rated, described
 from trimtab.decode.request.generation_config import from_generation_config
-from trimtab.decode.request.methods import (
-    Autoregressive,
-    Base,
-    Draw,
-    Mixture,
-    Policy,
-    Search,
-    Single,
-)
+from trimtab.decode.request.method import Draw, Method, Policy, Search, default
 from trimtab.decode.request.objective import Objective
 from trimtab.decode.request.prompt import (
     Prompt,
@@ -32,6 +25,8 @@ if TYPE_CHECKING:
 
 
 __all__ = ["request_from_kwargs"]
+
+T = TypeVar("T")
 
 
 _SAMPLING_KEYS = tuple(f.name for f in fields(Sampling))
@@ -93,9 +88,9 @@ def request_from_kwargs(
         prompt=canonical_prompt(prompt),
         sampling=flat.get("sampling") or Sampling(**_canonical_sampling(sampling_fields)),
         stopping=flat.get("stopping") or Stopping(**_canonical_stopping(stopping_fields)),
-        policy=Base() if policy is None else _canonical_policy(policy),
-        draw=Autoregressive() if draw is None else draw,
-        search=Single() if search is None else _canonical_search(search),
+        policy=_canonical(default("policy") if policy is None else policy),
+        draw=_canonical(default("draw") if draw is None else draw),
+        search=_canonical(default("search") if search is None else search),
         references=_canonical_references(flat.get("references")),
         top_logprobs=flat.get("top_logprobs", 0),
         prompt_cache=flat.get("prompt_cache", True),
@@ -147,17 +142,21 @@ def _canonical_stopping(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _canonical_policy(policy: Policy) -> Policy:
-    if isinstance(policy, Mixture) and isinstance(cast("object", policy.experts), list):
-        return replace(policy, experts=tuple(policy.experts))
-    return policy
+def _canonical(method: T) -> T:
+    """The method with lists as tuples and its objective written out, as it comes over the wire.
 
-
-def _canonical_search(search: Search) -> Search:
-    """The search with its objective written out, as it comes over the wire; what is no objective is left alone."""
-    if not isinstance(search, Single) and isinstance(getattr(search, "objective", None), str | Mapping):
-        return replace(search, objective=Objective.of(search.objective))  # type: ignore[arg-type]
-    return search
+    What is not of the types that it takes is left alone.
+    """
+    if not isinstance(method, Method):
+        return method
+    changed: dict[str, Any] = {}
+    for field in described(cast("Any", type(method))):
+        value = getattr(method, field.name)
+        if field.repeated and isinstance(value, list):
+            changed[field.name] = tuple(value)
+        elif field.mark(Rated) and field.kinds != (str,) and isinstance(value, str | Mapping):
+            changed[field.name] = Objective.of(value)
+    return replace(cast("Any", method), **changed) if changed else method
 
 
 def _canonical_references(references: Any) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
+
+from trimtab.decode.request.fields import Many, Range
 
 __all__ = ["AnyObjective", "Combine", "Objective", "RewardTerm"]
 
@@ -14,7 +17,7 @@ class RewardTerm:
     """A reward by name, and its weight."""
 
     reward: str
-    weight: float = 1.0
+    weight: Annotated[float, Range("(-inf, inf)")] = 1.0
 
 
 class Combine(StrEnum):
@@ -36,9 +39,9 @@ class Objective:
         spread: factor of the standard deviation for ``Combine.CONSERVATIVE``.
     """
 
-    terms: tuple[RewardTerm, ...]
+    terms: Annotated[tuple[RewardTerm, ...], Many(1, 32)]
     combine: Combine = Combine.SUM
-    spread: float = 1.0
+    spread: Annotated[float, Range("[0, inf)")] = 1.0
 
     @classmethod
     def of(cls, value: str | Mapping[str, float] | Objective) -> Objective:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
-from trimtab.decode.request.methods import Autoregressive, Base, Draw, Policy, Search, Single
+from trimtab.decode.request.method import Draw, Policy, Search, default
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.sampling import Sampling, Stopping
 
@@ -30,9 +31,9 @@ class Request:
     prompt: Prompt
     sampling: Sampling = field(default_factory=Sampling)
     stopping: Stopping = field(default_factory=Stopping)
-    policy: Policy = field(default_factory=Base)
-    draw: Draw = field(default_factory=Autoregressive)
-    search: Search = field(default_factory=Single)
+    policy: Policy = field(default_factory=partial(default, "policy"))
+    draw: Draw = field(default_factory=partial(default, "draw"))
+    search: Search = field(default_factory=partial(default, "search"))
     references: tuple[str, ...] = ()
     top_logprobs: int = 0
     prompt_cache: bool = True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from trimtab.decode.frozen import FrozenDict, freeze_fields
+from trimtab.decode.request.fields import Range
 
 __all__ = ["Sampling", "Stopping"]
 
@@ -26,13 +28,13 @@ class Sampling:
     Filters apply in the order of Hugging Face transformers: penalty, bias, temperature, top-k, top-p, min-p.
     """
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
+    temperature: Annotated[float | None, Range("[0, 10]")] = None
+    top_k: Annotated[int | None, Range("[1, inf)")] = None
+    top_p: Annotated[float | None, Range("(0, 1]")] = None
+    min_p: Annotated[float | None, Range("[0, 1)")] = None
+    repetition_penalty: Annotated[float | None, Range("(0, 10]")] = None
     logit_bias: Mapping[int, float] = field(default_factory=FrozenDict)
-    seed: int | None = None
+    seed: Annotated[int | None, Range("[0, inf)")] = None
 
     def __post_init__(self) -> None:
         freeze_fields(self, "logit_bias")
@@ -56,11 +58,11 @@ class Stopping:
         time_budget: seconds from admission; then the answer so far is returned.
     """
 
-    max_new_tokens: int = 256
-    min_new_tokens: int = 0
+    max_new_tokens: Annotated[int, Range("[1, max_new_tokens]")] = 256
+    min_new_tokens: Annotated[int, Range("[0, max_new_tokens]")] = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     include_stop: bool = False
-    time_budget: float | None = None
+    time_budget: Annotated[float | None, Range("(0, inf)", "of seconds")] = None
     eos_token_ids: tuple[int, ...] = ()

@@ -21,75 +21,20 @@ from __future__ import annotations
 
 import difflib
 import json
-import types
-import typing
 from collections.abc import Container, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, TypeVar, cast
 
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.request.methods import (
-    Acceptance,
-    Autoregressive,
-    Base,
-    BestOfN,
-    Branching,
-    Choose,
-    Confidence,
-    Draw,
-    Entropy,
-    Evolution,
-    Fixed,
-    Length,
-    Mixture,
-    Nudged,
-    Policy,
-    PromptLookup,
-    Refine,
-    RejectSegments,
-    Search,
-    Segments,
-    Single,
-    Speculative,
-    TokenReward,
-    TopProb,
-    Trigger,
-    Weighted,
-)
-from trimtab.decode.request.objective import AnyObjective, Objective, RewardTerm
+from trimtab.decode.request.fields import Field, OneOf, Rated, described, name_of
+from trimtab.decode.request.method import Draw, Policy, Search, methods
+from trimtab.decode.request.objective import Objective
 
-__all__ = [
-    "DRAWS",
-    "LENGTHS",
-    "POLICIES",
-    "SEARCHES",
-    "parse_draw",
-    "parse_objective",
-    "parse_policy",
-    "parse_reward",
-    "parse_search",
-]
+__all__ = ["parse_draw", "parse_objective", "parse_policy", "parse_reward", "parse_search"]
 
 T = TypeVar("T")
 
-# Names of the variants, which are those of the proto's fields too.
-POLICIES: Mapping[str, type] = {"base": Base, "nudged": Nudged, "mixture": Mixture, "token_reward": TokenReward}
-DRAWS: Mapping[str, type] = {"autoregressive": Autoregressive, "speculative": Speculative}
-SEARCHES: Mapping[str, type] = {
-    "single": Single,
-    "best_of_n": BestOfN,
-    "segments": Segments,
-    "reject_segments": RejectSegments,
-    "evolution": Evolution,
-    "refine": Refine,
-}
-LENGTHS: Mapping[str, type] = {"fixed": Fixed, "confidence": Confidence, "acceptance": Acceptance}
-_NESTED: Mapping[Any, Mapping[str, type]] = {
-    Trigger: {"entropy": Entropy, "top_prob": TopProb, "branching": Branching},
-    Length: LENGTHS,
-}
-_LOOKUP = "lookup"
 _OBJECTIVE = "objective=NAME in it, or an objective beside it"
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
@@ -104,51 +49,31 @@ def parse_policy(text: str, option: str = "policy") -> Policy:
     Raises:
         InvalidRequest: naming the part at fault and what would be accepted. Values are checked by ``validate``.
     """
-    return cast("Policy", _choice(text, POLICIES, option))
+    return cast("Policy", _choice(text, methods("policy"), option))
 
 
 def parse_draw(text: str, option: str = "draw") -> Draw:
     """A draw, e.g. ``speculative:draft``; arguments and errors as ``parse_policy``."""
-    return cast("Draw", _choice(text, DRAWS, option))
+    return cast("Draw", _choice(text, methods("draw"), option))
 
 
 def parse_search(text: str, objective: Objective | None = None, option: str = "search") -> Search:
     """A search, e.g. ``best_of_n:16``; ``objective`` is taken where the text names none. Errors as ``parse_policy``."""
-    search = cast("Search", _choice(text, SEARCHES, option, objective))
+    search = cast("Search", _choice(text, methods("search"), option, objective))
     if objective is not None:
-        own = getattr(search, "objective", None)
-        if isinstance(search, Single):
+        if not any(field.name == "objective" for field in described(type(search))):
             raise InvalidRequest.of(f"{option} objective", text, "a search that has one, e.g. best_of_n:16")
+        own = cast("Any", search).objective
         if own is None:
-            return replace(search, objective=objective)
+            return cast("Search", replace(cast("Any", search), objective=objective))
         if own is not objective:
             raise InvalidRequest.of(f"{option} objective", text, "one objective, in the search or apart from it")
-    elif (
-        isinstance(search, BestOfN)
-        and search.objective is None
-        and search.choose not in (Choose.MAJORITY, Choose.CONSENSUS)
-    ):
-        accepted = f"{_OBJECTIVE}, or choose=majority or choose=consensus, which need none"
-        raise InvalidRequest.of(f"{option} best_of_n.objective", None, accepted)
     return search
 
 
 def parse_objective(text: str, option: str = "objective") -> Objective:
     """An objective, e.g. ``helpful=1,short=0.2``; arguments and errors as ``parse_policy``."""
-    terms: list[RewardTerm] = []
-    read: dict[str, Any] = {}
-    for part in _parts(text, option):
-        if part.field in ("combine", "spread"):
-            where = f"{option} {part.key}"
-            _once(part.key, read, where, part.value)
-            read[part.key] = _value(_hints(Objective)[part.key], part.value, where)
-        else:
-            name, weight = _weighted(part, option)
-            _once(name, [term.reward for term in terms], f"{option} {name}", part.value)
-            terms.append(RewardTerm(name, weight))
-    if not terms:
-        raise InvalidRequest.of(option, text, "rewards and their weights, e.g. helpful=1,short=0.2")
-    return Objective(tuple(terms), **read)
+    return _made(Objective, _parts(text, option), option, separator=" ")
 
 
 def parse_reward(text: str, option: str = "reward") -> tuple[str, dict[str, object]]:
@@ -243,7 +168,7 @@ def _inside(text: str) -> str:
     return text[1:-1] if text.startswith("(") and text.endswith(")") else text
 
 
-def _choice(text: str, classes: Mapping[str, type], option: str, objective: Objective | None = None) -> object:
+def _choice(text: str, classes: Mapping[str, type], option: str, objective: Objective | None = None) -> Any:
     """One of several classes: ``NAME`` or ``NAME:PARTS``."""
     text = _inside(text)
     name, *rest = _split(text, ":", option, most=1)
@@ -253,53 +178,51 @@ def _choice(text: str, classes: Mapping[str, type], option: str, objective: Obje
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InvalidRequest.of(option, name, f"one of {', '.join(classes)}{hint}")
     where = f"{option} {name}" if " " not in option else f"{option}.{name}"
-    parts = _parts(rest[0], where) if rest else []
-    cls = classes[name]
-    return _mixture(parts, where) if cls is Mixture else _made(cls, parts, where, objective)
+    return _made(classes[name], _parts(rest[0], where) if rest else [], where, objective)
 
 
-def _made(cls: type[T], parts: list[_Part], where: str, objective: Objective | None = None) -> T:
-    """An object of ``cls`` from its parts; the one without a key is its first field."""
-    hints = _hints(cls)
-    names = [field.name for field in fields(cast("Any", cls))]
+def _made(cls: type[T], parts: list[_Part], where: str, objective: Objective | None = None, separator: str = ".") -> T:
+    """An object of ``cls`` from its parts.
+
+    The part without a key is its first field. Where that is a tuple of names and their weights, every key that is no
+    other field is one of them.
+    """
+    fields = {field.name: field for field in described(cls)}
+    first = next(iter(fields.values()), None)
+    many = first.kinds[0] if first is not None and first.repeated else None
+    if many is not None and first is not None:
+        del fields[first.name]
     read: dict[str, Any] = {}
+    weighted: dict[str, object] = {}
     for i, part in enumerate(parts):
         key, value = part.key, part.value
+        if many is not None and part.field not in fields:
+            name, weight = _weighted(part, where)
+            _once(name, weighted, f"{where} {name}", value)
+            weighted[name] = many(name, weight)
+            continue
         if part.quoted:
-            raise InvalidRequest.of(where, key, f"one of {', '.join(names)}, without quotes")
-        if not key and hints.get(value) is bool:
+            raise InvalidRequest.of(where, key, f"one of {', '.join(fields)}, without quotes")
+        if not key and value in fields and fields[value].kinds == (bool,):
             key, value = value, "true"
-        elif not key and i == 0 and names:
-            key = names[0]
-        if key not in names:
-            what = f"one of {', '.join(names)}" if names else "nothing after the name"
+        elif not key and i == 0 and first is not None:
+            key = first.name
+        if key not in fields:
+            what = f"one of {', '.join(fields)}" if fields else "nothing after the name"
             raise InvalidRequest.of(f"{where}.{key}" if key else where, value, what)
-        _once(key, read, f"{where}.{key}", value)
-        read[key] = _value(hints[key], value, f"{where}.{key}")
-    for field in fields(cast("Any", cls)):
-        if field.name not in read and field.default is MISSING:
-            if field.name == "objective" and objective is not None:
-                read[field.name] = objective
-            else:
+        _once(key, read, f"{where}{separator}{key}", value)
+        read[key] = _value(fields[key], value, f"{where}{separator}{key}")
+    if many is not None and first is not None:
+        if not weighted:
+            raise InvalidRequest.of(where, None, "names and their weights, e.g. helpful=1,short=0.2")
+        read[first.name] = tuple(weighted.values())
+    for field in fields.values():
+        if field.name not in read and field.required:
+            if not field.mark(Rated) or objective is None or field.kinds == (str,):
                 accepted = _OBJECTIVE if field.name == "objective" else f"a value: {field.name}=..."
                 raise InvalidRequest.of(f"{where}.{field.name}", None, accepted)
+            read[field.name] = objective
     return cls(**read)
-
-
-def _mixture(parts: list[_Part], where: str) -> Mixture:
-    experts: list[Weighted] = []
-    plausibility: float | None = None
-    for part in parts:
-        if part.field == "plausibility":
-            _once(part.key, () if plausibility is None else (part.key,), f"{where}.{part.key}", part.value)
-            plausibility = _value(float, part.value, f"{where}.plausibility")
-        else:
-            name, weight = _weighted(part, where)
-            _once(name, [expert.model for expert in experts], f"{where} {name}", part.value)
-            experts.append(Weighted(name, weight))
-    if not experts:
-        raise InvalidRequest.of(where, None, "models and their weights, e.g. mixture:chat=1,base2=-1")
-    return Mixture(tuple(experts), plausibility)
 
 
 def _weighted(part: _Part, where: str) -> tuple[str, float]:
@@ -309,48 +232,45 @@ def _weighted(part: _Part, where: str) -> tuple[str, float]:
         if not name:
             raise InvalidRequest.of(where, name, "a name, and =WEIGHT after it")
         return name, 1.0
-    return part.key, cast("float", _value(float, part.value, f"{where} {part.key}"))
+    return part.key, _number(float, part.value, f"{where} {part.key}")
 
 
 # -------------------------------------------------------------------------------------------------------------- values
 
 
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _value(hint: Any, text: str, where: str) -> Any:
-    """``text`` as the annotated type ``hint``."""
-    if hint == AnyObjective:
-        return parse_objective(_inside(text), where)
-    arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    arms = tuple(arm for arm in arms if arm is not type(None))
-    if len(arms) < len(get_args(hint)) and text == "none":
+def _value(field: Field, text: str, where: str) -> Any:
+    """``text`` as a value of a field."""
+    oneof = field.mark(OneOf)
+    if field.optional and text == "none":
         return None
-    if set(arms) >= set(get_args(AnyObjective)):
+    if field.mark(Rated) and field.kinds != (str,):
         return parse_objective(_inside(text), where)
-    for union, classes in _NESTED.items():
-        if set(arms) == set(get_args(union)):
-            return _choice(text, classes, where)
-    if PromptLookup in arms:
-        name = _inside(text).partition(":")[0].strip()
-        return _choice(text, {_LOOKUP: PromptLookup}, where) if name == _LOOKUP else _text(text, where)
-    (arm,) = arms
-    if arm is str:
+    classes = {name_of(kind): kind for kind in field.kinds if isinstance(kind, type) and is_dataclass(kind)}
+    if classes:
+        named = oneof is not None and str in oneof.fields.values()
+        if named and _inside(text).partition(":")[0].strip() not in classes:
+            return _text(text, where)
+        return _choice(text, cast("Mapping[str, type]", classes), where)
+    (kind,) = field.kinds
+    if kind is str:
         return _text(text, where)
-    if arm is bool:
+    if kind is bool:
         if text not in ("true", "false"):
             raise InvalidRequest.of(where, text, "true or false")
         return text == "true"
-    if issubclass(arm, Enum):
+    if issubclass(kind, Enum):
         try:
-            return arm(text)
+            return kind(text)
         except ValueError:
-            raise InvalidRequest.of(where, text, f"one of {', '.join(str(m.value) for m in arm)}") from None
+            raise InvalidRequest.of(where, text, f"one of {', '.join(str(m.value) for m in kind)}") from None
+    return _number(kind, text, where)
+
+
+def _number(kind: type[T], text: str, where: str) -> T:
     try:
-        return arm(text)
+        return cast("Any", kind)(text)  # type: ignore[no-any-return]
     except ValueError:
-        raise InvalidRequest.of(where, text, "a whole number" if arm is int else "a number") from None
+        raise InvalidRequest.of(where, text, "a whole number" if kind is int else "a number") from None
 
 
 def _text(text: str, where: str) -> str:

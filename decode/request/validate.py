@@ -4,38 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.frozen import FrozenDict
-from trimtab.decode.request.axes import AxesCheck
-from trimtab.decode.request.check import MAX_UINT32, SHOWN_PER_LIST, is_number, token_ids_of
+from trimtab.decode.request.check import SHOWN_PER_LIST, Check, is_number, token_ids_of
+from trimtab.decode.request.fields import well_typed
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
-from trimtab.decode.request.prompt import (
-    PROMPT_ACCEPTED,
-    PromptKind,
-    is_text,
-    message_violations,
-    prompt_kind,
-)
+from trimtab.decode.request.method import AXES, Draw, Policy, methods
+from trimtab.decode.request.prompt import PROMPT_ACCEPTED, PromptKind, is_text, message_violations, prompt_kind
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Sampling, Stopping
 
-if TYPE_CHECKING:
-    pass
-
-
 __all__ = ["check_length", "validate"]
-
-
-_MAX_TEMPERATURE = 10.0
-
-
-_MAX_PENALTY = 10.0
-
-
-_MAX_SEED = 2**32 - 1
-
 
 _MAX_REFERENCES = 64
 
@@ -63,17 +44,16 @@ def validate(
         UnsupportedRequest: a policy, draw or search that this engine does not know, or two things that cannot be
             combined.
     """
-    check = _RequestCheck(models, rewards, limits)
-    info = check.model("model", request.model)
-    check.prompt(request.prompt, info)
+    check = _RequestCheck(request, models, rewards, limits, same_ids)
+    check.prompt(request.prompt)
     if check.kind("sampling", request.sampling, Sampling):
-        check.sampling(request.sampling, info)
+        check.sampling(request.sampling)
     if check.kind("stopping", request.stopping, Stopping):
-        check.stopping(request.stopping, info)
+        check.stopping(request.stopping)
     check.integer("top_logprobs", request.top_logprobs, 0, limits.max_top_logprobs)
     check.references(request.references)
     check.flag("prompt_cache", request.prompt_cache)
-    check.axes(request, info, same_ids)
+    check.axes()
     if check.found:
         raise InvalidRequest(check.found + check.unknown)
     if check.unknown_error is not None:
@@ -98,17 +78,33 @@ def check_length(prompt_tokens: int, max_new_tokens: int, max_context: int) -> i
     return min(max_new_tokens, max_context - prompt_tokens)
 
 
-class _RequestCheck(AxesCheck):
-    """Checks a request: its axes, and here what is beside them."""
+class _RequestCheck(Check):
+    """Checks what fields by themselves can't say."""
 
-    def prompt(self, prompt: object, info: ModelInfo | None) -> None:
+    def axes(self) -> None:
+        """The policy, the draw and the search."""
+        for axis, kind in AXES.items():
+            method: object = getattr(self.request, axis)
+            if not isinstance(method, kind):
+                accepted = ", ".join(cls.__name__ for cls in methods(axis).values())
+                self.unsupport(axis, repr(method), accepted)
+                continue
+            self.fields(method, method.path)
+            if well_typed(method):
+                method.check(self)
+        policy, draw = cast("object", self.request.policy), cast("object", self.request.draw)
+        if isinstance(policy, Policy) and isinstance(draw, Draw) and draw.speculates and not policy.speculates:
+            value = f"{draw.path} with {policy.path}"
+            self.unsupport("draw", value, f"draw.autoregressive with {policy.path}")
+
+    def prompt(self, prompt: object) -> None:
         match prompt_kind(prompt):
             case PromptKind.TEXT if not is_text(prompt):
                 self.refuse("prompt", prompt, "text that UTF-8 can encode (no lone surrogates)")
             case PromptKind.TEXT:
                 pass
             case PromptKind.TOKEN_IDS:
-                self.token_ids("prompt.token_ids", prompt, info)
+                self.token_ids("prompt.token_ids", prompt)
             case PromptKind.CHAT:
                 wrong = message_violations(cast("Sequence[object]", prompt))
                 self.found += wrong[:SHOWN_PER_LIST]
@@ -124,29 +120,16 @@ class _RequestCheck(AxesCheck):
         else:
             self.each("references", references, "answers", lambda value: None if is_text(value) else what)
 
-    def sampling(self, sampling: Sampling, info: ModelInfo | None) -> None:
-        if (t := sampling.temperature) is not None:
-            accepted = f"in [0, {_MAX_TEMPERATURE:g}]"
-            self.number("sampling.temperature", t, accepted, lambda x: 0 <= x <= _MAX_TEMPERATURE)
-        if sampling.top_k is not None:
-            self.integer("sampling.top_k", sampling.top_k, 1, MAX_UINT32)
-        if sampling.top_p is not None:
-            self.number("sampling.top_p", sampling.top_p, "in (0, 1]", lambda x: 0 < x <= 1)
-        if sampling.min_p is not None:
-            self.number("sampling.min_p", sampling.min_p, "in [0, 1)", lambda x: 0 <= x < 1)
-        if (r := sampling.repetition_penalty) is not None:
-            accepted = f"in (0, {_MAX_PENALTY:g}]"
-            self.number("sampling.repetition_penalty", r, accepted, lambda x: 0 < x <= _MAX_PENALTY)
-        if sampling.seed is not None:
-            self.integer("sampling.seed", sampling.seed, 0, _MAX_SEED)
-        self.logit_bias(sampling.logit_bias, info)
+    def sampling(self, sampling: Sampling) -> None:
+        self.fields(sampling, "sampling", but=("logit_bias",))
+        self.logit_bias(sampling.logit_bias)
 
-    def logit_bias(self, logit_bias: object, info: ModelInfo | None) -> None:
+    def logit_bias(self, logit_bias: object) -> None:
         path = "sampling.logit_bias"
         if not isinstance(logit_bias, Mapping):
             self.refuse(path, logit_bias, "a mapping from token id to number")
             return
-        accepted, is_token = token_ids_of(info)
+        accepted, is_token = token_ids_of(self.info)
         wrong: list[tuple[str, object, str]] = []
         for token, bias in logit_bias.items():
             if not is_token(token):
@@ -155,20 +138,18 @@ class _RequestCheck(AxesCheck):
                 wrong.append((f"[{token}]", bias, "a finite number, or -inf to ban the token"))
         self.some(path, wrong)
 
-    def stopping(self, stopping: Stopping, info: ModelInfo | None) -> None:
-        most = self.limits.max_new_tokens
-        known = self.integer("stopping.max_new_tokens", stopping.max_new_tokens, 1, most)
-        self.integer("stopping.min_new_tokens", stopping.min_new_tokens, 0, stopping.max_new_tokens if known else most)
+    def stopping(self, stopping: Stopping) -> None:
+        self.fields(stopping, "stopping", but=("stop", "stop_token_ids", "eos_token_ids"))
+        fine = self.fine("stopping", "max_new_tokens", "min_new_tokens")
+        if fine and stopping.min_new_tokens > stopping.max_new_tokens:
+            accepted = f"a whole number in [0, {stopping.max_new_tokens}], the maximum"
+            self.refuse("stopping.min_new_tokens", stopping.min_new_tokens, accepted)
         if isinstance(stopping.stop, Sequence) and len(stopping.stop) > self.limits.max_stop:
             accepted = f"at most {self.limits.max_stop} stop strings"
             self.refuse("stopping.stop", f"{len(stopping.stop)} stop strings", accepted)
         self.each("stopping.stop", stopping.stop, "strings", self._stop_problem)
-        self.token_ids("stopping.stop_token_ids", stopping.stop_token_ids, info)
-        self.token_ids("stopping.eos_token_ids", stopping.eos_token_ids, info)
-        self.flag("stopping.ignore_eos", stopping.ignore_eos)
-        self.flag("stopping.include_stop", stopping.include_stop)
-        if stopping.time_budget is not None:
-            self.number("stopping.time_budget", stopping.time_budget, "of seconds > 0", lambda x: x > 0)
+        self.token_ids("stopping.stop_token_ids", stopping.stop_token_ids)
+        self.token_ids("stopping.eos_token_ids", stopping.eos_token_ids)
 
     def _stop_problem(self, stop: object) -> str | None:
         most = self.limits.max_stop_bytes

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from trimtab.decode.errors import InvalidRequest, Violation
-from trimtab.decode.request.methods import Segments
+from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.request import Request
 
 if TYPE_CHECKING:

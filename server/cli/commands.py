@@ -19,7 +19,7 @@ from trimtab.decode.options import OutputFile, once, write_text
 if TYPE_CHECKING:  # what is heavy is imported by the handlers
     from trimtab.decode.config import EngineConfig
     from trimtab.decode.request.events import Event
-    from trimtab.decode.request.methods import Policy
+    from trimtab.decode.request.method import Policy
     from trimtab.decode.request.prompt import Prompt
     from trimtab.decode.request.result import Result
     from trimtab.server.rpc.server import OpenEngine
@@ -221,12 +221,8 @@ def _axes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _nudged(args: argparse.Namespace) -> Policy | None:
-    from trimtab.decode.request.methods import (
-        Branching,
-        Entropy,
-        Nudged,
-        TopProb,
-    )
+    from trimtab.decode.methods.policies.nudged import Nudged
+    from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb
 
     if not args.nudger:
         return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TextIO
 
-from trimtab.decode.request.methods import Nudged, Policy
+from trimtab.decode.methods.policies.nudged import Nudged
+from trimtab.decode.request.method import Policy
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.result import Result
 from trimtab.server.cli.display import Marker, colours, show

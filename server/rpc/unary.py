@@ -12,7 +12,6 @@ from trimtab.decode.request.info import Limits
 from trimtab.decode.request.request import Request
 from trimtab.server.rpc.bridge import MESSAGE_BYTES, kept_candidates
 from trimtab.server.wire.answer import candidate_message, completed_message, started_message
-from trimtab.server.wire.request import candidates_of
 from trimtab.server.wire.status import AnswerTooLarge
 from trimtab.v1 import decoding_pb2 as pb
 
@@ -30,7 +29,7 @@ def unary_violations(request: Request, options: pb.ResponseOptions, limits: Limi
     if not options.tokens:
         return []
     per_token = _TOKEN_BYTES + _TOP_BYTES * min(request.top_logprobs, limits.max_top_logprobs)
-    count = min(options.max_candidates, candidates_of(request.search))
+    count = min(options.max_candidates, request.search.results)
     most = MESSAGE_BYTES // (per_token * max(1, count))
     tokens = request.stopping.max_new_tokens
     if most < tokens <= limits.max_new_tokens:  # beyond the limit it is refused in any case

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Literal, TypeVar
 
 from trimtab.decode.errors import InvalidRequest
+from trimtab.decode.request.fields import Field, Model, OneOf, Rated, described
 from trimtab.decode.request.info import ModelInfo, RewardInfo
-from trimtab.server.wire.request import METHODS
+from trimtab.decode.request.method import AXES, methods
 from trimtab.v1 import decoding_pb2 as pb
 
 __all__ = ["info_of", "model_message", "page_of", "reward_info_of", "reward_message"]
@@ -66,6 +67,7 @@ def model_message(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> pb.Mode
         dtype=info.dtype,
         device=info.device,
         eos_token_ids=info.eos_token_ids,
+        acceptance_head=info.acceptance_head,
     )
 
 
@@ -74,17 +76,20 @@ def _methods(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> list[str]:
     if info.role == "reward":
         return []
     rating = [reward for reward in rewards.values() if not reward.pairwise]
-    beginnings = any(reward.kind != "sequence" for reward in rating)
-    needs = {
-        "policy.nudged": bool(info.nudge_models),
-        "policy.mixture": bool(info.nudge_models),
-        "policy.token_reward": beginnings,
-        "search.segments": beginnings,
-        "search.reject_segments": beginnings,
-        "search.evolution": beginnings,
-        "search.refine": bool(rating),
-    }
-    return [method for method in METHODS if needs.get(method, True)]
+    beginnings = [reward for reward in rating if reward.kind != "sequence"]
+
+    def served(field: Field) -> bool:
+        """Whether there is something for a field that must name something."""
+        rated = field.mark(Rated)
+        names = field.mark(Model) is not None and field.mark(OneOf) is None
+        if field.repeated:
+            return all(served(inner) for inner in described(field.kinds[0]) if field.required)
+        if not field.required or (rated is None and not names):
+            return True
+        return bool(info.nudge_models if rated is None else beginnings if rated.beginnings else rating)
+
+    known = (cls for axis in AXES for cls in methods(axis).values())
+    return [f"{cls.axis}.{cls.name}" for cls in known if all(map(served, described(cls)))]
 
 
 def info_of(message: pb.Model) -> ModelInfo:
@@ -101,6 +106,7 @@ def info_of(message: pb.Model) -> ModelInfo:
         eos_token_ids=tuple(message.eos_token_ids),
         nudge_models=tuple(message.nudge_models),
         draft_models=tuple(message.draft_models),
+        acceptance_head=message.acceptance_head,
     )
 
 

@@ -1,277 +1,222 @@
-"""The three axes of a request: proto to library and back.
+"""The three axes of a request: proto to library and back, field by field.
 
-A variant's message has the fields of its class, under the same names. What differs is here by hand: alternatives that
-the proto has as a oneof, and objectives, which the library also takes as a name.
+A method's message has the fields of its class under the same names, but for alternatives, which the proto has as a
+oneof (``OneOf``). A method of another package has no message of its own: it travels by name, with its fields as JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from enum import StrEnum
-from typing import Any, TypeVar
+from collections.abc import Hashable, Mapping
+from enum import Enum
+from functools import cache
+from typing import Any, cast
 
+from google.protobuf import json_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from trimtab.decode.request.methods import (
-    Autoregressive,
-    Base,
-    Branching,
-    Choose,
-    Draw,
-    Entropy,
-    Length,
-    Logprob,
-    Mixture,
-    Nudged,
-    Policy,
-    PromptLookup,
-    Search,
-    Speculative,
-    TokenReward,
-    TopProb,
-    Trigger,
-    Weighted,
-)
-from trimtab.decode.request.objective import Combine, Objective, RewardTerm
-from trimtab.decode.request.spec_string import DRAWS, LENGTHS, POLICIES, SEARCHES
+from trimtab.decode.request.as_json import FormatError, fields_from_json, fields_to_json
+from trimtab.decode.request.fields import Field, OneOf, Rated, described
+from trimtab.decode.request.method import AXES, Method, default, methods
+from trimtab.decode.request.objective import Objective
 from trimtab.server.wire.fields import COUNT, FLAG, NAME, NUMBER, TEXT, Faults, Writer, optional
-from trimtab.server.wire.numbers import shortest
 from trimtab.v1 import decoding_pb2 as pb
 
-__all__ = ["read_draw", "read_policy", "read_search", "write_axes"]
+__all__ = ["EXTENSION", "read_method", "write_method"]
 
-T = TypeVar("T")
-E = TypeVar("E", bound=StrEnum)
-
-_TRIGGERS: Mapping[str, type] = {"entropy_nats_above": Entropy, "top_prob_below": TopProb, "branching_above": Branching}
-_ENUMS = {
-    "choose": ("CHOOSE", Choose),
-    "combine": ("COMBINE", Combine),
-    "logprob": ("LOGPROB", Logprob),
-}
+EXTENSION = "extension"  # the variant that stands for methods of other packages
+_REQUIRED = {int: 0, float: 0.0, str: "", bool: False}
 
 
 # ---------------------------------------------------------------------------------------------------- proto to library
 
 
-def read_policy(message: pb.Policy, faults: Faults) -> Policy:
-    """The policy of a message; the default if its ``kind`` is not set.
+def read_method(message: Any, axis: str, faults: Faults) -> Any:
+    """The method of an axis's message; the default if its ``kind`` is not set.
 
     What cannot be read is refused, or has a value that is refused when it is checked.
     """
-    kind = message.WhichOneof("kind") or "base"
-    path = f"policy.{kind}"
-    match kind:
-        case "nudged":
-            return Nudged(message.nudged.nudger, _trigger(message.nudged), optional(message.nudged, "max_span_tokens"))
-        case "mixture":
-            mixture = message.mixture
-            experts = [_read(Weighted, e, f"{path}.experts[{i}]", faults) for i, e in enumerate(mixture.experts)]
-            return Mixture(tuple(experts), optional(mixture, "plausibility"))
-        case "token_reward":
-            return _read(TokenReward, message.token_reward, path, faults)
-    return Base()
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        return default(axis)
+    if kind == EXTENSION:
+        return _read_extension(message.extension, axis, faults)
+    return _read(methods(axis)[kind], getattr(message, kind), f"{axis}.{kind}", faults)
 
 
-def read_draw(message: pb.Draw, faults: Faults) -> Draw:
-    """As ``read_policy``."""
-    if message.WhichOneof("kind") != "speculative":
-        return Autoregressive()
-    spec, path = message.speculative, "draw.speculative"
-    draft: str | PromptLookup = spec.draft_model
-    match spec.WhichOneof("drafter"):
-        case "lookup":
-            draft = _read(PromptLookup, spec.lookup, f"{path}.lookup", faults)
-        case None:
-            faults.refuse(f"{path}.drafter", None, "one of draft_model, lookup")
-    length: Length | None = None
-    kind = spec.WhichOneof("length")
-    if kind is not None:
-        length = _read(LENGTHS[kind], getattr(spec, kind), f"{path}.{kind}", faults)
-    copying = _read(PromptLookup, spec.copying, f"{path}.copying", faults) if spec.HasField("copying") else None
-    return Speculative(draft, length, spec.coupled, copying)
-
-
-def read_search(message: pb.Search, faults: Faults) -> Search:
-    """As ``read_policy``."""
-    kind = message.WhichOneof("kind") or "single"
-    search: Search = _read(SEARCHES[kind], getattr(message, kind), f"search.{kind}", faults)
-    return search
-
-
-def _trigger(message: pb.Nudged) -> Trigger | None:
-    kind = message.WhichOneof("trigger")
-    return None if kind is None else _TRIGGERS[kind](shortest(getattr(message, kind)))
-
-
-def _read(cls: type[T], message: Any, path: str, faults: Faults) -> T:
-    """``cls`` from the fields of the same names; what is unset takes its default, or is refused where there is none."""
+def _read(cls: type[Any], message: Any, path: str, faults: Faults) -> Any:
+    """``cls`` from its message; what is unset takes its default, or is refused where there is none."""
     values: dict[str, Any] = {}
-    for field in fields(cls):  # type: ignore[arg-type]
-        name, where = field.name, f"{path}.{field.name}"
-        if name == "objective":
-            if message.HasField(name):
-                values[name] = _objective(message.objective, where, faults)
-            elif field.default is MISSING:
-                values[name] = Objective(())  # refused, as one without terms
-        elif name in _ENUMS:
-            value = _enum(getattr(message, name), name, where, faults)
-            values |= {} if value is None else {name: value}
-        elif not message.DESCRIPTOR.fields_by_name[name].has_presence:
-            values[name] = getattr(message, name)
-        elif message.HasField(name):
-            values[name] = optional(message, name)
-        elif field.default is MISSING:
-            faults.refuse(where, None, "a value")
-            values[name] = 0
+    for field in described(cls):
+        where = f"{path}.{field.name}"
+        oneof = field.mark(OneOf)
+        if oneof is not None:
+            value = _read_one_of(oneof, message, path, faults)
+        elif field.repeated:
+            items = enumerate(getattr(message, field.name))
+            value = tuple(_read(field.kinds[0], item, f"{where}[{i}]", faults) for i, item in items)
+        else:
+            value = _read_field(field, message, where, faults)
+        if value is not None:
+            values[field.name] = value
+        elif field.required:
+            if oneof is not None:
+                faults.refuse(f"{path}.{oneof.name}", None, f"one of {', '.join(oneof.fields)}")
+            elif field.kinds[0] in _REQUIRED:
+                faults.refuse(where, None, "a value")
+            values[field.name] = _REQUIRED.get(field.kinds[0], Objective(()))  # an objective without terms is refused
     return cls(**values)
 
 
-def _objective(message: pb.Objective, path: str, faults: Faults) -> Objective:
-    terms = tuple(_read(RewardTerm, term, f"{path}.terms[{i}]", faults) for i, term in enumerate(message.terms))
-    combine = _enum(message.combine, "combine", f"{path}.combine", faults)
-    spread = optional(message, "spread")
-    default = Objective(terms)
-    return Objective(terms, combine or default.combine, default.spread if spread is None else spread)
+def _read_field(field: Field, message: Any, path: str, faults: Faults) -> Any:
+    """The value of a field; None if it is unset."""
+    descriptor = message.DESCRIPTOR.fields_by_name[field.name]
+    if descriptor.enum_type is not None:
+        return _read_enum(field.kinds[0], descriptor, getattr(message, field.name), path, faults)
+    if descriptor.message_type is None:
+        return optional(message, field.name) if descriptor.has_presence else getattr(message, field.name)
+    if not message.HasField(field.name):
+        return None
+    kind = Objective if field.mark(Rated) else field.kinds[0]
+    return _read(kind, getattr(message, field.name), path, faults)
 
 
-def _enum(number: int, name: str, path: str, faults: Faults) -> Any:
+def _read_one_of(oneof: OneOf, message: Any, path: str, faults: Faults) -> Any:
+    name = message.WhichOneof(oneof.name)
+    if name is None:
+        return None
+    kind = oneof.fields[name]
+    if oneof.scalar:
+        return kind(optional(message, name))
+    return getattr(message, name) if kind is str else _read(kind, getattr(message, name), f"{path}.{name}", faults)
+
+
+def _read_enum(kind: type[Enum], descriptor: FieldDescriptor, number: int, path: str, faults: Faults) -> Any:
     """The library's value; None if it is unspecified."""
-    prefix, values = _ENUMS[name]
-    known = {pb_value: value for value in values if (pb_value := getattr(pb, f"{prefix}_{value.name}"))}
-    if number and number not in known:
-        faults.refuse(path, number, f"one of {', '.join(f'{prefix}_{value.name}' for value in values)}")
-    return known.get(number)
+    numbers, enum = _numbers(kind, descriptor.enum_type), cast("Any", descriptor.enum_type)
+    if number and number not in numbers.values():
+        names = (enum.values_by_number[known].name for known in numbers.values())
+        faults.refuse(path, number, f"one of {', '.join(names)}")
+    return next((member for member in kind if numbers[member] == number), None)
+
+
+def _read_extension(message: pb.Extension, axis: str, faults: Faults) -> Any:
+    known = _extensions(axis)
+    if message.name not in known:
+        others = ", ".join(known) or "none is installed here"
+        faults.refuse(f"{axis}.extension.name", message.name, f"a {axis} of another package: {others}")
+        return default(axis)
+    try:
+        return fields_from_json(
+            known[message.name], json_format.MessageToDict(message.fields), f"{axis}.{message.name}"
+        )
+    except FormatError as error:
+        faults.violations += error.violations
+        return default(axis)
 
 
 # ---------------------------------------------------------------------------------------------------- library to proto
 
 
-def write_axes(spec: pb.GenerationSpec, policy: object, draw: object, search: object, writer: Writer) -> None:
-    """Fill the axes; one that has its default stays absent."""
-    match policy:
-        case Base():
-            pass
-        case Nudged(nudger, when, max_span_tokens):
-            nudged, path = spec.policy.nudged, "policy.nudged"
-            nudged.SetInParent()
-            writer.set(nudged, "nudger", nudger, f"{path}.nudger", NAME)
-            writer.set(nudged, "max_span_tokens", max_span_tokens, f"{path}.max_span_tokens", COUNT)
-            trigger = _kind(when, _TRIGGERS)
-            if trigger is not None:
-                writer.set(nudged, trigger, _bound(when), f"{path}.{trigger}", NUMBER)
-            elif when is not None:
-                writer.refuse(f"{path}.when", when, "an Entropy, a TopProb or a Branching")
-        case Mixture(experts, plausibility):
-            mixture, path = spec.policy.mixture, "policy.mixture"
-            mixture.SetInParent()
-            writer.extend(
-                experts,
-                lambda e: mixture.experts.add(model=e.model, weight=_weight(e.weight)),
-                f"{path}.experts",
-                "a Weighted",
-            )
-            writer.set(mixture, "plausibility", plausibility, f"{path}.plausibility", NUMBER)
-        case TokenReward():
-            _write(spec.policy.token_reward, policy, "policy.token_reward", writer)
-        case _:
-            writer.refuse("policy", policy, f"one of {_names(POLICIES)}")
-    match draw:
-        case Autoregressive():
-            pass
-        case Speculative():
-            _speculative(spec.draw.speculative, draw, writer)
-        case _:
-            writer.refuse("draw", draw, f"one of {_names(DRAWS)}")
-    kind = _kind(search, SEARCHES)
-    if kind is None:
-        writer.refuse("search", search, f"one of {_names(SEARCHES)}")
-    elif kind != "single":
-        _write(getattr(spec.search, kind), search, f"search.{kind}", writer)
-
-
-def _kind(value: object, classes: Mapping[str, type]) -> str | None:
-    return next((name for name, cls in classes.items() if isinstance(value, cls)), None)
-
-
-def _names(classes: Mapping[str, type]) -> str:
-    return ", ".join(cls.__name__ for cls in classes.values())
-
-
-def _bound(trigger: Any) -> Any:
-    (field,) = fields(trigger)
-    return getattr(trigger, field.name)
-
-
-def _weight(value: object) -> Any:
-    if isinstance(value, bool) or value is None:  # protobuf would take True for 1, and None for unset
-        raise TypeError
-    return value
-
-
-def _speculative(message: pb.Speculative, draw: Speculative, writer: Writer) -> None:
-    path = "draw.speculative"
-    message.SetInParent()
-    if isinstance(draw.draft, PromptLookup):
-        _write(message.lookup, draw.draft, f"{path}.lookup", writer)
+def write_method(message: Any, axis: str, method: object, writer: Writer) -> None:
+    """Fill an axis's message; the default stays absent."""
+    if not isinstance(method, AXES[axis]):
+        writer.refuse(axis, method, f"one of {', '.join(cls.__name__ for cls in methods(axis).values())}")
+    elif type(method) is type(default(axis)):
+        return
+    elif method.name in message.DESCRIPTOR.fields_by_name and method.name not in _extensions(axis):
+        _write(getattr(message, method.name), method, method.path, writer)
     else:
-        writer.set(message, "draft_model", draw.draft, f"{path}.draft_model", f"{NAME}, or a PromptLookup")
-    kind = _kind(draw.length, LENGTHS)
-    if kind is not None:
-        _write(getattr(message, kind), draw.length, f"{path}.{kind}", writer)
-    elif draw.length is not None:
-        writer.refuse(f"{path}.length", draw.length, f"one of {_names(LENGTHS)}")
-    writer.set(message, "coupled", draw.coupled, f"{path}.coupled", FLAG)
-    if isinstance(draw.copying, PromptLookup):
-        _write(message.copying, draw.copying, f"{path}.copying", writer)
-    elif draw.copying is not None:
-        writer.refuse(f"{path}.copying", draw.copying, "a PromptLookup or None")
-
-
-_ACCEPTED = {
-    FieldDescriptor.CPPTYPE_UINT32: COUNT,
-    FieldDescriptor.CPPTYPE_FLOAT: NUMBER,
-    FieldDescriptor.CPPTYPE_BOOL: FLAG,
-    FieldDescriptor.CPPTYPE_STRING: TEXT,
-}
+        message.extension.name = method.name
+        try:
+            json_format.ParseDict(fields_to_json(method, method.path), message.extension.fields)
+        except (FormatError, json_format.ParseError) as error:
+            writer.refuse(method.path, method, f"values that JSON can carry ({error})")
 
 
 def _write(message: Message, value: Any, path: str, writer: Writer) -> None:
-    """Fill the fields of the same names."""
+    """Fill the fields of a message from those of a value."""
     message.SetInParent()
-    for field in fields(value):
-        name, inner, where = field.name, getattr(value, field.name), f"{path}.{field.name}"
-        if name == "objective":
-            if inner is not None:
-                _write_objective(message.objective, inner, where, writer)  # type: ignore[attr-defined]
-        elif name in _ENUMS:
-            _write_enum(message, name, inner, where, writer)
+    for field in described(type(value)):
+        inner, where = getattr(value, field.name), f"{path}.{field.name}"
+        if inner is None and field.optional:
+            continue
+        if (oneof := field.mark(OneOf)) is not None:
+            _write_one_of(message, oneof, field, inner, path, writer)
+        elif field.repeated:
+            _write_many(message, field, inner, where, writer)
         else:
-            accepted = _ACCEPTED[message.DESCRIPTOR.fields_by_name[name].cpp_type]
-            writer.set(message, name, inner, where, accepted)
+            _write_field(message, field, inner, where, writer)
 
 
-def _write_objective(message: pb.Objective, value: object, path: str, writer: Writer) -> None:
-    if not isinstance(value, str | Mapping | Objective):
-        writer.refuse(path, value, "the name of a reward, names and weights, or an Objective")
-        return
-    objective = Objective.of(value)
-    message.SetInParent()
-    writer.extend(
-        objective.terms,
-        lambda t: message.terms.add(reward=t.reward, weight=_weight(t.weight)),
-        f"{path}.terms",
-        "a RewardTerm",
-    )
-    _write_enum(message, "combine", objective.combine, f"{path}.combine", writer)
-    writer.set(message, "spread", objective.spread, f"{path}.spread", NUMBER)
-
-
-def _write_enum(message: Message, name: str, value: object, path: str, writer: Writer) -> None:
-    prefix, values = _ENUMS[name]
-    if isinstance(value, values):
-        setattr(message, name, getattr(pb, f"{prefix}_{value.name}"))
+def _write_field(message: Any, field: Field, value: Any, path: str, writer: Writer) -> None:
+    descriptor = message.DESCRIPTOR.fields_by_name[field.name]
+    if descriptor.enum_type is not None:
+        kind = cast("type[Enum]", field.kinds[0])
+        if isinstance(value, kind):
+            setattr(message, field.name, _numbers(kind, descriptor.enum_type)[value])
+        else:
+            writer.refuse(path, value, f"one of {', '.join(str(member.value) for member in kind)}")
+    elif field.mark(Rated) and descriptor.message_type is not None:
+        if isinstance(value, str | Mapping | Objective):
+            _write(getattr(message, field.name), Objective.of(value), path, writer)
+        else:
+            writer.refuse(path, value, "the name of a reward, names and weights, or an Objective")
+    elif descriptor.message_type is not None:
+        if isinstance(value, field.kinds[0]):
+            _write(getattr(message, field.name), value, path, writer)
+        else:
+            writer.refuse(path, value, f"a {field.kinds[0].__name__}" + (" or None" if field.optional else ""))
     else:
-        writer.refuse(path, value, f"one of {', '.join(values)}")
+        writer.set(message, field.name, value, path, _accepted(descriptor))
+
+
+def _write_one_of(message: Any, oneof: OneOf, field: Field, value: Any, path: str, writer: Writer) -> None:
+    name = oneof.field_of(value)
+    if name is None:
+        named = next((name for name, kind in oneof.fields.items() if kind is str), None)
+        kinds = ", ".join(NAME if kind is str else f"a {kind.__name__}" for kind in oneof.fields.values())
+        writer.refuse(f"{path}.{named or field.name}", value, kinds)
+    elif oneof.scalar:
+        (only,) = described(type(value))
+        writer.set(message, name, getattr(value, only.name), f"{path}.{name}", NUMBER)
+    elif isinstance(value, str):
+        writer.set(message, name, value, f"{path}.{name}", NAME)
+    else:
+        _write(getattr(message, name), value, f"{path}.{name}", writer)
+
+
+def _write_many(message: Any, field: Field, values: object, path: str, writer: Writer) -> None:
+    target, kind = getattr(message, field.name), field.kinds[0]
+
+    def add(value: object) -> None:
+        if not isinstance(value, kind):
+            raise TypeError
+        _write(target.add(), value, f"{path}[{len(target) - 1}]", writer)
+
+    writer.extend(values, add, path, f"a {kind.__name__}")
+
+
+# ----------------------------------------------------------------------------------------------------------- the proto
+
+
+def _extensions(axis: str) -> Mapping[str, type[Method]]:
+    """Methods that the proto has no message for."""
+    message: Any = {"policy": pb.Policy, "draw": pb.Draw, "search": pb.Search}[axis]
+    known = message.DESCRIPTOR.fields_by_name
+    return {name: cls for name, cls in methods(axis).items() if name not in known}
+
+
+def _accepted(descriptor: FieldDescriptor) -> str:
+    return {
+        FieldDescriptor.CPPTYPE_UINT32: COUNT,
+        FieldDescriptor.CPPTYPE_FLOAT: NUMBER,
+        FieldDescriptor.CPPTYPE_BOOL: FLAG,
+    }.get(descriptor.cpp_type, TEXT)
+
+
+@cache
+def _numbers(kind: Hashable, enum: Any) -> Mapping[Enum, int]:
+    """The proto's number of each member of an enumeration, whose names it begins with the enumeration's own."""
+    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
+    return {member: enum.values_by_name[prefix + member.name].number for member in cast("type[Enum]", kind)}

@@ -15,31 +15,19 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from trimtab.decode.errors import InvalidRequest, Violation
-from trimtab.decode.request.methods import (
-    BestOfN,
-    Evolution,
-    Refine,
-    Search,
-    Segments,
-)
+from trimtab.decode.request.fields import MAX_UINT32
+from trimtab.decode.request.method import AXES, methods
 from trimtab.decode.request.prompt import ChatMessage, Prompt
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.server.wire.fields import COUNT, FLAG, NAME, NUMBER, TEXT, Faults, Writer, message_adder, optional
-from trimtab.server.wire.methods import read_draw, read_policy, read_search, write_axes
+from trimtab.server.wire.methods import read_method, write_method
 from trimtab.server.wire.numbers import duration, seconds, shortest
 from trimtab.v1 import decoding_pb2 as pb
 
-__all__ = ["MAX_CLIENT_REQUEST_ID", "METHODS", "Reading", "candidates_of", "read_spec", "spec_of"]
+__all__ = ["MAX_CLIENT_REQUEST_ID", "Reading", "read_spec", "spec_of"]
 
 MAX_CLIENT_REQUEST_ID = 128  # bytes of UTF-8
-_AXES: dict[str, Any] = {"policy": pb.Policy, "draw": pb.Draw, "search": pb.Search}
-# The variants of the axes, as ListModels names them.
-METHODS = tuple(
-    f"{axis}.{field.name}"
-    for axis, message in _AXES.items()
-    for field in message.DESCRIPTOR.oneofs_by_name["kind"].fields
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +54,9 @@ def read_spec(spec: pb.GenerationSpec) -> Reading:
         prompt=reader.prompt(spec),
         sampling=_sampling(spec.sampling),
         stopping=_stopping(spec.stopping),
-        policy=read_policy(reader.axis(spec, "policy"), reader),
-        draw=read_draw(reader.axis(spec, "draw"), reader),
-        search=read_search(reader.axis(spec, "search"), reader),
+        policy=read_method(reader.axis(spec, "policy"), "policy", reader),
+        draw=read_method(reader.axis(spec, "draw"), "draw", reader),
+        search=read_method(reader.axis(spec, "search"), "search", reader),
         references=tuple(spec.references),
         top_logprobs=reader.top_logprobs(spec.response),
         prompt_cache=spec.prompt_cache if spec.HasField("prompt_cache") else True,
@@ -82,7 +70,7 @@ class _Reader(Faults):
     def refuse_unknown_fields(self, message: Message, path: str) -> None:
         """Refuse fields from a newer version of the proto: ignoring them would answer another request."""
         # In an axis with no known variant it is an unknown variant, which is refused under the axis's own name.
-        unnamed = path in _AXES and message.WhichOneof("kind") is None
+        unnamed = path in AXES and message.WhichOneof("kind") is None
         unknown_fields: Any = () if unnamed else UnknownFieldSet(message)
         for unknown in unknown_fields:
             known = ", ".join(field.name for field in message.DESCRIPTOR.fields)
@@ -122,7 +110,7 @@ class _Reader(Faults):
         """The message of an axis; an empty one, which reads as the default, if it is absent or has been refused."""
         message = getattr(spec, axis)
         if spec.HasField(axis) and message.WhichOneof("kind") is None:  # type: ignore[arg-type]
-            known = ", ".join(method.partition(".")[2] for method in METHODS if method.startswith(f"{axis}."))
+            known = ", ".join(methods(axis))
             self.refuse(axis, "a value with no known variant set", f"one of {known}, or no {axis} at all")
         return message
 
@@ -156,22 +144,6 @@ def _stopping(message: pb.Stopping) -> Stopping:
 # ---------------------------------------------------------------------------------------------------- library to proto
 
 
-def candidates_of(search: Search) -> int:
-    """How many candidates an answer has; 0 if no answer has so many."""
-    match search:
-        case BestOfN(n=None, max_held_tokens=int()):
-            count = search.candidates
-        case BestOfN(n=count) | Segments(beams=count):
-            pass
-        case Evolution(population=size, rounds=rounds) if isinstance(size, int) and isinstance(rounds, int):
-            count = 1 + rounds * size
-        case Refine(rounds=rounds) if isinstance(rounds, int):
-            count = rounds + 1
-        case _:
-            count = 1
-    return count if type(count) is int and 0 <= count < 2**32 else 0
-
-
 def spec_of(request: Request, *, client_request_id: str = "") -> pb.GenerationSpec:
     """The spec of a request, which asks for every candidate and token: what a client sends.
 
@@ -190,8 +162,11 @@ def spec_of(request: Request, *, client_request_id: str = "") -> pb.GenerationSp
     writer.extend(request.references, spec.references.append, "references", TEXT)
     if request.prompt_cache is not True:  # the default stays unset
         writer.set(spec, "prompt_cache", request.prompt_cache, "prompt_cache", FLAG)
-    write_axes(spec, request.policy, request.draw, request.search, writer)
-    spec.response.max_candidates = candidates_of(request.search)
+    for axis in AXES:
+        write_method(getattr(spec, axis), axis, getattr(request, axis), writer)
+    if not writer.violations:  # 0, all that there are, if no answer has so many
+        results = request.search.results
+        spec.response.max_candidates = results if 0 <= results <= MAX_UINT32 else 0
     if writer.violations:
         raise InvalidRequest(writer.violations)
     return spec

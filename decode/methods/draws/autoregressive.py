@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.desk import Desk
+from trimtab.decode.methods.draws.base import TokenDraws
 from trimtab.decode.ops import Context, Extend, Mixed, Read, Seq
+from trimtab.decode.request.method import Draw
 
-__all__ = ["AutoregressiveDraw"]
+__all__ = ["Autoregressive", "AutoregressiveDraw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Autoregressive(Draw):
+    """One token per forward pass of the model."""
+
+    def draws(self, desk: Desk, answer: Answer, seq: Seq) -> TokenDraws:
+        return AutoregressiveDraw(desk.context, answer, seq)
 
 
 class AutoregressiveDraw:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Protocol
 
+from trimtab.decode.methods.draws.length import Fixed, Length
 from trimtab.decode.methods.draws.lengths import longest
 from trimtab.decode.methods.policies.bridge import Spelling, incomplete, text_of
 from trimtab.decode.ops import Draft, Drafted, Pick, Picks, Seq, VocabularyView
-from trimtab.decode.request.methods import Fixed, Length
 
 __all__ = ["ForeignDrafter", "shared_tokens"]
 

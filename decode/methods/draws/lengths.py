@@ -37,16 +37,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trimtab.decode.request.methods import (
+from trimtab.decode.methods.draws.length import (
     Acceptance,
     Confidence,
-    Draw,
     Fixed,
     Length,
-    Speculative,
 )
 
-__all__ = ["UNMEASURED_STOP", "Rule", "TokenCosts", "longest", "measured", "reproducible", "rule", "together"]
+__all__ = ["UNMEASURED_STOP", "Rule", "TokenCosts", "longest", "measured", "rule", "together"]
 
 # The bound of ``Acceptance`` until costs are measured: that of the example above.
 UNMEASURED_STOP = 0.7
@@ -211,14 +209,3 @@ def rule(length: Length, costs: Sequence[TokenCosts] = (), cap: int | None = Non
         case Acceptance(stop=stop):
             assert stop is not None
             return Rule(most, stops=(stop,))
-
-
-def reproducible(draw: Draw, temperature: float) -> bool:
-    """Whether the tokens depend on the request and its seed alone (law 3).
-
-    Greedy and coupled decoding write what plain decoding would, however long the blocks are. Otherwise lengths decide
-    which random number decides what: ``Fixed`` ones are the request's own, the others also follow measured costs.
-    """
-    if not isinstance(draw, Speculative) or draw.coupled or temperature == 0:
-        return True
-    return isinstance(draw.length, Fixed)

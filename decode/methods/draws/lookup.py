@@ -15,11 +15,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from trimtab.decode.methods.draws.speculative import Drafter
+from trimtab.decode.methods.draws.blocks import Drafter
 from trimtab.decode.ops import Drafted, Pick
+from trimtab.decode.request.fields import Range
 
-__all__ = ["MAX_COPY", "CopyingDrafter", "LookupDrafter", "NgramIndex"]
+__all__ = ["MAX_COPY", "CopyingDrafter", "LookupDrafter", "NgramIndex", "PromptLookup"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLookup:
+    """Drafts by copying what followed the last n-gram of the text where it occurred before (Saxena, 2023).
+
+    Attributes:
+        max_ngram: longest n-gram looked for; shorter ones are tried after it.
+    """
+
+    name: ClassVar[str] = "lookup"
+    max_ngram: Annotated[int, Range("[1, 16]")] = 3
+
 
 MAX_COPY = 16  # tokens of the longest copy that adapts
 _SURE = 0.5  # chance from which a copy is preferred to a model's draft

@@ -1,1 +1,1 @@
-"""policies of the decoding core."""
+"""Which distribution each token comes from, and who writes it: one file a policy, and what policies share."""

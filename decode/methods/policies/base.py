@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import Self
 
 from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.desk import Desk
 from trimtab.decode.methods.draws.base import TokenDraws
 from trimtab.decode.methods.writer import Team, Writer
 from trimtab.decode.ops import Read
+from trimtab.decode.request.method import Policy
 from trimtab.decode.request.result import FinishReason, Token
 
-__all__ = ["BaseWriter"]
+__all__ = ["Base", "BaseWriter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Base(Policy):
+    """Each token comes from the requested model alone."""
+
+    def writer(self, desk: Desk) -> Writer:
+        answer = desk.answer()
+        return BaseWriter(desk.draws(answer, desk.open()), answer, desk.team)
 
 
 class BaseWriter(Writer):

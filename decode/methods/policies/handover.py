@@ -33,10 +33,9 @@ from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.draws.base import TokenDraws
 from trimtab.decode.methods.policies.bridge import Spelling, incomplete, starts_word, text_of
 from trimtab.decode.methods.policies.repetition import repeats
-from trimtab.decode.methods.policies.trigger import fires
+from trimtab.decode.methods.policies.trigger import Trigger, fires
 from trimtab.decode.methods.writer import Team, Writer
 from trimtab.decode.ops import Context, Extend, Pick, Read, Seq, VocabularyView, gather
-from trimtab.decode.request.methods import Trigger
 from trimtab.decode.request.result import FinishReason, Token
 
 __all__ = ["HandoverWriter"]

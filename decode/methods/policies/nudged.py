@@ -7,17 +7,55 @@ and catches up in one chunk when it is needed.
 from __future__ import annotations
 
 from collections import deque
-from typing import Self
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Self
 
 from trimtab.decode.methods.answer import Answer
+from trimtab.decode.methods.desk import Desk
 from trimtab.decode.methods.draws.base import TokenDraws
-from trimtab.decode.methods.policies.trigger import fires
+from trimtab.decode.methods.policies.handover import HandoverWriter
+from trimtab.decode.methods.policies.trigger import DEFAULT_TRIGGER, TRIGGERS, Trigger, fires
 from trimtab.decode.methods.writer import Team, Writer
 from trimtab.decode.ops import Context, Extend, Read, Seq, gather
-from trimtab.decode.request.methods import Trigger
+from trimtab.decode.request.check import Check
+from trimtab.decode.request.fields import Model, Range
+from trimtab.decode.request.info import same_model
+from trimtab.decode.request.method import Policy
 from trimtab.decode.request.result import FinishReason, Token
 
-__all__ = ["NudgedWriter"]
+__all__ = ["Nudged", "NudgedWriter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Nudged(Policy):
+    """A small aligned model writes where the base is unsure (Fei et al., "Nudging", ACL 2025).
+
+    Attributes:
+        nudger: name of the aligned model. Its vocabulary may differ from the base's.
+        when: the trigger, read from the base's distribution at temperature 1; None takes the measured default.
+        max_span_tokens: hand back to the base for at least one token after this many nudger tokens in a row; None
+            lets the nudger write for as long as the base stays unsure.
+    """
+
+    nudger: Annotated[str, Model()]
+    when: Annotated[Trigger | None, TRIGGERS] = None
+    max_span_tokens: Annotated[int | None, Range("[1, max_new_tokens]")] = None
+
+    helpers_write: ClassVar[bool] = True
+
+    def check(self, check: Check) -> None:
+        info, nudger = check.info, check.models.get(self.nudger)
+        if info is not None and nudger is not None and same_model(info, nudger):
+            accepted = f"a model other than the requested one ({info.name!r}, from {info.source!r})"
+            check.refuse(f"{self.path}.nudger", self.nudger, accepted)
+
+    def writer(self, desk: Desk) -> Writer:
+        answer, base = desk.answer(), desk.open()
+        draws, nudger, when = desk.draws(answer, base), desk.open(self.nudger), self.when or DEFAULT_TRIGGER
+        if desk.shares_ids(self.nudger):
+            return NudgedWriter(desk.context, draws, nudger, answer, desk.team, when, self.max_span_tokens)
+        span, stops, begun = self.max_span_tokens, desk.stops, desk.begun
+        return HandoverWriter(desk.context, draws, nudger, answer, desk.team, when, span, stops, begun)
 
 
 class NudgedWriter(Writer):

@@ -15,16 +15,42 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Self
 
 from trimtab.decode.methods.answer import Answer, Preview
 from trimtab.decode.methods.chance import Choice, chance, drawn
+from trimtab.decode.methods.desk import Desk
 from trimtab.decode.methods.writer import Team, Writer
 from trimtab.decode.ops import Context, Extend, Read, Seq
+from trimtab.decode.request.fields import Range, Rated
+from trimtab.decode.request.method import Policy
 from trimtab.decode.request.result import FinishReason, Token, TopLogprob
 
-__all__ = ["RateAnswers", "TokenRewardWriter"]
+__all__ = ["RateAnswers", "TokenReward", "TokenRewardWriter"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReward(Policy):
+    """Each token is chosen among the base's most likely ones by ln p + weight x reward (ARGS; Khanov et al., 2024).
+
+    Attributes:
+        reward: name of a prefix or token reward; it rates the answer with each token appended.
+        weight: of the reward against ln p.
+        width: tokens rated per position, in [2, 64].
+    """
+
+    reward: Annotated[str, Rated(beginnings=True)]
+    weight: Annotated[float, Range("(-inf, inf)")] = 1.0
+    width: Annotated[int, Range("[2, 64]")] = 10
+
+    # Its distribution needs a rating of every likely token, so there is nothing to verify at once.
+    speculates: ClassVar[bool] = False
+
+    def writer(self, desk: Desk) -> Writer:
+        rate = desk.rating_of(self.reward)
+        return TokenRewardWriter(desk.context, desk.open(), desk.answer(), desk.team, rate, self.weight, self.width)
+
 
 _LIFTED = 64
 

@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import log
+from typing import Annotated
 
 from trimtab.decode.ops import Read
-from trimtab.decode.request.methods import (
-    Branching,
-    Entropy,
-    TopProb,
-    Trigger,
-)
+from trimtab.decode.request.fields import OneOf, Range
 
-__all__ = ["DEFAULT_TRIGGER", "fires"]
+__all__ = ["DEFAULT_TRIGGER", "TRIGGERS", "Branching", "Entropy", "TopProb", "Trigger", "fires"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entropy:
+    """Fires where the base's entropy (nats) is above a bound."""
+
+    above: Annotated[float, Range("[0, inf)")]
+
+
+@dataclass(frozen=True, slots=True)
+class TopProb:
+    """Fires where the base's top probability is below a bound (the rule of the nudging paper, with 0.3 or 0.4)."""
+
+    below: Annotated[float, Range("[0, 1]")]
+
+
+@dataclass(frozen=True, slots=True)
+class Branching:
+    """Fires where the base's branching factor exp(entropy) is above a bound."""
+
+    above: Annotated[float, Range("[1, inf)")]
+
+
+Trigger = Entropy | TopProb | Branching
+
+
+# The alternatives as the proto has them.
+TRIGGERS = OneOf(
+    "trigger", {"entropy_nats_above": Entropy, "top_prob_below": TopProb, "branching_above": Branching}, scalar=True
+)
 
 # Chosen on the tune rows of IFEval and AlpacaEval with the bundled pair: see docs/nudging.md.
 DEFAULT_TRIGGER: Trigger = Entropy(above=1.5)

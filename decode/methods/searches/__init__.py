@@ -1,1 +1,1 @@
-"""searches of the decoding core."""
+"""Which result is the answer: one file a search, and what searches share."""

@@ -8,31 +8,128 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Annotated, Self
 
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.methods.chance import Choice, chance, drawn
-from trimtab.decode.methods.searches.extractors import conclude
-from trimtab.decode.methods.searches.rejection import Rejection
-from trimtab.decode.methods.searches.setting import Outcome, Setting, ranked, rewards_of, together
+from trimtab.decode.methods.searches.extractors import conclude, refusal
+from trimtab.decode.methods.searches.rejection import MIN_HELD_TOKENS, Rejection
+from trimtab.decode.methods.searches.setting import Outcome, Setting, ranked, refuse_equals, rewards_of, together
 from trimtab.decode.methods.searches.votes import agreement, copeland, majority, tally, vote_weights
 from trimtab.decode.methods.writer import Writer
 from trimtab.decode.ops import Call
-from trimtab.decode.request.methods import BestOfN, Choose
-from trimtab.decode.request.objective import Objective
+from trimtab.decode.request.check import Check
+from trimtab.decode.request.fields import Accepts, Range, Rated
+from trimtab.decode.request.method import Facts, Search
+from trimtab.decode.request.objective import AnyObjective, Objective
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.rewards.rating import Rating
 
-__all__ = ["best_of_n"]
+__all__ = ["BestOfN", "Choose"]
 
 
-async def best_of_n(setting: Setting, search: BestOfN) -> Outcome:
-    """Write ``search.candidates`` candidates and take one by ``search.choose``.
+class Choose(StrEnum):
+    """How ``BestOfN`` takes one of its candidates."""
 
-    Candidates report what they were rated, pruned ones their beginning, and where there was a vote, as "votes", which
-    share of it what they say has. In a tournament the objective is the share of the others that a candidate beats, and
-    "margin" by how much it does on average.
+    BEST = "best"  # the largest reward
+    SOFT = "soft"  # drawn with probability proportional to exp(reward / temperature)
+    WORST = "worst"  # the smallest reward, for red-teaming
+    MAJORITY = "majority"  # the conclusion given most often
+    WEIGHTED = "weighted"  # the conclusion whose answers have the largest sum of rewards
+    CONSENSUS = "consensus"  # minimum Bayes risk: the answer most similar to the others
+    TOURNAMENT = "tournament"  # most pairwise wins, by a pairwise reward
+
+
+@dataclass(frozen=True, slots=True)
+class BestOfN(Search):
+    """Writes n candidates side by side and takes one.
+
+    Attributes:
+        n: candidates, in [1, limits.max_n]; more than one needs sampling, since greedy ones are all equal. None, with
+            ``max_held_tokens`` only: as many as it has room for, at ``MIN_HELD_TOKENS`` each.
+        objective: what is good; not needed by ``MAJORITY`` and ``CONSENSUS``.
+        choose: how one is taken.
+        temperature: of ``SOFT``, > 0.
+        reject_fraction: in (0, 1): at each check this share of the unfinished candidates, the worst by their partial
+            answers, is dropped (speculative rejection; Sun et al., 2024). Needs one of the next two, and rewards that
+            can rate a beginning.
+        check_every_tokens: tokens of each candidate between two checks.
+        max_held_tokens: a check comes when the answers under way hold so many tokens together, at least
+            ``MIN_HELD_TOKENS`` for each of n, and drops so many that the others have room for as many more: rejection
+            by memory pressure, at the same places whatever else runs.
+        threshold: candidates below this reward are not acceptable; if none is above, the answer is an abstention.
+        extract: what ``MAJORITY`` and ``WEIGHTED`` count. ``auto``: a choice, a number or words, by built-in rules;
+            ``letter`` of a choice; ``number``; ``text``: all words; ``math``: values that math-verify calls equal
+            (extra ``math``); or an extractor that a package adds (see ``trimtab.decode.methods.searches.extractors``).
     """
-    return await _BestOfN(setting, search).run()
+
+    n: Annotated[int | None, Range("[1, max_n]")] = None
+    objective: Annotated[AnyObjective | None, Rated(beginnings=None)] = None
+    choose: Choose = Choose.BEST
+    temperature: Annotated[float, Range("(0, inf)")] = 1.0
+    reject_fraction: Annotated[float | None, Range("(0, 1)")] = None
+    check_every_tokens: Annotated[int | None, Range("[1, inf)")] = None
+    threshold: Annotated[float | None, Range("(-inf, inf)", "of the objective")] = None
+    max_held_tokens: Annotated[int | None, Range("[1, inf)")] = None
+    extract: Annotated[str, Accepts(refusal)] = "auto"
+
+    @property
+    def candidates(self) -> int:
+        """``n``, or how many candidates there is room for."""
+        if self.n is not None:
+            return self.n
+        return max(1, (self.max_held_tokens or 0) // MIN_HELD_TOKENS)
+
+    def check(self, check: Check) -> None:
+        _check(self, check)
+
+    def resolved(self, facts: Facts) -> Self:
+        n = self.n if self.n is not None else min(facts.limits.max_n, self.candidates)
+        refuse_equals(facts, f"{self.path}.n", n, n, "candidates")
+        return replace(self, n=n)
+
+    async def run(self, setting: Setting) -> Outcome:
+        """Write the candidates and take one by ``choose``.
+
+        Candidates report what they were rated, pruned ones their beginning, and where there was a vote, as "votes",
+        which share of it what they say has. In a tournament the objective is the share of the others that a candidate
+        beats, and "margin" by how much it does on average.
+        """
+        return await _BestOfN(setting, self).run()
+
+
+def _check(search: BestOfN, check: Check) -> None:
+    path, choose = search.path, search.choose
+    pruned = search.reject_fraction is not None
+    if search.objective is None:
+        if pruned or search.threshold is not None:
+            why = "with reject_fraction" if pruned else "with threshold"
+            check.refuse(f"{path}.objective", None, f"an objective, {why}")
+        elif isinstance(choose, Choose) and choose not in (Choose.MAJORITY, Choose.CONSENSUS):
+            check.refuse(f"{path}.objective", None, f"an objective, with choose={choose}")
+    else:
+        check.rates(path, search.objective, beginnings=pruned, single=pruned or choose is not Choose.TOURNAMENT)
+    held, every = search.max_held_tokens, search.check_every_tokens
+    if search.n is None and held is None:
+        check.refuse(f"{path}.n", None, f"a whole number in [1, {check.limits.max_n}]")
+    if pruned and every is None and held is None:
+        accepted = "a whole number >= 1 here or for max_held_tokens, with reject_fraction"
+        check.refuse(f"{path}.check_every_tokens", None, accepted)
+    elif pruned and every is not None and held is not None:
+        check.refuse(f"{path}.max_held_tokens", held, "None with check_every_tokens")
+    elif pruned and type(search.n) is int and type(held) is int and 0 < held < MIN_HELD_TOKENS * search.n:
+        room = f">= {MIN_HELD_TOKENS} for each of n = {search.n}, or n unset: as many as have room"
+        check.refuse(f"{path}.max_held_tokens", held, f"a whole number {room}")
+    for name in ("check_every_tokens", "max_held_tokens"):
+        if getattr(search, name) is not None and not pruned:
+            check.refuse(f"{path}.{name}", getattr(search, name), "None without reject_fraction")
+    if search.extract != "auto" and isinstance(choose, Choose) and choose not in (Choose.MAJORITY, Choose.WEIGHTED):
+        check.refuse(f"{path}.extract", search.extract, "auto, or another with choose=majority or choose=weighted")
+    if search.threshold is not None and choose is Choose.TOURNAMENT:
+        pair = "threshold with choose=tournament, which compares answers and rates none"
+        check.unsupport(f"{path}.threshold", pair, "None with choose=tournament")
 
 
 class _BestOfN:

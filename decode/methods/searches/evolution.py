@@ -17,18 +17,62 @@ instruction; then both are left out, and a round can be smaller.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 from trimtab.decode.methods.chance import Choice, chance
 from trimtab.decode.methods.searches.setting import Outcome, Setting, ranked, rewards_of, together
 from trimtab.decode.methods.searches.turns import instruction_of, turns_of, with_instruction
 from trimtab.decode.methods.writer import Writer
 from trimtab.decode.ops import gather
-from trimtab.decode.request.methods import Evolution
+from trimtab.decode.request.check import Check
+from trimtab.decode.request.fields import Model, Range, Rated
+from trimtab.decode.request.method import Search
+from trimtab.decode.request.objective import AnyObjective
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.rewards.rating import Rating
 
-__all__ = ["evolution"]
+__all__ = ["Evolution"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evolution(Search):
+    """Evolves instructions and answers together (DARWIN; Hung et al., 2024).
+
+    Attributes:
+        objective: what is good; its rewards must be able to rate a beginning.
+        population: answers written side by side.
+        survivors: best ones that replace the others at the end of each period.
+        period_tokens: tokens between replacements.
+        rounds: of mutating the instruction.
+        mutator: model that rewrites the instruction; None takes the requested one.
+    """
+
+    objective: Annotated[AnyObjective, Rated(beginnings=True)]
+    population: Annotated[int, Range("[1, max_n]")] = 8
+    survivors: Annotated[int, Range("[1, max_n]")] = 3
+    period_tokens: Annotated[int, Range("[1, inf)")] = 40
+    rounds: Annotated[int, Range("[0, 64]")] = 2
+    mutator: Annotated[str | None, Model()] = None
+
+    @property
+    def candidates(self) -> int:
+        return self.population
+
+    @property
+    def results(self) -> int:
+        return 1 + self.rounds * self.population
+
+    def check(self, check: Check) -> None:
+        if check.fine(self.path, "population", "survivors") and self.survivors > self.population:
+            accepted = f"a whole number in [1, {self.population}], the population"
+            check.refuse(f"{self.path}.survivors", self.survivors, accepted)
+
+    async def run(self, setting: Setting) -> Outcome:
+        """Write an answer and ``rounds`` populations of answers, and take the best."""
+        return await _Evolution(setting, self).run()
+
 
 _ARCHIVE = 2  # instructions that go on to the next round
 _MUTATION_TOKENS = 256
@@ -36,11 +80,6 @@ _MUTATE = (
     "Rewrite the instruction below so that it leads to a better answer. Keep everything it asks for; make it clearer "
     "and more specific. Reply with the rewritten instruction and nothing else.\n\nInstruction: {instruction}"
 )
-
-
-async def evolution(setting: Setting, search: Evolution) -> Outcome:
-    """Write an answer and ``rounds`` populations of answers, and take the best."""
-    return await _Evolution(setting, search).run()
 
 
 class _Evolution:

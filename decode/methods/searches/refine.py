@@ -8,15 +8,44 @@ the most likely one, the same answer would then be criticised and revised in the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 from trimtab.decode.methods.searches.setting import Outcome, Setting, ranked, rewards_of
 from trimtab.decode.methods.searches.turns import said_so_far, turns_of
 from trimtab.decode.methods.writer import Writer
-from trimtab.decode.request.methods import Refine
+from trimtab.decode.request.fields import Model, Range, Rated
+from trimtab.decode.request.method import Search
+from trimtab.decode.request.objective import AnyObjective
 from trimtab.decode.request.prompt import ChatMessage, Prompt, beginning
 from trimtab.decode.rewards.rating import Rating
 from trimtab.kernels.types import Key
 
-__all__ = ["refine"]
+__all__ = ["Refine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refine(Search):
+    """Answers, criticises its answer, revises it, and keeps the best under the objective.
+
+    Attributes:
+        objective: what is good.
+        rounds: of critique and revision.
+        critic: model that criticises; None takes the requested one.
+    """
+
+    objective: Annotated[AnyObjective, Rated()]
+    rounds: Annotated[int, Range("[0, 64]")] = 2
+    critic: Annotated[str | None, Model()] = None
+
+    @property
+    def results(self) -> int:
+        return 1 + self.rounds
+
+    async def run(self, setting: Setting) -> Outcome:
+        """Write an answer and ``rounds`` revisions, and take the best."""
+        return await _refine(setting, self)
+
 
 _CRITIQUE_TOKENS = 256
 _CRITICISE = (
@@ -29,8 +58,7 @@ _REVISE = (
 )
 
 
-async def refine(setting: Setting, search: Refine) -> Outcome:
-    """Write an answer and ``rounds`` revisions, and take the best."""
+async def _refine(setting: Setting, search: Refine) -> Outcome:
     turns = turns_of(setting.request.prompt, setting.context.vocabulary(setting.request.model))
     critic = search.critic or setting.request.model
     writers: list[Writer] = []

@@ -15,23 +15,68 @@ has reached the target if it is short; and retries go on from the computed prefi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Annotated, Self
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.chance import Choice, chance
 from trimtab.decode.methods.searches.boundary import Boundary
-from trimtab.decode.methods.searches.setting import Outcome, Setting, rewards_of, written
+from trimtab.decode.methods.searches.setting import Outcome, Setting, refuse_equals, rewards_of, written
 from trimtab.decode.methods.writer import Writer
+from trimtab.decode.request.check import Check
 from trimtab.decode.request.events import Progress
-from trimtab.decode.request.methods import RejectSegments
+from trimtab.decode.request.fields import Range, Rated
+from trimtab.decode.request.method import Facts, Search
+from trimtab.decode.request.objective import AnyObjective
 from trimtab.decode.rewards.rating import Rating
 from trimtab.kernels.types import Key
 
-__all__ = ["reject_segments"]
+__all__ = ["RejectSegments"]
 
 
-async def reject_segments(setting: Setting, search: RejectSegments) -> Outcome:
-    """Write the answer; there is one candidate."""
-    return await _RejectSegments(setting, search).run()
+@dataclass(frozen=True, slots=True)
+class RejectSegments(Search):
+    """Draws segment by segment and redraws those whose answer so far is rated too low (CARDS; Li et al., 2024).
+
+    A segment ends before a token whose entropy is above ``entropy_above``. It is accepted with probability
+    min(1, exp((reward - bar) / beta)); the bar rises linearly from the prompt's own rating to ``target``. More than one
+    try needs sampling, since greedy ones are all equal.
+
+    Attributes:
+        objective: what is good; its rewards must be able to rate a beginning.
+        target: the reward that a whole answer should have.
+        beta: tolerance; 0 accepts exactly what reaches the bar.
+        entropy_above: nats.
+        min_tokens, max_tokens: bounds on a segment.
+        max_tries: draws of one segment; then the best of them is taken.
+        start: share of ``target`` in the bar of the first segment, in [0, 1].
+        target_tokens: where the bar reaches ``target``; 128 in the published code, whatever the answer's limit. 0: at
+            ``stopping.max_new_tokens``.
+    """
+
+    objective: Annotated[AnyObjective, Rated(beginnings=True)]
+    target: Annotated[float, Range("(-inf, inf)", "of the objective")]
+    beta: Annotated[float, Range("[0, inf)")] = 0.7
+    entropy_above: Annotated[float, Range("[0, inf)", "of nats")] = 3.0
+    min_tokens: Annotated[int, Range("[1, inf)")] = 4
+    max_tokens: Annotated[int, Range("[1, inf)")] = 64
+    max_tries: Annotated[int, Range("[1, 1000]")] = 20
+    start: Annotated[float, Range("[0, 1]")] = 0.5
+    target_tokens: Annotated[int, Range("[0, inf)")] = 128
+
+    def check(self, check: Check) -> None:
+        if check.fine(self.path, "min_tokens", "max_tokens") and self.max_tokens < self.min_tokens:
+            check.refuse(
+                f"{self.path}.max_tokens", self.max_tokens, f"a whole number >= min_tokens = {self.min_tokens}"
+            )
+
+    def resolved(self, facts: Facts) -> Self:
+        refuse_equals(facts, f"{self.path}.max_tries", self.max_tries, self.max_tries, "draws of a segment")
+        return self
+
+    async def run(self, setting: Setting) -> Outcome:
+        """Write the answer; there is one candidate."""
+        return await _RejectSegments(setting, self).run()
 
 
 class _RejectSegments:

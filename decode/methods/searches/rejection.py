@@ -14,14 +14,20 @@ costs nothing more.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from trimtab.decode.methods.searches.setting import together
 from trimtab.decode.methods.writer import Writer
-from trimtab.decode.request.methods import MIN_HELD_TOKENS, BestOfN
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.rewards.rating import Rating
 
-__all__ = ["Rejection"]
+if TYPE_CHECKING:
+    from trimtab.decode.methods.searches.best_of_n import BestOfN
+
+__all__ = ["MIN_HELD_TOKENS", "Rejection"]
+
+# Tokens that each answer under way has room for before early rejection by memory rates it, and between two ratings.
+MIN_HELD_TOKENS = 8
 
 
 class Rejection:

@@ -15,16 +15,93 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Self
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.searches.boundary import Boundary
-from trimtab.decode.methods.searches.setting import Outcome, Setting, ranked, rewards_of, together, written
+from trimtab.decode.methods.searches.setting import (
+    Outcome,
+    Setting,
+    ranked,
+    refuse_equals,
+    rewards_of,
+    together,
+    written,
+)
 from trimtab.decode.methods.writer import Writer
 from trimtab.decode.ops import gather
-from trimtab.decode.request.methods import Logprob, Segments
+from trimtab.decode.request.check import Check
+from trimtab.decode.request.fields import Range, Rated, Text
+from trimtab.decode.request.method import Facts, Search
+from trimtab.decode.request.objective import AnyObjective
 from trimtab.decode.rewards.rating import Rating
 
-__all__ = ["segments"]
+__all__ = ["Logprob", "Segments"]
+
+
+class Logprob(StrEnum):
+    """How the log-probabilities of an answer's tokens become one number."""
+
+    SUM = "sum"  # ln p of the answer, as DeAL has it: longer answers have less
+    MEAN = "mean"  # per token: answers of any length on equal terms
+
+
+@dataclass(frozen=True, slots=True)
+class Segments(Search):
+    """Look-ahead search over segments (DeAL; Huang et al., 2024); beams or trees over steps (Beeching et al., 2024).
+
+    Each round, every beam is continued ``samples_per_beam`` times by one segment; the continuations are looked ahead,
+    rated by reward_weight x reward + logprob_weight x log-probability, and the best ``beams`` go on. More than one
+    continuation in all needs sampling, since greedy ones are all equal.
+
+    Attributes:
+        objective: what is good; its rewards must be able to rate a beginning.
+        beams: kept after each round.
+        samples_per_beam: continuations of each.
+        max_tokens: a segment ends after so many tokens,
+        delimiter: or after this text,
+        entropy_above: or before a token of larger entropy (nats) than this, whichever comes first.
+        lookahead: tokens written beyond the segment for its rating only.
+        reward_weight, logprob_weight: of the two parts of a score.
+        diverse: every beam is a tree of its own and keeps its own best continuation (DVTS).
+        logprob: which log-probability of the answer so far, without what was looked ahead.
+    """
+
+    objective: Annotated[AnyObjective, Rated(beginnings=True)]
+    beams: Annotated[int, Range("[1, max_n]")] = 4
+    samples_per_beam: Annotated[int, Range("[1, max_n]")] = 4
+    max_tokens: Annotated[int, Range("[1, inf)")] = 32
+    delimiter: Annotated[str | None, Text("max_stop_bytes")] = None
+    entropy_above: Annotated[float | None, Range("[0, inf)", "of nats")] = None
+    lookahead: Annotated[int, Range("[0, max_new_tokens]")] = 0
+    reward_weight: Annotated[float, Range("(-inf, inf)")] = 1.0
+    logprob_weight: Annotated[float, Range("(-inf, inf)")] = 0.0
+    diverse: bool = False
+    logprob: Logprob = Logprob.SUM
+
+    @property
+    def candidates(self) -> int:
+        return self.beams * self.samples_per_beam
+
+    @property
+    def results(self) -> int:
+        return self.beams
+
+    def check(self, check: Check) -> None:
+        most = check.limits.max_n
+        if check.fine(self.path, "beams", "samples_per_beam") and self.candidates > most:
+            value = f"{self.beams} beams of {self.samples_per_beam}"
+            check.refuse(f"{self.path}.samples_per_beam", value, f"at most {most} continuations together")
+
+    def resolved(self, facts: Facts) -> Self:
+        name = "beams" if self.samples_per_beam == 1 else "samples_per_beam"
+        refuse_equals(facts, f"{self.path}.{name}", getattr(self, name), self.candidates, "continuations")
+        return self
+
+    async def run(self, setting: Setting) -> Outcome:
+        """Write the answer segment by segment; the candidates are the beams that were kept to the end, best first."""
+        return await _segments(setting, self)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,12 +126,11 @@ class _Beam:
         return self.writer.answer
 
 
-async def segments(setting: Setting, search: Segments) -> Outcome:
-    """Write the answer segment by segment; the candidates are the beams that were kept to the end, best first."""
+async def _segments(setting: Setting, search: Segments) -> Outcome:
     boundary = Boundary(search.max_tokens, delimiter=search.delimiter, entropy_above=search.entropy_above)
     root = setting.root(setting.key)
     sent = root.answer.fork(setting.key, emit=setting.emit)
-    width = search.beams * search.samples_per_beam
+    width = search.candidates
     if width > 1:
         await root.prime()
     pool = _continued(_Beam(root, 0), width)

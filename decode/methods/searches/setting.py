@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.methods.answer import Answer, Preview
 from trimtab.decode.methods.writer import Writer
 from trimtab.decode.ops import Context, gather
 from trimtab.decode.request.events import Chunk, Progress
+from trimtab.decode.request.method import Facts
 from trimtab.decode.request.objective import AnyObjective, Objective
 from trimtab.decode.request.prompt import ChatMessage, Prompt
 from trimtab.decode.request.request import Request
@@ -19,7 +21,18 @@ from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.rating import Rating
 from trimtab.kernels.types import Key
 
-__all__ = ["Compare", "Emit", "Outcome", "Rate", "Setting", "ranked", "rewards_of", "sample_of", "written"]
+__all__ = [
+    "Compare",
+    "Emit",
+    "Outcome",
+    "Rate",
+    "Setting",
+    "ranked",
+    "refuse_equals",
+    "rewards_of",
+    "sample_of",
+    "written",
+]
 
 Emit = Callable[[Chunk | Progress], None]
 Rate = Callable[[Context, AnyObjective, Sequence[Sample]], Awaitable[list[Rating]]]
@@ -126,6 +139,16 @@ def rewards_of(rating: Rating | None) -> Mapping[str, float]:
 def written(answer: Answer) -> tuple[tuple[str, int], ...]:
     """What tells an answer from another one: its tokens, and who wrote them."""
     return tuple((token.author, token.id) for token in answer.tokens)
+
+
+def refuse_equals(facts: Facts, path: str, value: int, count: int, what: str) -> None:
+    """Refuse a greedy request that would write the same text ``count`` times.
+
+    Raises:
+        InvalidRequest: naming the field by which there would be several.
+    """
+    if facts.greedy and count > 1:
+        raise InvalidRequest.of(path, value, f"1, or sampling.temperature > 0: at 0, {what} are all the same")
 
 
 def ranked(values: Sequence[float]) -> list[int]:

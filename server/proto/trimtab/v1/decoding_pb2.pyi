@@ -19,6 +19,7 @@ import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
+import google.protobuf.struct_pb2
 import sys
 import typing
 
@@ -597,6 +598,7 @@ class Policy(google.protobuf.message.Message):
     NUDGED_FIELD_NUMBER: builtins.int
     MIXTURE_FIELD_NUMBER: builtins.int
     TOKEN_REWARD_FIELD_NUMBER: builtins.int
+    EXTENSION_FIELD_NUMBER: builtins.int
     @property
     def base(self) -> global___Base: ...
     @property
@@ -605,6 +607,8 @@ class Policy(google.protobuf.message.Message):
     def mixture(self) -> global___Mixture: ...
     @property
     def token_reward(self) -> global___TokenReward: ...
+    @property
+    def extension(self) -> global___Extension: ...
     def __init__(
         self,
         *,
@@ -612,10 +616,11 @@ class Policy(google.protobuf.message.Message):
         nudged: global___Nudged | None = ...,
         mixture: global___Mixture | None = ...,
         token_reward: global___TokenReward | None = ...,
+        extension: global___Extension | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["base", b"base", "kind", b"kind", "mixture", b"mixture", "nudged", b"nudged", "token_reward", b"token_reward"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["base", b"base", "kind", b"kind", "mixture", b"mixture", "nudged", b"nudged", "token_reward", b"token_reward"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["base", "nudged", "mixture", "token_reward"] | None: ...
+    def HasField(self, field_name: typing.Literal["base", b"base", "extension", b"extension", "kind", b"kind", "mixture", b"mixture", "nudged", b"nudged", "token_reward", b"token_reward"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "extension", b"extension", "kind", b"kind", "mixture", b"mixture", "nudged", b"nudged", "token_reward", b"token_reward"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["base", "nudged", "mixture", "token_reward", "extension"] | None: ...
 
 global___Policy = Policy
 
@@ -754,21 +759,50 @@ class Draw(google.protobuf.message.Message):
 
     AUTOREGRESSIVE_FIELD_NUMBER: builtins.int
     SPECULATIVE_FIELD_NUMBER: builtins.int
+    EXTENSION_FIELD_NUMBER: builtins.int
     @property
     def autoregressive(self) -> global___Autoregressive: ...
     @property
     def speculative(self) -> global___Speculative: ...
+    @property
+    def extension(self) -> global___Extension: ...
     def __init__(
         self,
         *,
         autoregressive: global___Autoregressive | None = ...,
         speculative: global___Speculative | None = ...,
+        extension: global___Extension | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["autoregressive", b"autoregressive", "kind", b"kind", "speculative", b"speculative"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["autoregressive", b"autoregressive", "kind", b"kind", "speculative", b"speculative"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["autoregressive", "speculative"] | None: ...
+    def HasField(self, field_name: typing.Literal["autoregressive", b"autoregressive", "extension", b"extension", "kind", b"kind", "speculative", b"speculative"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["autoregressive", b"autoregressive", "extension", b"extension", "kind", b"kind", "speculative", b"speculative"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["autoregressive", "speculative", "extension"] | None: ...
 
 global___Draw = Draw
+
+@typing.final
+class Extension(google.protobuf.message.Message):
+    """A policy, draw or search that a package of its own has added to the server, by the name in Model.methods."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """without its axis, e.g. "my_search" of "search.my_search" """
+    @property
+    def fields(self) -> google.protobuf.struct_pb2.Struct:
+        """under the names of the method's own fields; what is unset takes its default"""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        fields: google.protobuf.struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["fields", b"fields"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["fields", b"fields", "name", b"name"]) -> None: ...
+
+global___Extension = Extension
 
 @typing.final
 class Autoregressive(google.protobuf.message.Message):
@@ -939,6 +973,7 @@ class Search(google.protobuf.message.Message):
     REJECT_SEGMENTS_FIELD_NUMBER: builtins.int
     EVOLUTION_FIELD_NUMBER: builtins.int
     REFINE_FIELD_NUMBER: builtins.int
+    EXTENSION_FIELD_NUMBER: builtins.int
     @property
     def single(self) -> global___Single: ...
     @property
@@ -951,6 +986,8 @@ class Search(google.protobuf.message.Message):
     def evolution(self) -> global___Evolution: ...
     @property
     def refine(self) -> global___Refine: ...
+    @property
+    def extension(self) -> global___Extension: ...
     def __init__(
         self,
         *,
@@ -960,10 +997,11 @@ class Search(google.protobuf.message.Message):
         reject_segments: global___RejectSegments | None = ...,
         evolution: global___Evolution | None = ...,
         refine: global___Refine | None = ...,
+        extension: global___Extension | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["best_of_n", b"best_of_n", "evolution", b"evolution", "kind", b"kind", "refine", b"refine", "reject_segments", b"reject_segments", "segments", b"segments", "single", b"single"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["best_of_n", b"best_of_n", "evolution", b"evolution", "kind", b"kind", "refine", b"refine", "reject_segments", b"reject_segments", "segments", b"segments", "single", b"single"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["single", "best_of_n", "segments", "reject_segments", "evolution", "refine"] | None: ...
+    def HasField(self, field_name: typing.Literal["best_of_n", b"best_of_n", "evolution", b"evolution", "extension", b"extension", "kind", b"kind", "refine", b"refine", "reject_segments", b"reject_segments", "segments", b"segments", "single", b"single"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["best_of_n", b"best_of_n", "evolution", b"evolution", "extension", b"extension", "kind", b"kind", "refine", b"refine", "reject_segments", b"reject_segments", "segments", b"segments", "single", b"single"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["single", "best_of_n", "segments", "reject_segments", "evolution", "refine", "extension"] | None: ...
 
 global___Search = Search
 
@@ -2031,6 +2069,7 @@ class Model(google.protobuf.message.Message):
     DTYPE_FIELD_NUMBER: builtins.int
     DEVICE_FIELD_NUMBER: builtins.int
     EOS_TOKEN_IDS_FIELD_NUMBER: builtins.int
+    ACCEPTANCE_HEAD_FIELD_NUMBER: builtins.int
     id: builtins.str
     max_context_tokens: builtins.int
     vocab_size: builtins.int
@@ -2040,6 +2079,8 @@ class Model(google.protobuf.message.Message):
     architecture: builtins.str
     dtype: builtins.str
     device: builtins.str
+    acceptance_head: builtins.bool
+    """as a draft it can be used with Acceptance"""
     @property
     def methods(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """variants of the axes that this model can be asked for, e.g. "policy.nudged" """
@@ -2069,8 +2110,9 @@ class Model(google.protobuf.message.Message):
         dtype: builtins.str = ...,
         device: builtins.str = ...,
         eos_token_ids: collections.abc.Iterable[builtins.int] | None = ...,
+        acceptance_head: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["architecture", b"architecture", "device", b"device", "draft_models", b"draft_models", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "id", b"id", "max_context_tokens", b"max_context_tokens", "methods", b"methods", "nudge_models", b"nudge_models", "role", b"role", "source", b"source", "vocab_size", b"vocab_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acceptance_head", b"acceptance_head", "architecture", b"architecture", "device", b"device", "draft_models", b"draft_models", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "id", b"id", "max_context_tokens", b"max_context_tokens", "methods", b"methods", "nudge_models", b"nudge_models", "role", b"role", "source", b"source", "vocab_size", b"vocab_size"]) -> None: ...
 
 global___Model = Model
 
