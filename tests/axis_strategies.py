@@ -11,6 +11,8 @@ from typing import Any, Union, get_args, get_origin
 
 from hypothesis import strategies as st
 
+from trimtab.decode.request.method import AXES, methods
+
 Scalars = Mapping[Any, st.SearchStrategy[Any]]
 Named = Mapping[str, st.SearchStrategy[Any]]
 NONE: Named = types.MappingProxyType({})
@@ -26,6 +28,8 @@ def values(hint: Any, scalars: Scalars, named: Named = NONE) -> st.SearchStrateg
     """
     if hint in scalars:
         return scalars[hint]
+    if hint in AXES.values():
+        return st.one_of([values(cls, scalars, named) for cls in methods(hint.axis).values()])
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is type(None):
         return st.none()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import fields, replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +32,7 @@ from trimtab.decode.methods.searches.single import Single
 from trimtab.decode.request.generation_config import HARMLESS, MAPPED, NEUTRAL, from_generation_config
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
 from trimtab.decode.request.keywords import request_from_kwargs
-from trimtab.decode.request.method import Draw, Policy, Search
+from trimtab.decode.request.method import AXES, Draw, Policy, Search, methods
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
@@ -53,6 +53,7 @@ def info(name: str, source: str, vocab_size: int = 100, role: Any = "base") -> M
         max_context_tokens=64,
         vocab_size=vocab_size,
         eos_token_ids=(2,),
+        acceptance_head=True,
     )
 
 
@@ -580,7 +581,7 @@ def test_an_unknown_variant_of_an_axis_is_unsupported(axis: str) -> None:
 
 def test_every_variant_of_the_types_is_known() -> None:
     """A policy, draw or search added to the types and not to validation fails here."""
-    assert {type(value) for value in VARIANTS} == {cls for union in (Policy, Draw, Search) for cls in get_args(union)}
+    assert {type(value) for value in VARIANTS} == {cls for axis in AXES for cls in methods(axis).values()}
 
 
 def test_limits_are_those_of_the_engine() -> None:
@@ -919,21 +920,24 @@ def test_max_length_gives_way_to_max_new_tokens() -> None:
 
 def test_defaults_without_a_sampling_model_config() -> None:
     for config in (None, GenerationConfig(), GenerationConfig(do_sample=False, temperature=0.1, top_k=5)):
-        resolved = resolve_sampling(Sampling(seed=3), config)
+        drawing = resolve_sampling(Sampling(seed=3), config)
+        resolved = drawing.filters
         assert (resolved.temperature, resolved.top_k, resolved.top_p, resolved.min_p) == (1.0, 0, 1.0, 0.0)
-        assert (resolved.repetition_penalty, resolved.seed, resolved.greedy) == (1.0, 3, False)
+        assert (resolved.repetition_penalty, drawing.key.seed, drawing.greedy) == (1.0, 3, False)
 
 
 def test_a_sampling_model_config_fills_what_is_unset() -> None:
     config = GenerationConfig(do_sample=True, temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.1)
-    resolved = resolve_sampling(Sampling(top_p=1.0), config)
+    resolved = resolve_sampling(Sampling(top_p=1.0), config).filters
     assert (resolved.temperature, resolved.top_k, resolved.top_p) == (0.6, 20, 1.0)
     assert resolved.repetition_penalty == 1.1
-    assert resolve_sampling(Sampling(), GenerationConfig(do_sample=True)).top_k == 0  # only what the model names
+    assert (
+        resolve_sampling(Sampling(), GenerationConfig(do_sample=True)).filters.top_k == 0
+    )  # only what the model names
 
 
 def test_a_models_repetition_penalty_holds_without_sampling() -> None:
-    assert resolve_sampling(Sampling(), GenerationConfig(repetition_penalty=1.3)).repetition_penalty == 1.3
+    assert resolve_sampling(Sampling(), GenerationConfig(repetition_penalty=1.3)).filters.repetition_penalty == 1.3
 
 
 def test_explicit_zero_is_greedy() -> None:
@@ -949,9 +953,9 @@ def test_values_out_of_range_in_a_models_file_count_as_unset() -> None:
 
 
 def test_seeds() -> None:
-    assert resolve_sampling(Sampling(), None, rng=lambda n: b"\x01\x02\x03\xff"[:n]).seed == 0xFF030201
-    assert resolve_sampling(Sampling(seed=0), None, rng=os.urandom).seed == 0
-    drawn = {resolve_sampling(Sampling()).seed for _ in range(8)}
+    assert resolve_sampling(Sampling(), None, rng=lambda n: b"\x01\x02\x03\xff"[:n]).key.seed == 0xFF030201
+    assert resolve_sampling(Sampling(seed=0), None, rng=os.urandom).key.seed == 0
+    drawn = {resolve_sampling(Sampling()).key.seed for _ in range(8)}
     assert len(drawn) > 1
     assert all(0 <= seed < 2**32 for seed in drawn)
 
@@ -959,6 +963,6 @@ def test_seeds() -> None:
 def test_resolved_values_do_not_follow_the_callers_mapping() -> None:
     bias = {1: 1.0}
     request = request_from_kwargs("hi", model="base", logit_bias=bias)
-    resolved = resolve_sampling(Sampling(logit_bias=bias))
+    drawing = resolve_sampling(Sampling(logit_bias=bias))
     bias[2] = math.inf
-    assert request.sampling.logit_bias == resolved.logit_bias == {1: 1.0}
+    assert request.sampling.logit_bias == drawing.filters.bias == {1: 1.0}

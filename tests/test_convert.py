@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from grpc import StatusCode
@@ -43,7 +43,7 @@ from trimtab.decode.request.events import (
     Started,
 )
 from trimtab.decode.request.info import ModelInfo, RewardInfo
-from trimtab.decode.request.method import Draw, Policy, Search
+from trimtab.decode.request.method import AXES, Draw, Method, Policy, Search, methods
 from trimtab.decode.request.objective import (
     AnyObjective,
     Combine,
@@ -77,7 +77,7 @@ from trimtab.server.wire.answer import (
 from trimtab.server.wire.listing import info_of, model_message, reward_info_of, reward_message
 from trimtab.server.wire.numbers import duration, seconds, shortest
 from trimtab.server.wire.paths import library_path, proto_path
-from trimtab.server.wire.request import METHODS, read_spec, spec_of
+from trimtab.server.wire.request import read_spec, spec_of
 from trimtab.server.wire.score import score_request, scores_of
 from trimtab.server.wire.status import AnswerTooLarge, error_of, status_of
 from trimtab.v1 import decoding_pb2 as pb
@@ -161,21 +161,20 @@ def test_a_request_comes_back_as_it_was(request: Request) -> None:
     assert reading.request == request
 
 
-@pytest.mark.parametrize("cls", [cls for union in (Policy, Draw, Search) for cls in get_args(union)])
+@pytest.mark.parametrize("cls", [cls for axis in AXES for cls in methods(axis).values()])
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_every_variant_comes_back_as_it_was(cls: type, data: st.DataObject) -> None:
+def test_every_variant_comes_back_as_it_was(cls: type[Method], data: st.DataObject) -> None:
     value = data.draw(axes.values(cls, SCALARS))
-    (axis,) = (
-        name for name, union in (("policy", Policy), ("draw", Draw), ("search", Search)) if cls in get_args(union)
-    )
-    request = Request(model="m", prompt="x", **{axis: value})
+    request = Request(model="m", prompt="x", **{cls.axis: value})
     reading = read_spec(pb.GenerationSpec.FromString(spec_of(request).SerializeToString()))
     assert (reading.request, reading.violations) == (request, ())
 
 
 def test_the_proto_has_the_variants_of_the_types() -> None:
-    assert len(METHODS) == sum(len(get_args(union)) for union in (Policy, Draw, Search))
+    for axis, message in (("policy", pb.Policy), ("draw", pb.Draw), ("search", pb.Search)):
+        variants = {field.name for field in message.DESCRIPTOR.oneofs_by_name["kind"].fields}
+        assert variants == {*methods(axis), "extension"}
     for prefix, enum, values in (("CHOOSE", pb.Choose, Choose), ("COMBINE", pb.Combine, Combine)):
         assert set(enum.keys()) == {f"{prefix}_UNSPECIFIED", *(f"{prefix}_{value.name}" for value in values)}
 
@@ -286,14 +285,14 @@ def test_mappings_are_chat_messages() -> None:
         (Request(model="m", prompt="x", references=("\ud800",)), "references[0]"),
         (Request(model="m", prompt="x", references="text"), "references"),  # type: ignore[arg-type]
         (Request(model="m", prompt="x", policy=Mixture(("e",))), "policy.mixture.experts[0]"),  # type: ignore[arg-type]
-        (Request(model="m", prompt="x", policy=Mixture((Weighted("e", True),))), "policy.mixture.experts[0]"),
+        (Request(model="m", prompt="x", policy=Mixture((Weighted("e", True),))), "policy.mixture.experts[0].weight"),
         (Request(model="m", prompt="x", policy=TokenReward("a", width=-1)), "policy.token_reward.width"),
         (Request(model="m", prompt="x", draw=Speculative(3)), "draw.speculative.draft_model"),  # type: ignore[arg-type]
         (Request(model="m", prompt="x", draw=Speculative("d", 4)), "draw.speculative.length"),  # type: ignore[arg-type]
         (Request(model="m", prompt="x", draw=Speculative("d", coupled=1)), "draw.speculative.coupled"),  # type: ignore[arg-type]
         (Request(model="m", prompt="x", search=BestOfN(2, 3)), "search.best_of_n.objective"),  # type: ignore[arg-type]
         (Request(model="m", prompt="x", search=BestOfN(2, "a", "best")), "search.best_of_n.choose"),  # type: ignore[arg-type]
-        (Request(model="m", prompt="x", search=Segments({"a": None})), "search.segments.objective.terms[0]"),  # type: ignore[dict-item]
+        (Request(model="m", prompt="x", search=Segments({"a": None})), "search.segments.objective.terms[0].weight"),  # type: ignore[dict-item]
         (Request(model="m", prompt="x", search=Segments("a", beams=True)), "search.segments.beams"),
         (Request(model="m", prompt="x", top_logprobs=-1), "top_logprobs"),
     ],
@@ -577,7 +576,9 @@ def test_a_model_lists_what_it_can_be_asked_for() -> None:
         ((prefix,), {"search.refine", *beginnings}),
     ):
         assert set(model_message(info, {r.name: r for r in rewards}).methods) == alone | more
-    assert set(model_message(replace(info, nudge_models=("x",)), {"p": prefix}).methods) == set(METHODS)
+    assert set(model_message(replace(info, nudge_models=("x",)), {"p": prefix}).methods) == {
+        f"{axis}.{name}" for axis in AXES for name in methods(axis)
+    }
     assert not model_message(replace(info, role="reward"), {"p": prefix}).methods
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 
 from trimtab import decode as lib
 from trimtab.decode.config import EngineOptions, ModelConfig
@@ -30,6 +32,8 @@ from trimtab.decode.methods.searches.evolution import Evolution
 from trimtab.decode.methods.searches.refine import Refine
 from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.methods.searches.segments import Segments
+from trimtab.decode.models.acceptance import AcceptanceHead
+from trimtab.decode.models.draft import DraftSpec, assemble, write_draft
 from trimtab.decode.request.info import Limits
 from trimtab.decode.rewards.base import LocalReward, PairwiseReward
 from trimtab.server.client import Client, ServerInfo
@@ -64,11 +68,18 @@ class Longer(PairwiseReward):
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_folder: Callable[..., Path]) -> Iterator[Engine]:
+def engine(tiny: Any, tiny_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    source, with_head = tiny_folder("llama"), tmp_path_factory.mktemp("draft")
+    ids = torch.arange(tiny.VOCAB)
+    drafting, size = assemble(tiny.make("llama"), (0, 2), ids), tiny.make("llama").config.hidden_size
+    spec = DraftSpec(str(source), (0, 2), tiny.VOCAB, size, head_blocks=1, head_width=4)
+    head = AcceptanceHead(size + 1, 1, 4).to(torch.bfloat16).state_dict()
+    write_draft(with_head, spec, ids, drafting.state_dict(), head)
     folders = {
         "base": ModelConfig(source=str(tiny_folder("llama")), dtype="float32"),
         "chat": ModelConfig(source=str(tiny_folder("mistral", 2)), role="aligned", dtype="float32"),
         "draft": ModelConfig(source=str(tiny_folder("llama")), role="draft", dtype="float32"),
+        "with_head": ModelConfig(source=str(with_head), role="draft", dtype="float32"),
         "narrow": ModelConfig(source=str(tiny_folder("qwen2", 3)), context_tokens=24, dtype="float32"),
     }
     rewards = {"vowels": Vowels(), "likeness": Likeness(), "longer": Longer()}
@@ -312,7 +323,12 @@ def test_the_models_that_a_model_can_be_asked_for_with_are_those_that_are_accept
 # ------------------------------------------------------------------------------------------------------- what is read
 
 # Used beside the request that is read: for the log, and for what of the answer is sent.
-USED_ELSEWHERE = {"client_request_id", "response.tokens", "response.max_candidates"}
+USED_ELSEWHERE = {
+    "client_request_id",
+    "response.tokens",
+    "response.max_candidates",
+    *(f"{axis}.extension.fields" for axis in ("policy", "draw", "search")),  # what a package adds: test_plugins
+}
 
 
 def leaves(message: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:
@@ -347,7 +363,11 @@ def filled(path: tuple[FieldDescriptor, ...], leaf: bool) -> pb.GenerationSpec:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         getattr(at, field.name)[7] = 0.5
     elif field.message_type is not None:
-        getattr(at, field.name).FromMilliseconds(1500)
+        well_known = getattr(at, field.name)
+        if isinstance(well_known, Struct):
+            well_known["x"] = 1.5
+        else:
+            well_known.FromMilliseconds(1500)
     elif _repeated(field):
         getattr(at, field.name).append(value)
     else:

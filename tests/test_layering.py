@@ -27,7 +27,7 @@ PLAIN = ("decode/request",)
 PLAIN_KERNELS = "trimtab.kernels.types"
 # What decoding methods are made of. They run on plain data: see ``decode.ops``.
 METHODS = ("ops.py", "methods", "text")
-HEAVY = {"torch", "transformers", "numpy", "trimtab.kernels", "trimtab.decode.engine", "trimtab.decode.models"}
+HEAVY = {"torch", "transformers", "tokenizers", "grpc", "trimtab.kernels.dispatch", "trimtab.decode.engine"}
 
 
 class Import(NamedTuple):

@@ -6,7 +6,7 @@ import contextlib
 import json
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -28,7 +28,7 @@ from trimtab.decode.methods.searches.refine import Refine
 from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.methods.searches.segments import Logprob, Segments
 from trimtab.decode.methods.searches.single import Single
-from trimtab.decode.request.method import Draw, Policy, Search
+from trimtab.decode.request.method import AXES, Draw, Policy, Search, methods
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.spec_string import parse_draw, parse_objective, parse_policy, parse_reward, parse_search
 
@@ -153,14 +153,14 @@ def test_an_objective_may_stand_beside_the_search() -> None:
     ("parse", "text", "field", "accepted"),
     [
         (parse_policy, "nudge:chat", "--x", "did you mean 'nudged'"),
-        (parse_policy, "", "--x", "one of base, nudged, mixture, token_reward"),
+        (parse_policy, "", "--x", "one of base, mixture, nudged, token_reward"),
         (parse_policy, "nudged", "--x nudged.nudger", "nudger=..."),
         (parse_policy, "nudged:chat,when=entropy:x", "--x nudged.when.entropy.above", "a number"),
         (parse_policy, "nudged:chat,when=entrop:1", "--x nudged.when", "did you mean 'entropy'"),
         (parse_policy, "nudged:chat,max_span_tokens=2.5", "--x nudged.max_span_tokens", "a whole number"),
         (parse_policy, "nudged:chat,chat", "--x nudged", "one of nudger, when, max_span_tokens"),
         (parse_policy, "base:1", "--x base", "nothing after the name"),
-        (parse_policy, "mixture", "--x mixture", "models and their weights"),
+        (parse_policy, "mixture", "--x mixture", "names and their weights"),
         (parse_policy, "mixture:a=b", "--x mixture a", "a number"),
         (parse_draw, "speculative", "--x speculative.draft", "draft=..."),
         (parse_draw, "speculative:d,length=(fixed:4", "--x", "a closing )"),
@@ -169,7 +169,6 @@ def test_an_objective_may_stand_beside_the_search() -> None:
         (parse_draw, "speculative:d,coupled=yes", "--x speculative.coupled", "true or false"),
         (parse_draw, "speculative:lookup:x", "--x speculative.draft.lookup.max_ngram", "a whole number"),
         (parse_search, "best_of_n:x,objective=a", "--x best_of_n.n", "a whole number"),
-        (parse_search, "best_of_n:4", "--x best_of_n.objective", "an objective beside it"),
         (parse_search, "best_of_n:4,n=4", "--x best_of_n.n", "one value"),
         (parse_search, "best_of_n:4,objective=a,choose=bst", "--x best_of_n.choose", "best, soft, worst"),
         (parse_search, "segments:beams=2", "--x segments.objective", "an objective beside it"),
@@ -179,7 +178,7 @@ def test_an_objective_may_stand_beside_the_search() -> None:
         (parse_search, 'segments:a,delimiter="x"y', "--x segments.delimiter", "double quotes"),
         (parse_search, "reject_segments:a", "--x reject_segments.target", "target=..."),
         (parse_objective, "", "--x", "no empty part"),
-        (parse_objective, "combine=min", "--x", "rewards and their weights"),
+        (parse_objective, "combine=min", "--x", "names and their weights"),
         (parse_objective, "a,combine=mean", "--x combine", "sum, log_sigmoid"),
         (parse_objective, "a=1,b=x", "--x b", "a number"),
         (parse_reward, "x", "--x", "NAME=TYPE"),
@@ -237,8 +236,8 @@ def test_an_objective_too_many_is_named(text: str, accepted: str) -> None:
 _NAMES = (
     {
         cls: "".join(f"_{c.lower()}" if c.isupper() else c for c in cls.__name__)[1:]
-        for union in (Policy, Draw, Search)
-        for cls in get_args(union)
+        for axis in AXES
+        for cls in methods(axis).values()
     }
     | {Entropy: "entropy", TopProb: "top_prob", Branching: "branching", PromptLookup: "lookup"}
     | {Fixed: "fixed", Confidence: "confidence", Acceptance: "acceptance"}

@@ -8,7 +8,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +21,7 @@ from trimtab.decode.methods.policies.trigger import Entropy
 from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.as_json import FORMAT, FormatError, from_json, to_json
-from trimtab.decode.request.method import Draw, Policy, Search
+from trimtab.decode.request.method import AXES, Draw, Method, Policy, Search, methods
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
@@ -195,18 +195,15 @@ def test_lists_and_mappings_come_back_in_one_form() -> None:
         assert again.prompt == expected
 
 
-@pytest.mark.parametrize("cls", [cls for union in (Policy, Draw, Search) for cls in get_args(union)])
+@pytest.mark.parametrize("cls", [cls for axis in AXES for cls in methods(axis).values()])
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_every_variant_of_the_types_round_trips(cls: type, data: st.DataObject) -> None:
+def test_every_variant_of_the_types_round_trips(cls: type[Method], data: st.DataObject) -> None:
     value = data.draw(axes.values(cls, SCALARS))
-    (axis,) = (
-        name for name, union in (("policy", Policy), ("draw", Draw), ("search", Search)) if cls in get_args(union)
-    )
-    request = Request(model="m", prompt="x", **{axis: value})
+    request = Request(model="m", prompt="x", **{cls.axis: value})
     again = from_json(json.loads(json.dumps(to_json(request), allow_nan=False)))
     assert again == request
-    assert type(getattr(again, axis)) is cls
+    assert type(getattr(again, cls.axis)) is cls
 
 
 def test_what_is_given_in_short_stays_short() -> None:

@@ -170,7 +170,8 @@ class Check:
 
     def _rated(self, field: Field, rated: Rated, value: object, path: str, parent: str) -> None:
         if field.kinds == (str,):
-            self.rated_by(path, value, parent, beginnings=bool(rated.beginnings))
+            if rated.beginnings is not None:
+                self.rated_by(path, value, parent, beginnings=rated.beginnings)
         elif isinstance(value, str | Objective | Mapping):
             self.fields(Objective.of(cast("Any", value)), path)
             if rated.beginnings is not None:

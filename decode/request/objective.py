@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from trimtab.decode.request.fields import Many, Range
+from trimtab.decode.request.fields import Many, Range, Rated
 
 __all__ = ["AnyObjective", "Combine", "Objective", "RewardTerm"]
 
@@ -16,7 +16,7 @@ __all__ = ["AnyObjective", "Combine", "Objective", "RewardTerm"]
 class RewardTerm:
     """A reward by name, and its weight."""
 
-    reward: str
+    reward: Annotated[str, Rated(beginnings=None)]
     weight: Annotated[float, Range("(-inf, inf)")] = 1.0
 
 

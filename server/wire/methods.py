@@ -139,9 +139,10 @@ def _write(message: Message, value: Any, path: str, writer: Writer) -> None:
     message.SetInParent()
     for field in described(type(value)):
         inner, where = getattr(value, field.name), f"{path}.{field.name}"
-        if inner is None and field.optional:
-            continue
-        if (oneof := field.mark(OneOf)) is not None:
+        if inner is None:
+            if not field.optional:
+                writer.refuse(where, None, "a value")
+        elif (oneof := field.mark(OneOf)) is not None:
             _write_one_of(message, oneof, field, inner, path, writer)
         elif field.repeated:
             _write_many(message, field, inner, where, writer)

@@ -44,6 +44,8 @@ class Mixture(Policy):
 
     def check(self, check: Check) -> None:
         info = check.info
+        if not check.fine(self.path, "experts"):
+            return
         named = {info.name} if info is not None else set[str]()
         for i, expert in enumerate(self.experts):
             path, found = f"{self.path}.experts[{i}].model", check.models.get(expert.model)
