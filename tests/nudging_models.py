@@ -301,10 +301,10 @@ class Case:
         context = Tables(self.models, out_of_time)
         plan = Plan(
             self.request,
-            {"base": list(self.base_prompt), "nudger": list(self.nudger_prompt)},
+            {"base": tuple(self.base_prompt), "nudger": tuple(self.nudger_prompt)},
             Drawing(self.filters, self.filters, Key(self.seed)),
             self.stops,
-            self.same_vocabulary,
+            frozenset({"base", "nudger"} if self.same_vocabulary else {"base"}),
         )
         outcome = context.drive(write(context, plan, emit))
         return outcome.candidates[outcome.selected], context

@@ -250,9 +250,10 @@ def made(
         search=search,
         **options,
     )
-    prompts = {name: [*ids, 1] if name in ("chat", "foreign", "expert") else list(ids) for name in names}
+    prompts = {name: (*ids, 1) if name in ("chat", "foreign", "expert") else tuple(ids) for name in names}
     own = filters or Filters(temperature=1.0)
-    return Plan(request, prompts, Drawing(own, own, Key(seed)), (), "foreign" not in names)
+    same = frozenset({"base", "chat", "expert", "draft"} & set(names))
+    return Plan(request, prompts, Drawing(own, own, Key(seed)), (), same)
 
 
 @dataclass

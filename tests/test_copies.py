@@ -24,6 +24,7 @@ from trimtab import decode as plain
 from trimtab.decode import errors as error_types
 from trimtab.decode.config import ConfigError, EngineConfig, EngineOptions, ModelConfig
 from trimtab.decode.errors import TrimtabError, Violation
+from trimtab.decode.request.method import AXES, methods
 
 FIELD = Violation("a.field", "'x'", "something else")
 # Of classes whose arguments do not follow from their signature.
@@ -81,6 +82,8 @@ def some(hint: Any) -> Any:
         return {some(arguments[0]): some(arguments[1])}
     if hint is object:
         return "anything"
+    if hint in AXES.values():
+        return made(next(iter(methods(hint.axis).values())))
     if dataclasses.is_dataclass(hint):
         return made(typing.cast("type", hint))
     if issubclass(hint, StrEnum):
@@ -99,12 +102,11 @@ PUBLIC = [
 
 def others() -> list[type]:
     from trimtab.decode.engine.engine import EngineStats
-    from trimtab.decode.request.resolve import ResolvedSampling
     from trimtab.decode.rewards.base import Sample
     from trimtab.server.client import ServerInfo
     from trimtab.server.config import ServerConfig
 
-    return [ResolvedSampling, EngineStats, Sample, ServerInfo, ServerConfig]
+    return [EngineStats, Sample, ServerInfo, ServerConfig]
 
 
 def frozen(value: Any) -> None:

@@ -72,7 +72,9 @@ def engine(tiny: Any, tiny_folder: Callable[..., Path], tmp_path_factory: pytest
     source, with_head = tiny_folder("llama"), tmp_path_factory.mktemp("draft")
     ids = torch.arange(tiny.VOCAB)
     drafting, size = assemble(tiny.make("llama"), (0, 2), ids), tiny.make("llama").config.hidden_size
-    spec = DraftSpec(str(source), (0, 2), tiny.VOCAB, size, head_blocks=1, head_width=4)
+    spec = DraftSpec(
+        target=str(source), layers=(0, 2), vocab_size=tiny.VOCAB, hidden_size=size, head_blocks=1, head_width=4
+    )
     head = AcceptanceHead(size + 1, 1, 4).to(torch.bfloat16).state_dict()
     write_draft(with_head, spec, ids, drafting.state_dict(), head)
     folders = {
@@ -316,7 +318,7 @@ def test_the_models_that_a_model_can_be_asked_for_with_are_those_that_are_accept
         others = tuple(infos)
         assert info.nudge_models == tuple(o for o in others if accepted(model=name, policy=Nudged(o)))
         assert info.draft_models == tuple(o for o in others if accepted(model=name, draw=Speculative(o)))
-    assert infos["base"].draft_models == ("chat", "draft", "narrow", "twin")
+    assert infos["base"].draft_models == ("chat", "draft", "with_head", "narrow", "twin")
     assert infos["judge"].draft_models == ()
 
 

@@ -277,7 +277,7 @@ def test_a_nudger_of_another_vocabulary_reads_exactly_what_was_written(cut: str)
     )
     filters = Filters(temperature=0.0)
     context = nm.Tables(models)
-    plan = Plan(request, {kind: list(ids) for kind, ids in prompt.items()}, Drawing(filters, filters, Key(0)))
+    plan = Plan(request, {kind: tuple(ids) for kind, ids in prompt.items()}, Drawing(filters, filters, Key(0)))
     outcome = context.drive(write(context, plan))
     (candidate,) = outcome.candidates
     assert candidate.text == rest.decode()

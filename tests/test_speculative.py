@@ -19,10 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from trimtab.decode.methods.draws.autoregressive import Autoregressive, AutoregressiveDraw
+from trimtab.decode.methods.draws.autoregressive import AutoregressiveDraw
 from trimtab.decode.methods.draws.blocks import SpeculativeDraw
 from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
-from trimtab.decode.methods.draws.lengths import reproducible
 from trimtab.decode.methods.draws.lookup import CopyingDrafter, PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.ops import Mixed, Pick
@@ -522,12 +521,9 @@ def test_reproducible_draws() -> None:
     for length, temperature, coupled in itertools.product((*LENGTHS, None), (0.0, 1.0), (False, True)):
         draw = Speculative("draft", length, coupled)
         own = isinstance(length, Fixed) or coupled or temperature == 0
-        assert reproducible(draw, temperature) == own
         context = tables.Tables(models(0))
         answer = tables.answer_of(context, filters=Filters(temperature=temperature))
         assert make(context, answer, draw).reproducible == own
-    assert reproducible(Autoregressive(), 1.0)
-    assert not reproducible(Speculative(PromptLookup()), 1.0)
 
 
 def test_resetting_beyond_the_end_is_refused() -> None:

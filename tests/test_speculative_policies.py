@@ -72,9 +72,9 @@ def run(
     )
     plan = Plan(
         request,
-        {name: list(ids) for name, ids in prompts.items()},
+        {name: tuple(ids) for name, ids in prompts.items()},
         Drawing(filters, filters, Key(seed)),
-        same_vocabulary=same,
+        same_ids=frozenset({"target", "draft", *(("other",) if same else ())}),
     )
     outcome = context.drive(write(context, plan))
     assert not context.open_sequences

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import random
 import sys
@@ -228,19 +227,6 @@ def test_a_wrong_fork_is_seen(
     monkeypatch.setattr(HandoverWriter, name, wrong)
     with pytest.raises(AssertionError):
         law("handover", "plain")
-
-
-def test_methods_import_neither_torch_nor_the_engine(repository: Path) -> None:
-    decode = repository / "decode"
-    files = [decode / "writer.py", decode / "answer.py", decode / "chance.py"]
-    files += [path for folder in ("policies", "draws", "searches") for path in (decode / folder).glob("*.py")]
-    assert len(files) > 25
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for module in modules:
-                assert not module.startswith(("torch", "numpy", "trimtab.decode.engine", "trimtab.decode.models")), path
 
 
 def test_every_end_is_met() -> None:

@@ -22,7 +22,7 @@ from trimtab.decode.rewards import rating
 from trimtab.decode.text.templates import BASE_STOPS
 from trimtab.kernels.types import Key
 
-__all__ = ["Plan", "prompts_of", "write"]
+__all__ = ["Maker", "Plan", "prompts_of", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ async def write(
 
     However it ends, every sequence that was opened is closed.
     """
-    maker = _Maker(context, plan, rate)
+    maker = Maker(context, plan, rate)
     drawing, listen = plan.drawing, emit or _silent
     setting = Setting(
         context, plan.request, drawing.key, maker.root, maker.complete, rate, compare, listen, drawing.greedy
@@ -98,7 +98,7 @@ def _silent(_: Chunk | Progress) -> None:
     pass
 
 
-class _Maker:
+class Maker:
     """Makes the writers of a request."""
 
     def __init__(self, context: Context, plan: Plan, rate: Rate) -> None:
