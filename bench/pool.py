@@ -23,7 +23,7 @@ from trimtab.decode.types import Completed, Event, Request, Result
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
-    from trimtab.decode.engine.run import Job
+    from trimtab.decode.engine.request_state import Job
 
 __all__ = ["Asked", "Deadline", "best", "candidates", "collect", "kept_rows", "messages", "seed_of"]
 
