@@ -25,7 +25,7 @@ from trimtab.decode.request.result import Result
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
-    from trimtab.decode.engine.run import Job
+    from trimtab.decode.engine.request_state import Job
 
 __all__ = ["Asked", "Deadline", "best", "candidates", "collect", "kept_rows", "messages", "seed_of"]
 

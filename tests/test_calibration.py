@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -11,7 +12,8 @@ from zlib import crc32
 import pytest
 
 from trimtab.decode.config import EngineOptions, ModelConfig
-from trimtab.decode.engine.engine import Engine, _Waiter
+from trimtab.decode.engine.channel import results
+from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import RewardFailed
 from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.prompt import ChatMessage
@@ -48,9 +50,8 @@ def engine(tiny_folder: Callable[..., Path]) -> Iterator[Engine]:
 
 
 def run(engine: Engine, method: Callable[[Any], Any]) -> Any:
-    waiter = _Waiter()
-    engine._launch(Request(model="base", prompt="-"), engine._views_of(engine.models), {}, method, waiter.put)
-    return waiter.result()
+    (result,) = results([partial(engine._launch, Request(model="base", prompt="-"), engine.models, method)])
+    return result
 
 
 def ranks(engine: Engine, samples: Sequence[Sample]) -> list[float]:

@@ -203,7 +203,7 @@ def answers(engine: Engine, case: Case, seeds: Sequence[int]) -> list[Result]:
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         chunk = seeds[start : start + 200]
         for seed in chunk:
-            engine.submit(engine._request(PROMPT, {**options, "model": "base", "seed": seed}), inbox.put)
+            engine.submit(engine._preparer.request(PROMPT, {**options, "model": "base", "seed": seed}), inbox.put)
         while len(results) < start + len(chunk):
             event = inbox.get(timeout=60)
             assert not isinstance(event, Exception), event

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.loop import Loop
-from trimtab.decode.engine.run import Job
-from trimtab.decode.engine.sampler import Row, sample
-from trimtab.decode.engine.view import View
+from trimtab.decode.engine.model_instance import ModelInstance
+from trimtab.decode.engine.request_state import Job
+from trimtab.decode.engine.sampler import Row, Window, read
+from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.errors import (
     EngineClosed,
     EngineFailed,
@@ -209,13 +210,13 @@ def request(
 @contextmanager
 def forward_of(engine: Engine, model: str, wrap: Callable[[Any], Any]) -> Iterator[None]:
     """Replace the forward pass of a model by ``wrap`` of it."""
-    view = engine._views[model]
-    kept = view.model
-    view.model = dataclasses.replace(kept, forward=wrap(kept.forward))
+    instance = engine._loop.scheduler.models[model]
+    kept = instance.model
+    instance.model = dataclasses.replace(kept, forward=wrap(kept.forward))
     try:
         yield
     finally:
-        view.model = kept
+        instance.model = kept
 
 
 class Recorder:
@@ -483,7 +484,7 @@ def test_pages_are_reused_across_requests(make: Factory) -> None:
 
 
 def text_of(engine: Engine, model: str, result: Result) -> str:
-    special = engine._views[model].vocabulary.special_ids
+    special = engine._loop.scheduler.models[model].vocabulary.special_ids
     return b"".join(t.piece for t in result.tokens if t.id not in special).decode(errors="replace")
 
 
@@ -643,15 +644,15 @@ def test_picks_go_through_the_kernels() -> None:
     """What ran is recorded by the dispatcher, for this thread."""
     logits = torch.randn(3, 50)
     pick = Pick(Filters(temperature=1.0), Key(1), 0)
-    rows = [Row(None), Row(pick, [1, 2]), Row(pick, (), 3)]
+    windows = [Window([row]) for row in (Row(None), Row(pick, (1, 2)), Row(pick, (), 3))]
     with dispatch.record() as calls:
-        reads = sample(logits, rows, lambda token: bytes([token]))
+        reads = [found for (found,) in read([logits], windows, lambda token: bytes([token]))]
     assert [call.op for call in calls] == ["pick", "top_logprobs"]
     assert reads[0].token == reads[0].argmax == int(logits[0].argmax())
     assert [top.piece for top in reads[2].top] == [bytes([top.id]) for top in reads[2].top]
     assert [len(read.top) for read in reads] == [0, 0, 3]
     with dispatch.record() as calls:
-        sample(logits[:1], rows[:1], bytes)
+        read([logits[:1]], windows[:1], bytes)
     assert [call.op for call in calls] == ["pick"]
 
 
@@ -674,7 +675,7 @@ def test_a_pass_of_the_engine_makes_one_call_to_the_sampler(engine: Engine, monk
 
 
 def test_prompts_of_all_kinds(engine: Engine) -> None:
-    vocabulary = engine._views["base"].vocabulary
+    vocabulary = engine._loop.scheduler.models["base"].vocabulary
     options: dict[str, Any] = {"temperature": 0, "max_new_tokens": 5, "ignore_eos": True}
     text = engine.generate("the cat", **options)
     assert ids(engine.generate(vocabulary.encode("the cat"), **options)) == ids(text)
@@ -836,7 +837,7 @@ def test_reads_depend_only_on_the_tokens(
     """Law 2 through the scheduler: forks, rewinds and reads of several rows, of several requests at once."""
     explorers = [Explorer(seed) for seed in range(5)]
     left = iter(explorers)
-    monkeypatch.setattr("trimtab.decode.engine.engine.write", lambda *given: next(left)(*given))
+    monkeypatch.setattr("trimtab.decode.engine.root.write", lambda *given: next(left)(*given))
     engine = make(kind, context=128, **options)
     rng = random.Random(9)
     stem = [rng.randrange(256) for _ in range(20)]
@@ -875,7 +876,7 @@ def test_branches_of_one_request_take_pages_from_one_another(make: Factory, monk
         answers.extend(await gather(*(branch(seq, 8) for seq in seqs)))
         return Outcome((Candidate(0, "", (), FinishReason.STOP),))
 
-    monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
+    monkeypatch.setattr("trimtab.decode.engine.root.write", method)
     for pages in (100, 12):
         engine = make("llama", page_tokens=4, memory_bytes=pages * 4 * 576)
         run_each(engine, [request("llama", [9] * 26, 1)])
@@ -909,7 +910,7 @@ def test_a_failing_branch_closes_the_others_and_gives_their_pages_back(
         await Extend(root, [1])
         return Outcome((Candidate(0, "", (), FinishReason.STOP),))
 
-    monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
+    monkeypatch.setattr("trimtab.decode.engine.root.write", method)
     run_each(engine, [request("base", [1] * 40, 1)])
     assert held == [3], "only the root's own pages"
     assert len(reads) <= 5 * 6
@@ -932,7 +933,7 @@ def test_a_branch_that_is_closed_costs_no_further_pass(engine: Engine, monkeypat
         await Extend(root)
         return Outcome((Candidate(0, "", (), FinishReason.STOP),))
 
-    monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
+    monkeypatch.setattr("trimtab.decode.engine.root.write", method)
     recorder = Recorder()
     with forward_of(engine, "base", recorder):
         run_each(engine, [request("base", [1] * 5, 1)])
@@ -959,7 +960,7 @@ def test_a_method_that_asks_the_impossible_hears_of_it(
         assert list(seq.tokens) == [1, 2, 3]
         return Outcome((Candidate(0, message, (), FinishReason.STOP),))
 
-    monkeypatch.setattr("trimtab.decode.engine.engine.write", method)
+    monkeypatch.setattr("trimtab.decode.engine.root.write", method)
     assert run_each(engine, [request("base", [1, 2, 3], 1)])[0].text == message
 
 
@@ -1272,7 +1273,7 @@ def test_a_fault_while_loading_reaches_the_caller(
     def broken(name: str, config: ModelConfig) -> Any:
         raise fault("no such luck")
 
-    monkeypatch.setattr("trimtab.decode.engine.engine.load", broken)
+    monkeypatch.setattr("trimtab.decode.engine.loading.load", broken)
     with pytest.raises(fault, match="no such luck"):
         Engine({"m": ModelConfig(source=str(tiny_folder("llama")))})
 
@@ -1381,10 +1382,10 @@ def test_a_fault_of_the_engine_ends_everything_with_an_error(make: Factory, monk
     inboxes = [Inbox(engine, request("llama", [i, 2], 4000)) for i in range(4)]
     inboxes[0].wait_for_chunk()
 
-    def broken() -> None:
+    def broken() -> Any:
         raise AssertionError("an invariant is gone")
 
-    monkeypatch.setattr(engine._loop.scheduler, "tick", broken)
+    monkeypatch.setattr(engine._loop.scheduler, "plans", broken)
     for inbox in inboxes:
         outcome = inbox.outcome()
         assert isinstance(outcome, EngineFailed)
@@ -1402,7 +1403,7 @@ def test_broken_pages_end_everything_with_an_error(make: Factory, monkeypatch: p
     inboxes = [Inbox(engine, request("llama", [i, 2], 4000)) for i in range(3)]
     for inbox in inboxes:
         inbox.wait_for_chunk()
-    pages = engine._views["llama"].pages
+    pages = engine._loop.scheduler.models["llama"].pages
     good = pages.close
     broken = [True]
 
@@ -1460,7 +1461,7 @@ def test_closing_ends_everything(make: Factory) -> None:
 def test_closing_while_others_submit_strands_nobody(make: Factory) -> None:
     """Every request that was accepted gets its last event, however close to the end it came."""
     model = make("llama")
-    loaded = {name: view.model for name, view in model._views.items()}
+    loaded = {name: instance.model for name, instance in model._loop.scheduler.models.items()}
     for round_ in range(25):
         engine = _reopened(model, loaded)
         accepted: list[Inbox] = []
@@ -1490,9 +1491,8 @@ def _reopened(engine: Engine, models: Mapping[str, LoadedModel]) -> Engine:
     """A new engine over the same models: loading them again would be all that a test does."""
     fresh = Engine.__new__(Engine)
     fresh.__dict__.update(engine.__dict__)
-    fresh._loop = Loop(lambda: {name: View(model, 64, 16, None) for name, model in models.items()}, None)
-    fresh._views = fresh._loop.views
-    fresh._loop.start(64, 512, engine.same_ids)
+    made = {name: ModelInstance(model, 64, 16, None) for name, model in models.items()}
+    fresh._loop = Loop(lambda wake: Scheduler(made, 64, 512, engine.same_ids, wake), None)
     return fresh
 
 

@@ -15,7 +15,8 @@ import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.engine.sampler import verify
+from trimtab.decode.engine.loop import tick
+from trimtab.decode.engine.sampler import read
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.work import SHORT
 from trimtab.decode.methods.draws.length import Confidence, Fixed
@@ -102,11 +103,11 @@ def test_plain_rows_beside_blocks_write_what_they_do_alone(engine: Engine, monke
     alone = engine.generate(prompts(3), **options)
     empty: list[int] = []
 
-    def watched(logits: Any, spans: Any, piece: Any) -> Any:
-        empty.append(sum(not span.tokens for span in spans) * any(span.tokens for span in spans))
-        return verify(logits, spans, piece)
+    def watched(logits: Any, windows: Any, piece: Any) -> Any:
+        empty.append(sum(not window.tokens for window in windows) * any(window.tokens for window in windows))
+        return read(logits, windows, piece)
 
-    monkeypatch.setattr("trimtab.decode.engine.scheduler.verify", watched)
+    monkeypatch.setattr("trimtab.decode.engine.runner.read", watched)
     with ThreadPoolExecutor(1) as pool:
         draw = Speculative("draft", Fixed(3))
         others = pool.submit(
@@ -131,14 +132,13 @@ def test_a_block_that_follows_a_prompt_is_verified_in_the_same_tick(
 ) -> None:
     """A row that joins others loses no round of theirs to what its draft must read."""
     passes: list[int] = []
-    tick = Scheduler.tick
 
-    def watched(self: Scheduler) -> None:
-        before = self.views["base"].forward_passes
-        tick(self)
-        passes.append(self.views["base"].forward_passes - before)
+    def watched(scheduler: Scheduler) -> None:
+        before = scheduler.models["base"].forward_passes
+        tick(scheduler)
+        passes.append(scheduler.models["base"].forward_passes - before)
 
-    monkeypatch.setattr(Scheduler, "tick", watched)
+    monkeypatch.setattr("trimtab.decode.engine.loop.tick", watched)
     (prompt,) = prompts(7)[-1:]
     assert len(prompt) > SHORT
     result = engine.generate(prompt, draw=Speculative("twin", Fixed(3)), temperature=0, max_new_tokens=12)
@@ -236,7 +236,7 @@ def _count(engine: Engine, prompt: list[int], options: dict[str, Any], seeds: ra
     for start in range(seeds.start, seeds.stop, 50):
         inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for seed in range(start, start + 50):
-            engine.submit(engine._request(prompt, {**options, "seed": seed}), inbox.put)
+            engine.submit(engine._preparer.request(prompt, {**options, "seed": seed}), inbox.put)
         ended = 0
         while ended < 50:
             event = inbox.get(timeout=60)

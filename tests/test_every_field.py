@@ -299,13 +299,13 @@ def test_every_field_of_what_the_library_hands_out_is_filled(
 def test_the_models_that_a_model_can_be_asked_for_with_are_those_that_are_accepted(engine: Engine) -> None:
     from dataclasses import replace
 
-    from trimtab.decode.engine.engine import _partners
+    from trimtab.decode.engine.loading import partners
     from trimtab.decode.request.validate import validate
 
     infos = dict(engine.models)
     infos["judge"] = replace(infos["chat"], name="judge", source="elsewhere", role="reward")
     infos["twin"] = replace(infos["base"], name="twin")  # the same weights once more
-    infos = _partners(infos)
+    infos = partners(infos)
 
     def accepted(**axes: Any) -> bool:
         try:

@@ -125,7 +125,7 @@ def check_same(model: Any, prompts: list[list[int]], results: list[Result], new:
 def asked(engine: Engine) -> list[Any]:
     """The prompts as they are sent, and the token ids that they become."""
     chats = [p if i in PLAIN else [{"role": "user", "content": p}] for i, p in enumerate(PROMPTS)]
-    return [engine._views["chat"].template.encode(chat) for chat in chats]
+    return [engine._loop.scheduler.models["chat"].template.encode(chat) for chat in chats]
 
 
 GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0}
@@ -155,7 +155,7 @@ def test_generate_itself_says_the_same_of_all(engine: Engine, aligned: Any) -> N
 
 def test_statistics_are_those_of_the_model(engine: Engine, aligned: Any) -> None:
     """Log-probability, entropy and top probability of every written token, from transformers' logits in float64."""
-    prompt = engine._views["chat"].template.encode(PROMPTS[1])
+    prompt = engine._loop.scheduler.models["chat"].template.encode(PROMPTS[1])
     result = engine.generate(prompt, model="chat", temperature=0.8, seed=3, max_new_tokens=24, top_logprobs=3)
     ids = [token.id for token in result.tokens]
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def test_statistics_are_those_of_the_model(engine: Engine, aligned: Any) -> None
 
 def test_gemma(engine: Engine, real_models: RealModels) -> None:
     model = reference(real_models.base)
-    prompts = [engine._views["base"].template.encode(PROMPTS[i]) for i in (0, 3, 7, 9, 15)]
+    prompts = [engine._loop.scheduler.models["base"].template.encode(PROMPTS[i]) for i in (0, 3, 7, 9, 15)]
     assert all(prompt[0] == model.config.bos_token_id for prompt in prompts), "Gemma needs its BOS"
     results = engine.generate(prompts, model="base", max_new_tokens=32, **GREEDY)
     for prompt, result in zip(prompts, results, strict=True):
@@ -178,7 +178,7 @@ def test_gemma(engine: Engine, real_models: RealModels) -> None:
 
 
 def test_negative_control_one_other_token_in_the_prompt_changes_answers(engine: Engine) -> None:
-    prompts = [engine._views["chat"].template.encode(prompt) for prompt in PROMPTS[:6]]
+    prompts = [engine._loop.scheduler.models["chat"].template.encode(prompt) for prompt in PROMPTS[:6]]
     other = [[*prompt[:-2], (prompt[-2] + 1) % 40_000, prompt[-1]] for prompt in prompts]
     options: dict[str, Any] = {"model": "chat", "temperature": 0, "max_new_tokens": 16}
     ours, theirs = engine.generate(prompts, **options), engine.generate(other, **options)

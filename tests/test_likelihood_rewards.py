@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 import transformers as hf
 
 from trimtab.decode.config import EngineOptions, ModelConfig
-from trimtab.decode.engine.engine import Engine, _Waiter
+from trimtab.decode.engine.channel import results
+from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.draws.length import Fixed
 from trimtab.decode.methods.draws.lookup import PromptLookup
@@ -140,9 +142,8 @@ def check(said: Said, candidates: Sequence[Candidate]) -> None:
 
 
 def run(engine: Engine, method: Callable[[Any], Any]) -> Any:
-    waiter = _Waiter()
-    engine._launch(Request(model="base", prompt="-"), engine._views_of(engine.models), {}, method, waiter.put)
-    return waiter.result()
+    (result,) = results([partial(engine._launch, Request(model="base", prompt="-"), engine.models, method)])
+    return result
 
 
 # ----------------------------------------------------------------------------------------------- however it was written
@@ -235,7 +236,7 @@ def test_emptiness_is_one_blind_token(engine: Engine, said: Said, reward: str) -
     samples = [Sample(chat, "", True), Sample(chat, " \n", True), Sample(chat, "", False), Sample(chat, " ", False)]
     ended, blank, begun, indented = (r.value for r in run(engine, lambda context: rate(context, reward, samples)))
     assert ended == blank != indented
-    assert ended == pytest.approx(-math.log(engine._views[model].vocabulary.size))
+    assert ended == pytest.approx(-math.log(engine._loop.scheduler.models[model].vocabulary.size))
     assert begun == pytest.approx(0.0 if reward in ("implicit", "per token") else -entropy, abs=1e-4)
 
 

@@ -86,7 +86,11 @@ def test_an_engine_that_is_dropped_ends(tiny_folder: Folder) -> None:
         warnings.simplefilter("always")
         engine = Engine(models, options=EngineOptions(memory_bytes=16 << 20))
         engine.generate([1, 2], max_new_tokens=2)
-        thread, pool, gone = engine._loop._thread, weakref.ref(engine._views["base"].storage), weakref.ref(engine)
+        thread, pool, gone = (
+            engine._loop._thread,
+            weakref.ref(engine._loop.scheduler.models["base"].storage),
+            weakref.ref(engine),
+        )
         del engine
         gc.collect()
         assert gone() is None

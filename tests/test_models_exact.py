@@ -20,8 +20,8 @@ from torch import Tensor
 
 from trimtab.decode.config import ModelConfig
 from trimtab.decode.engine.batch import RaggedBatch, Span
+from trimtab.decode.engine.model_instance import LiveSequence, ModelInstance
 from trimtab.decode.engine.storage import Step, Storage
-from trimtab.decode.engine.view import LiveSequence, View
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models import load as loading
 from trimtab.decode.models import stack
@@ -72,7 +72,7 @@ class Lab:
     seen: list[Seen] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.view = View(self.model, self.pages, self.page_tokens, None)
+        self.view = ModelInstance(self.model, self.pages, self.page_tokens, None)
         self.view.pages.min_reuse = 3  # so that partial pages are copied here too
         self.open: dict[LiveSequence, None] = {}
 

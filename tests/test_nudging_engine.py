@@ -16,9 +16,9 @@ import transformers as hf
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
-from trimtab.decode.engine.run import Job, Run
+from trimtab.decode.engine.loop import tick
+from trimtab.decode.engine.request_state import Job, RequestState
 from trimtab.decode.engine.scheduler import Scheduler
-from trimtab.decode.engine.tasks import Task
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb
 from trimtab.decode.ops import Extend, Pick
@@ -200,7 +200,9 @@ def test_answers_do_not_depend_on_who_else_is_served(folders: dict[str, Path], t
     """All at once, with other pages and budgets, and from a pool so small that requests lose their pages."""
     prompts = ["the sin", "a\n", "sing", "on the on"]
     requests = [
-        tiny_engine._request(p, {"model": "base", **o, "max_new_tokens": 30}) for p in prompts for o in OPTIONS[:4]
+        tiny_engine._preparer.request(p, {"model": "base", **o, "max_new_tokens": 30})
+        for p in prompts
+        for o in OPTIONS[:4]
     ]
     alone = [tiny_engine.generate(p, model="base", **{**o, "max_new_tokens": 30}) for p in prompts for o in OPTIONS[:4]]
     per_token = 3 * 2 * 2 * 12 * 4  # layers, keys and values, heads, dimension, bytes
@@ -219,14 +221,14 @@ def test_reads_of_one_pass_equal_reads_one_by_one(tiny_engine: Engine, penalty: 
     """The repetition penalty too: a read sees the tokens up to its place, not those that were read with it."""
     key = Key(0)
     words = [token.id for token in tiny_engine.generate("the sin", model="base", temperature=0.0).tokens][:40]
-    pages = tiny_engine._views["base"].pages
+    pages = tiny_engine._loop.scheduler.models["base"].pages
 
-    async def at_once(run: Run, filters: Filters) -> list[int]:
+    async def at_once(run: RequestState, filters: Filters) -> list[int]:
         seq = run.open("base", words[:3])
         reads = await Extend(seq, words[3:], [Pick(filters, key, i) for i in range(len(words) - 2)])
         return [read.token for read in reads]
 
-    async def singly(run: Run, filters: Filters) -> list[int]:
+    async def singly(run: RequestState, filters: Filters) -> list[int]:
         seq = run.open("base", words[:3])
         reads = await Extend(seq, (), (Pick(filters, key, 0),))
         for i, word in enumerate(words[3:], 1):
@@ -241,16 +243,19 @@ def test_reads_of_one_pass_equal_reads_one_by_one(tiny_engine: Engine, penalty: 
     assert pages.held == 0
 
 
-def _run(engine: Engine, method: Callable[[Run], Any]) -> Any:
+def _run(engine: Engine, method: Callable[[RequestState], Any]) -> Any:
     """What a method returns, run on an idle engine's models."""
-    scheduler, events = Scheduler(engine._views, 4, 64, engine.same_ids, lambda: None), list[Any]()
-    job = Job("test", lambda: None)
-    run = Run(job, 0, Request(model="base", prompt="x"), engine._views, {}, {}, events.append, scheduler.copies, 0.0)
-    run.task = Task(method(run), lambda task, op: scheduler.submit(run, task, op))
-    scheduler.queue.append(run)
+    models, events = engine._loop.scheduler.models, list[Any]()
+    scheduler = Scheduler(models, 4, 64, engine.same_ids, lambda: None)
+    job, request = Job("test", lambda: None), Request(model="base", prompt="x")
+    scheduler.queue.append(
+        RequestState(
+            job, 0, request, method, engine._loop.scheduler.models, {}, {}, events.append, scheduler.copies, 0.0
+        )
+    )
     with torch.inference_mode():
         while not scheduler.idle:
-            scheduler.tick()
+            tick(scheduler)
     return events[-1]
 
 

@@ -194,7 +194,7 @@ def test_every_model_reads_the_beginning(engine: Engine, axes: dict[str, Any], m
 
 
 def test_the_answer_is_that_to_the_prompts_own_tokens(engine: Engine) -> None:
-    ids = engine._view("base").template.encode(begun("An"))
+    ids = engine._preparer.model("base").template.encode(begun("An"))
     assert ids == engine.tokenize("base", "Question: Name a fruit.\nAnswer: An")[0]
     asked, plain = (engine.generate(p, **OPTIONS) for p in (begun("An"), ids))
     assert [t.id for t in asked.tokens] == [t.id for t in plain.tokens]

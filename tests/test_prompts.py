@@ -51,9 +51,9 @@ def ids(result: Result) -> list[int]:
 
 def read(engine: Engine, name: str, **axes: Any) -> dict[str, list[int]]:
     """Token ids that each model reads."""
-    request = engine._request(PROMPTS[name], {"model": "base", **axes})
+    request = engine._preparer.request(PROMPTS[name], {"model": "base", **axes})
     assert isinstance(request, Request)
-    return dict(engine._prepare(request)[0].prompts)
+    return dict(engine._preparer.plan(request)[0].prompts)
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -84,8 +84,8 @@ def test_a_draft_like_its_base_is_always_accepted(engine: Engine, name: str) -> 
 
 @pytest.mark.parametrize("axes", [{"policy": Nudged("foreign")}, {"draw": Speculative("foreign")}], ids=str)
 def test_another_vocabulary_reads_the_text(engine: Engine, axes: dict[str, Any]) -> None:
-    tokenizer = engine._views["foreign"].vocabulary
-    spelled = engine._views["base"].vocabulary.decode(PROMPTS["ids"])
+    tokenizer = engine._loop.scheduler.models["foreign"].vocabulary
+    spelled = engine._loop.scheduler.models["base"].vocabulary.decode(PROMPTS["ids"])
     assert read(engine, "text", **axes)["foreign"] == tokenizer.encode(PROMPTS["text"])
     assert read(engine, "ids", **axes)["foreign"] == tokenizer.encode(spelled)
     # a base model's frame is put around a chat, and around nothing else
@@ -100,7 +100,7 @@ def test_only_a_chat_goes_through_templates_of_each(engine: Engine, policy: Any)
         assert prompts["other"] == prompts["base"]
     prompts = read(engine, "chat", policy=policy)
     assert prompts["other"] != prompts["base"]
-    assert prompts["other"] == engine._views["other"].template.encode(CHAT)
+    assert prompts["other"] == engine._loop.scheduler.models["other"].template.encode(CHAT)
     # a draft with the base's ids follows the base's own prompt
     drafted = read(engine, "chat", draw=Speculative("other"))
     assert drafted["other"] == drafted["base"]

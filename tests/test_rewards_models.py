@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 import transformers as hf
 
 from trimtab.decode.config import ConfigError, EngineOptions, ModelConfig
-from trimtab.decode.engine.engine import Engine, _Waiter
+from trimtab.decode.engine.channel import results
+from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import RewardFailed, UnsupportedRequest
 from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.models.load import load
@@ -126,10 +128,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def run(engine: Engine, make: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
     """The result of a method that runs as a request of its own."""
-    waiter = _Waiter()
-    views = engine._views_of(engine.models)
-    engine._launch(Request(model="base", prompt="-"), views, {}, make, waiter.put)
-    return waiter.result()
+    (result,) = results([partial(engine._launch, Request(model="base", prompt="-"), engine.models, make)])
+    return result
 
 
 def ratings(engine: Engine, objective: Any, samples: Sequence[Sample]) -> list[float]:
@@ -181,10 +181,10 @@ def test_reading_piece_by_piece_is_reading_at_once(engine: Engine, tiny: Any) ->
     """Twice round: cold, and with all that earlier beginnings left behind."""
     source = engine.models["trained.model"].source
     expected = [v for (v,) in by_transformers(source, beginnings(), tiny)]
-    engine._views["trained.model"].pages.forget()
+    engine._loop.scheduler.models["trained.model"].pages.forget()
     pieces = [ratings(engine, "trained", [sample])[0] for sample in beginnings()]
     again = ratings(engine, "trained", beginnings())
-    engine._views["trained.model"].pages.forget()
+    engine._loop.scheduler.models["trained.model"].pages.forget()
     whole = ratings(engine, "trained", beginnings()[-1:])
     assert pieces == pytest.approx(expected, abs=1e-4)
     assert again == pytest.approx(expected, abs=1e-4)
@@ -192,7 +192,7 @@ def test_reading_piece_by_piece_is_reading_at_once(engine: Engine, tiny: Any) ->
 
 
 def test_a_longer_beginning_costs_its_new_tokens_only(engine: Engine) -> None:
-    view = engine._views["trained.model"]
+    view = engine._loop.scheduler.models["trained.model"]
 
     def read(sample: Sample) -> tuple[int, int]:
         before: list[int] = []
@@ -215,7 +215,7 @@ def test_a_longer_beginning_costs_its_new_tokens_only(engine: Engine) -> None:
 
 
 def test_candidates_read_their_prompt_once(engine: Engine) -> None:
-    view = engine._views["trained.model"]
+    view = engine._loop.scheduler.models["trained.model"]
     samples = [Sample(PROMPT, TEXT[:20] + letter) for letter in "abcdefgh"]
     prompt = len(view.template.encode(PROMPT))
 
@@ -434,7 +434,7 @@ def logprob(folder: Path, prompt: Sequence[int], answer: Sequence[int]) -> tuple
 
 def test_likelihoods_are_those_of_the_models(engine: Engine, tiny_folder: Callable[..., Path], tiny: Any) -> None:
     own = tiny.tokenizer()
-    prompt = engine._views["base"].template.encode(PROMPT)
+    prompt = engine._loop.scheduler.models["base"].template.encode(PROMPT)
     answer = own(TEXT, add_special_tokens=False)["input_ids"]
     base, _ = logprob(tiny_folder("llama"), prompt, answer)
     other, entropy = logprob(tiny_folder("qwen2", seed=7), prompt, answer)

@@ -60,7 +60,7 @@ BOS, EOS = 284, 285  # of the tiny tokenizer
     ids=["all", "all-but-eos", "all-but-stops", "all-but-named-ends", "text-only", "nudged", "all-but-a-named-stop"],
 )
 def test_what_leaves_nothing_is_refused(engine: Engine, options: dict[str, Any], field: str) -> None:
-    vocabulary = engine._views["base"].vocabulary
+    vocabulary = engine._loop.scheduler.models["base"].vocabulary
     assert vocabulary.eos_token_ids == (EOS,)
     assert vocabulary.piece(BOS) == b"<bos>"
     passes = engine.stats().forward_passes
@@ -137,8 +137,8 @@ def test_models_padded_to_unlike_widths_work_together(engine: Engine) -> None:
 
 def test_a_request_is_validated_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    real = engine._validate
-    monkeypatch.setattr(engine, "_validate", lambda request: (seen.append(request), real(request)))
+    real = engine._preparer.validate
+    monkeypatch.setattr(engine._preparer, "validate", lambda request: (seen.append(request), real(request)))
     engine.generate([[1, 2], [3, 4]], max_new_tokens=1)
     assert len(seen) == 2
     list(engine.stream([1, 2], max_new_tokens=1))

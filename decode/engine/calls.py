@@ -12,11 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from typing import Any
 
-from trimtab.decode.engine.run import Run
+from trimtab.decode.engine.request_state import RequestState
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.engine.worker import one_thread
 from trimtab.decode.ops import Call
@@ -33,37 +33,43 @@ _STUCK = 0.5  # seconds: where calls wait, and all workers have been at theirs f
 
 @dataclass(eq=False, slots=True)
 class _Open:
-    run: Run | None  # None: nobody waits for it any more
-    task: Task
-    op: Call
-    place: _Place
-
-    @property
-    def deadline(self) -> float | None:
-        """None before it has begun: a call that waits for those of other requests loses none of its time."""
-        return None if self.place.begun is None else self.place.begun + self.op.timeout
-
-
-@dataclass(eq=False, slots=True)
-class _Place:
-    """Where a call runs.
+    """A call under way.
 
     Attributes:
+        state: whose it is; None: nobody waits for it any more.
         taken: when a worker took it.
         begun: when its function began: in a process, once that was there.
         child: the process, of a call that wants one.
         abandoned: it was given up.
     """
 
+    state: RequestState | None
+    task: Task
+    op: Call
+    future: Future[Any] = field(default_factory=Future)
     taken: float = 0.0
     begun: float | None = None
     child: _Child | None = None
     abandoned: bool = False
 
+    @property
+    def deadline(self) -> float | None:
+        """None before it has begun: a call that waits for those of other requests loses none of its time."""
+        return None if self.begun is None else self.begun + self.op.timeout
+
     def kill(self) -> None:
         self.abandoned = True
         if self.child is not None:
             self.child.kill()
+
+    def run(self) -> Any:
+        """On a worker's thread."""
+        child = None if self.op.where == "thread" else _own_child()
+        self.child = child
+        if self.abandoned:  # while its process started
+            return None
+        self.begun = time.monotonic()
+        return self.op.function(*self.op.args) if child is None else child.call(self.op.function, self.op.args)
 
 
 class Calls:
@@ -79,37 +85,32 @@ class Calls:
 
     def __init__(self, wake: Callable[[], object]) -> None:
         self._wake = wake
-        self._open: dict[Future[Any], _Open] = {}
-        self._ended: deque[Future[Any]] = deque()
+        self._open: dict[_Open, None] = {}
+        self._ended: deque[_Open] = deque()
         self._threads = _Threads(_THREADS, _MOST_THREADS)
         # Threads that each wait for a process of their own.
         self._processes = _Threads(_PROCESSES, _MOST_PROCESSES)
 
-    def submit(self, run: Run, task: Task, op: Call) -> None:
+    def submit(self, state: RequestState, task: Task, op: Call) -> None:
         """Begin a call."""
-        place = _Place()
-        if op.where == "thread":
-            future = self._threads.submit(place, _in_thread, op.function, op.args)
-        else:
-            future = self._processes.submit(place, _in_process, op.function, op.args)
-        self._open[future] = _Open(run, task, op, place)
-        future.add_done_callback(self._done)
+        call = _Open(state, task, op)
+        self._open[call] = None
+        call.future.add_done_callback(lambda _: self._done(call))
+        (self._threads if op.where == "thread" else self._processes).submit(call)
 
-    def forget(self, run: Run) -> None:
-        """Nobody waits for the calls of ``run`` any more; those that haven't begun never will."""
-        for future, call in list(self._open.items()):
-            if call.run is not run:
-                continue
-            if future.cancel() or future.done():
-                del self._open[future]
+    def forget(self, state: RequestState) -> None:
+        """Nobody waits for the calls of a request any more; those that haven't begun never will."""
+        for call in [call for call in self._open if call.state is state]:
+            if call.future.cancel() or call.future.done():
+                del self._open[call]
             else:  # it runs, in a thread perhaps for ever
-                call.run = None
+                call.state = None
                 if call.op.where == "process":
-                    call.place.kill()
+                    call.kill()
 
     def timeout(self) -> float | None:
         """Seconds until the next look is due, 0 if a call has ended already; None without open calls."""
-        waited_for = [call for call in self._open.values() if call.run is not None]
+        waited_for = [call for call in self._open if call.state is not None]
         if not waited_for:
             return None
         if self._ended:
@@ -117,52 +118,50 @@ class Calls:
         now = time.monotonic()
         return max(0.0, min(now + _STUCK if c.deadline is None else c.deadline for c in waited_for) - now)
 
-    def poll(self) -> list[tuple[Run, Task, Any, Exception | None]]:
+    def poll(self) -> list[tuple[RequestState, Task, Any, Exception | None]]:
         """Calls that have ended or run out of time since the last look: (request, task, result, error)."""
-        found: list[tuple[Run, Task, Any, Exception | None]] = []
+        found: list[tuple[RequestState, Task, Any, Exception | None]] = []
         while self._ended:
-            future = self._ended.popleft()
-            call = self._open.pop(future, None)
-            if call is None or call.run is None:
+            call = self._ended.popleft()
+            if call not in self._open:
                 continue
-            error = future.exception()
+            del self._open[call]
+            if call.state is None:
+                continue
+            error = call.future.exception()
             if error is not None and not isinstance(error, Exception):  # SystemExit and the like
                 error = RuntimeError(f"{type(error).__name__}: {error}")
-            found.append((call.run, call.task, None if error else future.result(), error))
+            found.append((call.state, call.task, None if error else call.future.result(), error))
         now = time.monotonic()
-        for future, call in list(self._open.items()):
-            if call.deadline is None or call.deadline > now or future.done():
+        for call in list(self._open):
+            if call.deadline is None or call.deadline > now or call.future.done():
                 continue
-            del self._open[future]
+            del self._open[call]
             self._abandon(call)
-            if call.run is not None:
-                found.append((call.run, call.task, None, TimeoutError(f"no result after {call.op.timeout:g} s")))
+            if call.state is not None:
+                found.append((call.state, call.task, None, TimeoutError(f"no result after {call.op.timeout:g} s")))
         for workers in (self._threads, self._processes):
             workers.help(now - _STUCK)
         return found
 
     def close(self) -> None:
         """Stop workers; nobody is waited for."""
-        for call in self._open.values():
-            call.place.kill()
+        for call in self._open:
+            call.kill()
         self._open.clear()
         self._threads.close()
         self._processes.close()
 
-    def _done(self, future: Future[Any]) -> None:
-        self._ended.append(future)
+    def _done(self, call: _Open) -> None:
+        self._ended.append(call)
         self._wake()
 
     def _abandon(self, call: _Open) -> None:
         if call.op.where == "process":
-            call.place.kill()
+            call.kill()
         else:
             log.warning("a function on a thread ran past its %g s and is left behind", call.op.timeout)
-            self._threads.leave(call.place)
-
-
-_There = Callable[[_Place, Callable[..., Any], tuple[Any, ...]], Any]
-_Work = tuple[Future[Any], _Place, _There, Callable[..., Any], tuple[Any, ...]]
+            self._threads.leave(call)
 
 
 class _Threads:
@@ -175,30 +174,28 @@ class _Threads:
 
     def __init__(self, usual: int, most: int) -> None:
         self._usual, self._most, self._count, self._idle = usual, most, 0, 0  # the count without those left behind
-        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._running: set[_Place] = set()
+        self._work: queue.SimpleQueue[_Open | None] = queue.SimpleQueue()
+        self._running: set[_Open] = set()
         self._lock = threading.Lock()
 
-    def submit(self, place: _Place, there: _There, function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
-        future: Future[Any] = Future()
+    def submit(self, call: _Open) -> None:
         with self._lock:
             if self._idle <= self._work.qsize() and self._count < self._usual:
                 self._start()
-        self._work.put((future, place, there, function, args))
-        return future
+        self._work.put(call)
 
     def help(self, since: float) -> None:
         """One worker more, if work waits and every worker has been at its own since then."""
         with self._lock:
-            busy = len(self._running) == self._count and all(p.taken <= since for p in self._running)
+            busy = len(self._running) == self._count and all(call.taken <= since for call in self._running)
             if busy and self._count < self._most and not self._work.empty():
                 self._start()
 
-    def leave(self, place: _Place) -> None:
-        """The thread at ``place`` may never come back: start another."""
+    def leave(self, call: _Open) -> None:
+        """The thread that runs it may never come back: start another."""
         with self._lock:
-            if place in self._running:
-                self._running.discard(place)
+            if call in self._running:
+                self._running.discard(call)
                 self._count -= 1
                 self._start()
 
@@ -216,34 +213,27 @@ class _Threads:
         while True:
             with self._lock:
                 self._idle += 1
-            work = self._work.get()
+            call = self._work.get()
             with self._lock:
                 self._idle -= 1
-            if work is None or not self._one(*work):
+            if call is None or not self._one(call):
                 return
 
-    def _one(
-        self,
-        future: Future[Any],
-        place: _Place,
-        there: _There,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-    ) -> bool:
+    def _one(self, call: _Open) -> bool:
         """Run one function; whether this thread is to go on."""
-        if not future.set_running_or_notify_cancel():
+        if not call.future.set_running_or_notify_cancel():
             return True
         with self._lock:
-            self._running.add(place)
-            place.taken = time.monotonic()
+            self._running.add(call)
+            call.taken = time.monotonic()
         try:
-            future.set_result(there(place, function, args))
+            call.future.set_result(call.run())
         except BaseException as error:
-            future.set_exception(error)
+            call.future.set_exception(error)
         with self._lock:
-            if place not in self._running:  # left behind
+            if call not in self._running:  # left behind
                 return False
-            self._running.discard(place)
+            self._running.discard(call)
             surplus = self._count > self._usual and self._work.empty()
             self._count -= surplus
         return not surplus
@@ -288,21 +278,12 @@ class _Child:
         self._pipe.close()
 
 
-def _in_thread(place: _Place, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    place.begun = time.monotonic()
-    return function(*args)
-
-
 _own = threading.local()
 
 
-def _in_process(place: _Place, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Call in this thread's process, which is started first where there is none."""
+def _own_child() -> _Child:
+    """This thread's process, which is started first where there is none."""
     child: _Child | None = getattr(_own, "child", None)
     if child is None or not child.alive:
         child = _own.child = _Child()
-    place.child = child
-    if place.abandoned:  # while the process started
-        return None
-    place.begun = time.monotonic()
-    return child.call(function, args)
+    return child

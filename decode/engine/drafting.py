@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from trimtab.decode.engine.isolate import isolated
+from trimtab.decode.engine.model_instance import ModelInstance
 from trimtab.decode.engine.sampler import row_pick
-from trimtab.decode.engine.view import View
 from trimtab.decode.engine.work import Item
 from trimtab.decode.methods.draws.foreign import shared_tokens
 from trimtab.decode.methods.draws.length import Length
@@ -46,7 +46,7 @@ class Columns:
         return tuple(int(self.of[token]) for token in tokens if self.of[token] >= 0)
 
 
-def columns(draft: View, target: View, shared: bool) -> Columns | None:
+def columns(draft: ModelInstance, target: ModelInstance, shared: bool) -> Columns | None:
     """What ``draft`` can say of the vocabulary of ``target``; None if its outputs are the target's ids.
 
     Args:

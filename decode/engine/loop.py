@@ -7,37 +7,45 @@ collected, and stops its loop.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import torch
 
+from trimtab.decode.engine import runner
 from trimtab.decode.engine.memory import give_back
-from trimtab.decode.engine.run import Run
+from trimtab.decode.engine.request_state import RequestState
 from trimtab.decode.engine.scheduler import Scheduler
-from trimtab.decode.engine.view import View
 from trimtab.decode.errors import EngineClosed, EngineFailed, Overloaded, TrimtabError
 
-__all__ = ["Loop"]
+__all__ = ["Loop", "tick"]
 
 log = logging.getLogger(__name__)
+
+
+def tick(scheduler: Scheduler) -> None:
+    """Advance every request that can be advanced by one forward pass per model."""
+    scheduler.admit()
+    for plan in scheduler.plans():
+        output = runner.run(plan)
+        scheduler.commit(plan, output)
 
 
 class Loop:
     """Serves models on one thread of its own.
 
     Args:
-        load: makes the models; called on the thread.
+        make: loads the models and gives what schedules them; called on the thread, with how to wake that.
         threads: of torch's CPU kernels; None leaves torch's setting alone.
 
     Attributes:
-        views: the models, by name.
+        scheduler: what ``make`` gave.
         failure: what stopped the thread, if it failed.
 
     Raises:
-        whatever ``load`` does.
+        whatever ``make`` does.
 
     Models are loaded on the thread that runs them. Each thread that computes has OpenMP workers of its own; where those
     of two threads outnumber the cores, GNU's OpenMP lets idle ones sleep at once, and each of the hundreds of parallel
@@ -45,28 +53,19 @@ class Loop:
     SmolLM2-135M).
     """
 
-    def __init__(self, load: Callable[[], dict[str, View]], threads: int | None) -> None:
-        self._inbox: deque[Run] = deque()
+    def __init__(self, make: Callable[[Callable[[], None]], Scheduler], threads: int | None) -> None:
+        self._inbox: deque[RequestState] = deque()
         self._open = 0  # submitted and not finished
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
-        self._ready = threading.Event()  # the scheduler is set
         self.failure: Exception | None = None
-        loaded: queue.SimpleQueue[dict[str, View] | BaseException] = queue.SimpleQueue()
+        made: Future[Scheduler] = Future()
         self._thread = threading.Thread(
-            target=self._run, args=(load, threads, loaded), name="trimtab-engine", daemon=True
+            target=self._run, args=(make, threads, made), name="trimtab-engine", daemon=True
         )
         self._thread.start()
-        views = loaded.get()
-        if isinstance(views, BaseException):
-            raise views
-        self.views = views
-
-    def start(self, max_rows: int, token_budget: int, shared: Callable[[str, str], bool]) -> None:
-        """Begin to serve; see ``Scheduler``. ``shared`` must not refer to the engine."""
-        self.scheduler = Scheduler(self.views, max_rows, token_budget, shared, self._wake.set)
-        self._ready.set()
+        self.scheduler = made.result()
 
     # --------------------------------------------------------------------------------------------- from any thread
 
@@ -74,11 +73,11 @@ class Loop:
         """Have the thread look again for what is to be done."""
         self._wake.set()
 
-    def submit(self, run: Run, most: int) -> None:
-        """Queue a request. ``done`` is to be called when it has ended.
+    def submit(self, state: RequestState, most: int) -> None:
+        """Queue a request.
 
         Args:
-            run: the request.
+            state: the request.
             most: requests that may be queued or running.
 
         Raises:
@@ -89,11 +88,11 @@ class Loop:
             if self._open >= most:
                 raise Overloaded(f"{self._open} requests are waiting or running; limits.max_queue is {most}")
             self._open += 1
-            self._inbox.append(run)
+            state.ended = self._done
+            self._inbox.append(state)
         self._wake.set()
 
-    def done(self) -> None:
-        """A submitted request is about to end: its owner may submit the next at once."""
+    def _done(self) -> None:
         with self._lock:
             self._open -= 1
 
@@ -121,7 +120,6 @@ class Loop:
         """End all requests with EngineClosed, stop the thread and free the models. Idempotent."""
         with self._lock:
             self._closing = True
-        self._ready.set()
         self._wake.set()
         if wait and self._thread is not threading.current_thread():
             self._thread.join()
@@ -129,25 +127,20 @@ class Loop:
     # --------------------------------------------------------------------------------------------------- the thread
 
     def _run(
-        self,
-        load: Callable[[], dict[str, View]],
-        threads: int | None,
-        loaded: queue.SimpleQueue[dict[str, View] | BaseException],
+        self, make: Callable[[Callable[[], None]], Scheduler], threads: int | None, made: Future[Scheduler]
     ) -> None:
         try:
             if threads is not None:
                 torch.set_num_threads(threads)
-            views = load()
+            scheduler = make(self.wake)
         except BaseException as error:  # whatever it is, the constructor waits for it
-            loaded.put(error)
+            made.set_exception(error)
             return
-        loaded.put(views)
-        del load, loaded
-        self._ready.wait()
-        if hasattr(self, "scheduler"):
-            self._serve(self.scheduler)
-        for view in views.values():
-            view.release()
+        made.set_result(scheduler)
+        del make, made
+        self._serve(scheduler)
+        for model in scheduler.models.values():
+            model.release()
         give_back()
 
     def _serve(self, scheduler: Scheduler) -> None:
@@ -165,7 +158,7 @@ class Loop:
                         continue
                     if (pause := scheduler.pause) is not None:
                         self._wake.wait(pause)
-                    scheduler.tick()
+                    tick(scheduler)
         except Exception as error:
             log.exception("the engine thread failed")
             with self._lock:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from trimtab.decode.engine.model_instance import LiveSequence, ModelInstance
 from trimtab.decode.engine.tasks import Task
-from trimtab.decode.engine.view import LiveSequence, View
 from trimtab.decode.request.events import Event
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.request import Request
@@ -16,7 +17,9 @@ from trimtab.decode.request.result import ModelUsage
 from trimtab.decode.rewards.base import Reward
 from trimtab.decode.text.vocabulary import Vocabulary
 
-__all__ = ["Counter", "Job", "Run"]
+__all__ = ["Counter", "Job", "Method", "OnEvent", "RequestState"]
+
+OnEvent = Callable[[Any], None]  # takes events, and last a result or an exception; called on the engine's thread
 
 
 @dataclass(slots=True)
@@ -46,28 +49,35 @@ class Job:
 
 
 @dataclass(eq=False, slots=True)
-class Run:
+class RequestState:
     """State of one request on the engine thread; also the ``Context`` of its methods.
 
     Attributes:
         arrival: number in order of submission; decides ties and who is preempted.
-        views: the models that the request uses.
+        method: the coroutine that runs as the request; its result is the last event.
+        models: those that the request uses.
+        needed_pages: with which it is admitted, by model.
         copies: see ``Context``.
-        on_event: called on the engine thread with each event and finally with Completed or an exception.
+        ended: called before the last event: its owner may submit the next request at once.
+        owner: is not dropped while the request runs.
+        drawn: tokens drawn by any model, discarded ones included, drafted ones not.
     """
 
     job: Job
     arrival: int
     request: Request
-    views: dict[str, View]
+    method: Method
+    models: dict[str, ModelInstance]
     rewards: Mapping[str, Reward]
     needed_pages: dict[str, int]
-    on_event: Callable[[Event | Exception], None]
+    on_event: OnEvent
     copies: Callable[[str, float, int], int]
     submitted: float
+    ended: Callable[[], None] = lambda: None
+    owner: object = None
     started: float = 0.0
     first_token: float = 0.0
-    drawn: int = 0  # tokens drawn by any model, discarded ones included, drafted ones not
+    drawn: int = 0
     drafted: int = 0
     accepted: int = 0
     reward_calls: int = 0
@@ -76,23 +86,23 @@ class Run:
     counters: dict[str, Counter] = field(default_factory=dict)
 
     def open(self, model: str, tokens: Sequence[int]) -> LiveSequence:
-        return LiveSequence(self.views[model], tokens, self.sequences)
+        return LiveSequence(self.models[model], tokens, self.sequences)
 
     def vocabulary(self, model: str) -> Vocabulary:
-        return self.views[model].vocabulary
+        return self.models[model].vocabulary
 
     def limit(self, model: str) -> int:
-        return self.views[model].context
+        return self.models[model].context
 
     def out_of_time(self) -> bool:
         budget = self.request.stopping.time_budget
         return budget is not None and time.monotonic() - self.started >= budget
 
     def render(self, model: str, prompt: Prompt) -> list[int]:
-        return self.views[model].template.encode(prompt)
+        return self.models[model].template.encode(prompt)
 
     def turn_end(self, model: str) -> list[int]:
-        return self.views[model].template.turn_end()
+        return self.models[model].template.turn_end()
 
     def reward(self, name: str) -> Reward:
         self.reward_calls += 1
@@ -122,3 +132,6 @@ class Run:
             self.task.close()
         for sequence in list(self.sequences):
             sequence.close()
+
+
+Method = Callable[[RequestState], Coroutine[Any, Any, Any]]
