@@ -37,7 +37,7 @@ from trimtab.decode.methods.searches.single import Single
 from trimtab.decode.request import events, objective, request, result, sampling
 from trimtab.decode.request.events import *  # noqa: F403
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
-from trimtab.decode.request.method import Draw, Policy, Search
+from trimtab.decode.request.method import AXES, Draw, Policy, Search, methods
 from trimtab.decode.request.objective import *  # noqa: F403
 from trimtab.decode.request.prompt import ChatMessage, Prompt
 from trimtab.decode.request.request import *  # noqa: F403
@@ -98,6 +98,13 @@ __all__ = [
 __all__ += errors.__all__
 for _module in (events, objective, request, result, sampling):
     __all__ += _module.__all__
+
+# A method that is not named above is exported all the same.
+for _axis in AXES:
+    for _method in methods(_axis, plugins=False).values():
+        globals()[_method.__name__] = _method
+        if _method.__name__ not in __all__:
+            __all__ += [_method.__name__]
 
 _MODULES = {
     "config": ("ConfigError", "EngineConfig", "EngineOptions", "ModelConfig"),

@@ -174,18 +174,24 @@ except ImportError:
     ],
 )
 def test_light_things_stay_light(tmp_path: Path, code: str) -> None:
-    heavy = "{'torch', 'transformers', 'numpy', 'grpc', 'tokenizers', 'safetensors'}"
+    heavy = "{'torch', 'transformers', 'grpc', 'tokenizers', 'safetensors'}"
     printed = run(f"{code}\nimport sys\nprint('heavy:', sorted({heavy} & set(sys.modules)))", tmp_path)
     assert printed.splitlines()[-1] == "heavy: []"
 
 
 def test_everything_public_is_exported() -> None:
     import trimtab.decode
-    from trimtab.decode import errors, types
+    from trimtab.decode import errors
+    from trimtab.decode.request import events, objective, request, result, sampling
+    from trimtab.decode.request.method import AXES, methods
 
-    for name in (*types.__all__, *errors.__all__):
-        assert name in trimtab.decode.__all__
-        assert getattr(trimtab.decode, name) is getattr(types if name in types.__all__ else errors, name)
+    for module in (errors, events, objective, request, result, sampling):
+        for name in module.__all__:
+            assert name in trimtab.decode.__all__
+            assert getattr(trimtab.decode, name) is getattr(module, name)
+    for cls in (cls for axis in AXES for cls in methods(axis).values()):
+        assert cls.__name__ in trimtab.decode.__all__
+        assert getattr(trimtab.decode, cls.__name__) is cls
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = trimtab.decode.no_such_name
 

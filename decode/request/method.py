@@ -170,9 +170,15 @@ class Search(Method):
 AXES: Mapping[str, type[Method]] = {"policy": Policy, "draw": Draw, "search": Search}
 
 
-def methods(axis: str) -> Mapping[str, type[Any]]:
-    """The methods of an axis by name: the default first, the project's own and those of other packages."""
-    _load_plugins()
+def methods(axis: str, plugins: bool = True) -> Mapping[str, type[Any]]:
+    """The methods of an axis by name, the default first.
+
+    Args:
+        axis: one of ``AXES``.
+        plugins: also load those that other packages add.
+    """
+    if plugins:
+        _load_plugins()
     first = type(default(axis)).name
     return dict(sorted(_known[axis].items(), key=lambda item: (item[0] != first, item[0])))
 
