@@ -112,6 +112,7 @@ def test_assisted_options_must_make_sense(field: str, value: Any) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.full
 def test_a_run_goes_on_where_it_was(real_models: Any, tmp_path: Path) -> None:
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps({"question": f"What is {n} + {n}?"}) + "\n" for n in range(3)))
@@ -142,6 +143,7 @@ def test_a_run_goes_on_where_it_was(real_models: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.full
 def test_their_draft_is_ours(real_models: Any) -> None:
     """Greedy, in float32: the same answers with the draft as without, in fewer passes; and a batch is refused."""
     draft = bundled_draft("smollm2-135m-draft")

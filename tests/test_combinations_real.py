@@ -144,7 +144,22 @@ def check_same(ours: Result, theirs: Result) -> None:
         assert tops[0] - tops[1] < NEAR_TIE, f"token {at}: {mine.text!r} in place of {other.text!r}"
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS.values(), ids=COMBINATIONS)
+# One of each kind in continuous integration, the others in the long run.
+LONG = {
+    "adaptive speculation, greedy",
+    "early rejection of nudged candidates",
+    "evolution of a mixture",
+    "majority of a mixture",
+    "prompt lookup under a nudged best of n",
+    "refinement of nudged answers, criticised by the small model",
+    "speculating segments, redrawn",
+}
+
+
+@pytest.mark.parametrize(
+    "combination",
+    [pytest.param(c, id=name, marks=[pytest.mark.full] * (name in LONG)) for name, c in COMBINATIONS.items()],
+)
 def test_combined(client: Client, engine: Engine, combination: Combination) -> None:
     options: dict[str, Any] = {"seed": 5, "max_new_tokens": 14, "top_logprobs": 2, **combination.options}
     embedded = engine.generate(QUESTION, **options)

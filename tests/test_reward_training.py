@@ -174,6 +174,7 @@ def test_a_run_cut_short_is_the_run_that_was_not(options: Callable[..., Options]
         assert (cut.out / "model" / name).read_bytes() == (whole.out / "model" / name).read_bytes()
 
 
+@pytest.mark.full
 def test_another_seed_is_another_run(options: Callable[..., Options], trained: tuple[Options, Any]) -> None:
     other = options(seed=1, epochs=1.0)
     train_reward(other)
