@@ -65,6 +65,7 @@ from trimtab.decode.request.result import (
 )
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.server.rpc.bridge import StreamMessages
+from trimtab.server.wire.alike import filled
 from trimtab.server.wire.answer import (
     Assembler,
     MalformedAnswer,
@@ -72,7 +73,6 @@ from trimtab.server.wire.answer import (
     candidate_parts,
     completed_message,
     result_of,
-    started_message,
 )
 from trimtab.server.wire.listing import info_of, model_message, reward_info_of, reward_message
 from trimtab.server.wire.numbers import duration, seconds, shortest
@@ -416,7 +416,7 @@ def _started(result: Result) -> Started:
 def test_a_unary_answer_comes_back_as_it_was(result: Result) -> None:
     authors = {name: index for index, name in enumerate(result.models)}
     response = pb.GenerateResponse(
-        started=started_message(_started(result)),
+        started=filled(pb.Started(), _started(result)),
         candidates=[candidate_message(c, authors, tokens=True) for c in result.candidates],
         completed=completed_message(result),
     )

@@ -17,12 +17,11 @@ from trimtab.decode.request.events import (
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Candidate, Result
 from trimtab.server.rpc.backend import Backend
+from trimtab.server.wire.alike import filled
 from trimtab.server.wire.answer import (
     candidate_message,
     candidate_parts,
     completed_message,
-    progress_message,
-    started_message,
     token_message,
 )
 from trimtab.v1 import decoding_pb2 as pb
@@ -79,11 +78,11 @@ class StreamMessages:
         match event:
             case Started():
                 self._authors = {name: index for index, name in enumerate(event.models)}
-                yield pb.GenerateStreamResponse(started=started_message(event))
+                yield pb.GenerateStreamResponse(started=filled(pb.Started(), event))
             case Chunk():
                 yield from self._chunk(event)
             case Progress():
-                yield pb.GenerateStreamResponse(progress=progress_message(event))
+                yield pb.GenerateStreamResponse(progress=filled(pb.Progress(), event))
             case Completed():
                 yield from self._completed(event)
 

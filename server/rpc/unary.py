@@ -11,7 +11,8 @@ from trimtab.decode.request.events import Completed, Started
 from trimtab.decode.request.info import Limits
 from trimtab.decode.request.request import Request
 from trimtab.server.rpc.bridge import MESSAGE_BYTES, kept_candidates
-from trimtab.server.wire.answer import candidate_message, completed_message, started_message
+from trimtab.server.wire.alike import filled
+from trimtab.server.wire.answer import candidate_message, completed_message
 from trimtab.server.wire.status import AnswerTooLarge
 from trimtab.v1 import decoding_pb2 as pb
 
@@ -48,7 +49,7 @@ def unary_response(started: Started, completed: Completed, options: pb.ResponseO
     authors = {name: index for index, name in enumerate(started.models)}
     kept = kept_candidates(result, options.max_candidates)
     response = pb.GenerateResponse(
-        started=started_message(started),
+        started=filled(pb.Started(), started),
         candidates=[candidate_message(c, authors, tokens=options.tokens) for c in kept],
         completed=completed_message(result),
     )

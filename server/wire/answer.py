@@ -6,11 +6,11 @@ A stream is read back by ``Assembler`` into the same events that an embedded eng
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any
 
 from trimtab import decode as lib
 from trimtab.decode.errors import TrimtabError
-from trimtab.server.wire.numbers import duration, seconds
+from trimtab.server.wire.alike import filled, made, members
 from trimtab.v1 import decoding_pb2 as pb
 
 __all__ = [
@@ -19,19 +19,14 @@ __all__ = [
     "candidate_message",
     "candidate_parts",
     "completed_message",
-    "progress_message",
     "result_of",
-    "started_message",
     "token_message",
     "token_of",
 ]
 
-T = TypeVar("T")
-
-_DRAWS = {draw: pb.TokenDraw.Value(f"TOKEN_DRAW_{draw.name}") for draw in lib.TokenDraw}
-_DRAW_OF: Mapping[int, lib.TokenDraw] = {number: draw for draw, number in _DRAWS.items()}
-_FINISH = {reason: pb.FinishReason.Value(f"FINISH_REASON_{reason.name}") for reason in lib.FinishReason}
-_FINISH_OF: Mapping[int, lib.FinishReason] = {number: reason for reason, number in _FINISH.items()}
+_DRAWS: Mapping[Any, Any] = members(lib.TokenDraw, pb.TokenDraw.DESCRIPTOR)
+_DRAW_OF = {number: draw for draw, number in _DRAWS.items()}
+_FINISH_OF = {number: reason for reason, number in members(lib.FinishReason, pb.FinishReason.DESCRIPTOR).items()}
 
 
 class MalformedAnswer(TrimtabError):
@@ -39,16 +34,6 @@ class MalformedAnswer(TrimtabError):
 
 
 # ---------------------------------------------------------------------------------------------------- library to proto
-
-
-def started_message(event: lib.Started) -> pb.Started:
-    return pb.Started(
-        generation_id=event.generation_id,
-        models=event.models,
-        prompt_tokens=event.prompt_tokens,
-        seed=event.seed,
-        max_new_tokens=event.max_new_tokens,
-    )
 
 
 def token_message(token: lib.Token, authors: Mapping[str, int]) -> pb.TokenInfo:
@@ -63,15 +48,6 @@ def token_message(token: lib.Token, authors: Mapping[str, int]) -> pb.TokenInfo:
         reward=token.reward,
         top_prob=token.top_prob,
         top=[pb.TopLogprob(id=t.id, piece=t.piece, logprob=t.logprob) for t in token.top],
-    )
-
-
-def progress_message(event: lib.Progress) -> pb.Progress:
-    return pb.Progress(
-        candidates_running=event.candidates_running,
-        candidates_done=event.candidates_done,
-        generated_tokens=event.generated_tokens,
-        best_reward=event.best_reward,
     )
 
 
@@ -92,14 +68,11 @@ def candidate_message(
         sent_text, sent_tokens: characters and tokens at its beginning that were sent in chunks already.
     """
     kept = candidate.tokens[sent_tokens:] if tokens else ()
-    return pb.Candidate(
-        index=candidate.index,
+    return filled(
+        pb.Candidate(tokens=[token_message(token, authors) for token in kept]),
+        candidate,
         text=candidate.text[sent_text:],
-        tokens=[token_message(token, authors) for token in kept],
-        finish_reason=_FINISH[candidate.finish_reason],
-        stop_match=candidate.stop_match,
-        rewards=dict(candidate.rewards),
-        sum_logprob=candidate.sum_logprob,
+        tokens=None,
         token_count=len(candidate.tokens),
     )
 
@@ -150,43 +123,15 @@ def _token_parts(tokens: Sequence[pb.TokenInfo], room: int) -> Iterator[list[pb.
 
 
 def completed_message(result: lib.Result) -> pb.Completed:
-    usage = result.usage
-    return pb.Completed(
-        selected=result.chosen.index,
-        reproducible=result.reproducible,
-        abstained=result.abstained,
-        usage=pb.Usage(
-            prompt_tokens=usage.prompt_tokens,
-            cached_prompt_tokens=usage.cached_prompt_tokens,
-            returned_tokens=usage.returned_tokens,
-            generated_tokens=usage.generated_tokens,
-            drafted_tokens=usage.drafted_tokens,
-            accepted_tokens=usage.accepted_tokens,
-            discarded_tokens=usage.discarded_tokens,
-            nudged_tokens=usage.nudged_tokens,
-            reward_calls=usage.reward_calls,
-            models=[
-                pb.ModelUsage(
-                    model=m.model,
-                    forward_passes=m.forward_passes,
-                    tokens_read=m.tokens_read,
-                    tokens_written=m.tokens_written,
-                )
-                for m in usage.models
-            ],
-            queue_time=duration(usage.queue_time),
-            time_to_first_token=duration(usage.time_to_first_token),
-            total_time=duration(usage.total_time),
-            mean_entropy_nats=result.mean_entropy,
-            exp_mean_entropy=result.exp_mean_entropy,
-        ),
-    )
+    figures = {"mean_entropy_nats": result.mean_entropy, "exp_mean_entropy": result.exp_mean_entropy}
+    usage = filled(pb.Usage(), result.usage, **figures)
+    return filled(pb.Completed(), result, selected=result.chosen.index, usage=usage)
 
 
 # ---------------------------------------------------------------------------------------------------- proto to library
 
 
-def _known(table: Mapping[int, T], number: int) -> T:
+def _known(table: Mapping[int, Any], number: int) -> Any:
     if number not in table:
         raise MalformedAnswer(f"value {number} of an enum is unknown here; known: {sorted(table)}")
     return table[number]
@@ -214,36 +159,6 @@ def token_of(message: pb.TokenInfo, models: Sequence[str]) -> lib.Token:
         reward=message.reward if message.HasField("reward") else None,
         top_prob=message.top_prob if message.HasField("top_prob") else None,
         top=tuple(lib.TopLogprob(t.id, t.piece, t.logprob) for t in message.top),
-    )
-
-
-def _usage_of(message: pb.Usage) -> lib.Usage:
-    return lib.Usage(
-        prompt_tokens=message.prompt_tokens,
-        cached_prompt_tokens=message.cached_prompt_tokens,
-        returned_tokens=message.returned_tokens,
-        generated_tokens=message.generated_tokens,
-        drafted_tokens=message.drafted_tokens,
-        accepted_tokens=message.accepted_tokens,
-        discarded_tokens=message.discarded_tokens,
-        nudged_tokens=message.nudged_tokens,
-        reward_calls=message.reward_calls,
-        models=tuple(
-            lib.ModelUsage(m.model, m.forward_passes, m.tokens_read, m.tokens_written) for m in message.models
-        ),
-        queue_time=seconds(message.queue_time),
-        time_to_first_token=seconds(message.time_to_first_token),
-        total_time=seconds(message.total_time),
-    )
-
-
-def _started_of(message: pb.Started) -> lib.Started:
-    return lib.Started(
-        generation_id=message.generation_id,
-        models=tuple(message.models),
-        prompt_tokens=message.prompt_tokens,
-        seed=message.seed,
-        max_new_tokens=message.max_new_tokens,
     )
 
 
@@ -275,17 +190,13 @@ class Assembler:
             case "candidate":
                 self.candidate(message.candidate)
             case "progress":
-                progress = message.progress
-                best = progress.best_reward if progress.HasField("best_reward") else None
-                return lib.Progress(
-                    progress.candidates_running, progress.candidates_done, progress.generated_tokens, best
-                )
+                return made(lib.Progress, message.progress)
             case "completed":
                 return lib.Completed(self.completed(message.completed))
         return None  # also an event of a newer version
 
     def started(self, message: pb.Started) -> lib.Started:
-        self._started = _started_of(message)
+        self._started = made(lib.Started, message)
         return self._started
 
     def _chunk(self, message: pb.Chunk, models: Sequence[str]) -> lib.Chunk:
@@ -320,7 +231,7 @@ class Assembler:
             model=started.models[0],
             models=started.models,
             candidates=candidates,
-            usage=_usage_of(message.usage),
+            usage=made(lib.Usage, message.usage),
             seed=started.seed,
             selected=[candidate.index for candidate in candidates].index(message.selected),
             reproducible=message.reproducible,

@@ -9,6 +9,7 @@ from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.request.fields import Field, Model, OneOf, Rated, described
 from trimtab.decode.request.info import ModelInfo, RewardInfo
 from trimtab.decode.request.method import AXES, methods
+from trimtab.server.wire.alike import filled, made
 from trimtab.v1 import decoding_pb2 as pb
 
 __all__ = ["info_of", "model_message", "page_of", "reward_info_of", "reward_message"]
@@ -54,21 +55,7 @@ def page_of(items: Mapping[str, T], size: int, token: str) -> tuple[list[T], str
 
 def model_message(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> pb.Model:
     """What ListModels says of a model; ``rewards`` are those that its answers can be rated with."""
-    return pb.Model(
-        id=info.name,
-        methods=_methods(info, rewards),
-        draft_models=info.draft_models,
-        nudge_models=info.nudge_models,
-        max_context_tokens=info.max_context_tokens,
-        vocab_size=info.vocab_size,
-        role=_ROLES[info.role],
-        source=info.source,
-        architecture=info.architecture,
-        dtype=info.dtype,
-        device=info.device,
-        eos_token_ids=info.eos_token_ids,
-        acceptance_head=info.acceptance_head,
-    )
+    return filled(pb.Model(), info, id=info.name, role=_ROLES[info.role], methods=_methods(info, rewards))
 
 
 def _methods(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> list[str]:
@@ -94,41 +81,14 @@ def _methods(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> list[str]:
 
 def info_of(message: pb.Model) -> ModelInfo:
     """The inverse of ``model_message``."""
-    return ModelInfo(
-        name=message.id,
-        role=_ROLE_OF.get(message.role, "base"),
-        source=message.source,
-        architecture=message.architecture,
-        dtype=message.dtype,
-        device=message.device,
-        max_context_tokens=message.max_context_tokens,
-        vocab_size=message.vocab_size,
-        eos_token_ids=tuple(message.eos_token_ids),
-        nudge_models=tuple(message.nudge_models),
-        draft_models=tuple(message.draft_models),
-        acceptance_head=message.acceptance_head,
-    )
+    return made(ModelInfo, message, name=message.id, role=_ROLE_OF.get(message.role, "base"))
 
 
 def reward_message(info: RewardInfo) -> pb.Reward:
     """What ListRewards says of a reward."""
-    return pb.Reward(
-        id=info.name,
-        kind=_KINDS[info.kind],
-        description=info.description,
-        models=info.models,
-        pairwise=info.pairwise,
-        needs_reference=info.needs_reference,
-    )
+    return filled(pb.Reward(), info, id=info.name, kind=_KINDS[info.kind])
 
 
 def reward_info_of(message: pb.Reward) -> RewardInfo:
     """The inverse of ``reward_message``; a kind that is not known here rates whole answers, as every reward does."""
-    return RewardInfo(
-        name=message.id,
-        kind=_KIND_OF.get(message.kind, "sequence"),
-        description=message.description,
-        models=tuple(message.models),
-        pairwise=message.pairwise,
-        needs_reference=message.needs_reference,
-    )
+    return made(RewardInfo, message, name=message.id, kind=_KIND_OF.get(message.kind, "sequence"))

@@ -6,9 +6,8 @@ oneof (``OneOf``). A method of another package has no message of its own: it tra
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from enum import Enum
-from functools import cache
 from typing import Any, cast
 
 from google.protobuf import json_format
@@ -19,6 +18,7 @@ from trimtab.decode.request.as_json import FormatError, fields_from_json, fields
 from trimtab.decode.request.fields import Field, OneOf, Rated, described
 from trimtab.decode.request.method import AXES, Method, default, methods
 from trimtab.decode.request.objective import Objective
+from trimtab.server.wire.alike import members
 from trimtab.server.wire.fields import COUNT, FLAG, NAME, NUMBER, TEXT, Faults, Writer, optional
 from trimtab.v1 import decoding_pb2 as pb
 
@@ -93,7 +93,7 @@ def _read_one_of(oneof: OneOf, message: Any, path: str, faults: Faults) -> Any:
 
 def _read_enum(kind: type[Enum], descriptor: FieldDescriptor, number: int, path: str, faults: Faults) -> Any:
     """The library's value; None if it is unspecified."""
-    numbers, enum = _numbers(kind, descriptor.enum_type), cast("Any", descriptor.enum_type)
+    numbers, enum = members(kind, descriptor.enum_type), cast("Any", descriptor.enum_type)
     if number and number not in numbers.values():
         names = (enum.values_by_number[known].name for known in numbers.values())
         faults.refuse(path, number, f"one of {', '.join(names)}")
@@ -155,7 +155,7 @@ def _write_field(message: Any, field: Field, value: Any, path: str, writer: Writ
     if descriptor.enum_type is not None:
         kind = cast("type[Enum]", field.kinds[0])
         if isinstance(value, kind):
-            setattr(message, field.name, _numbers(kind, descriptor.enum_type)[value])
+            setattr(message, field.name, members(kind, descriptor.enum_type)[value])
         else:
             writer.refuse(path, value, f"one of {', '.join(str(member.value) for member in kind)}")
     elif field.mark(Rated) and descriptor.message_type is not None:
@@ -214,10 +214,3 @@ def _accepted(descriptor: FieldDescriptor) -> str:
         FieldDescriptor.CPPTYPE_FLOAT: NUMBER,
         FieldDescriptor.CPPTYPE_BOOL: FLAG,
     }.get(descriptor.cpp_type, TEXT)
-
-
-@cache
-def _numbers(kind: Hashable, enum: Any) -> Mapping[Enum, int]:
-    """The proto's number of each member of an enumeration, whose names it begins with the enumeration's own."""
-    prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
-    return {member: enum.values_by_name[prefix + member.name].number for member in cast("type[Enum]", kind)}
