@@ -30,7 +30,6 @@ PACKAGES = [
     "trimtab.decode.request",
     "trimtab.decode.rewards",
     "trimtab.decode.text",
-    "trimtab.kernels.reference",
     "trimtab.kernels.triton",
     "trimtab.server.cli",
     "trimtab.server.rpc",

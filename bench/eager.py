@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["greedy", "mixed", "nucleus_entropy", "plausible", "sampled", "statistics", "temperature_law", "verified"]
+__all__ = ["greedy", "mixed", "plausible", "sampled", "statistics", "temperature_law", "verified"]
 
 Read = tuple[Tensor, Tensor, Tensor, Tensor]  # token, logprob, entropy, top probability, each [R]
 
@@ -77,13 +77,6 @@ def plausible(models: Sequence[Tensor], weights: Sequence[float], plausibility: 
     logprobs = torch.log_softmax(z, -1)
     # 0 ln 0 is 0 here, and NaN as a product.
     return token, _at(logprobs, token), torch.special.entr(law).sum(-1), law.amax(-1)
-
-
-def nucleus_entropy(logits: Tensor, top_p: float) -> Tensor:
-    """Entropy [R] of the distribution renormalised over its nucleus."""
-    law, _ = temperature_law(logits, 1.0, top_p)
-    entropy: Tensor = torch.special.entr(law).sum(-1)
-    return entropy
 
 
 def verified(target: Tensor, draft: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from trimtab.bench import eager
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Draft, Window
-from trimtab.kernels.types import Blend, Filters, Key, RowPick
+from trimtab.kernels.types import Blend, Draft, Filters, Key, RowPick, Window
 
 __all__ = ["KERNELS", "Work", "logits"]
 
@@ -23,7 +22,6 @@ Make = Callable[[int, int, torch.dtype, torch.device, int], "Work"]
 # Steps whose random numbers are prepared: a sampler's work depends on what it draws.
 _STEPS = 16
 _DRAFTED = 4
-_WIDTH = 4096  # of the hidden states before the head
 # Entropies of about 1 to 4 nats at the sizes measured, as language models have them.
 _SLOPE = 0.62
 
@@ -36,7 +34,7 @@ class Work:
         ours: a call as the engine makes it; the argument numbers the calls, which draw differently.
         formula, inputs: the eager formula, and the tensors that it is called with.
         captured: the launches alone, over tensors that are on the device: what a CUDA graph holds.
-        read: bytes of logits (or of the head) that have to be read once.
+        read: bytes of logits that have to be read once.
     """
 
     ours: Callable[[int], object]
@@ -98,7 +96,7 @@ def _pick(filters: Filters, rows: int, vocabulary: int, dtype: torch.dtype, devi
     def formula(x: Tensor) -> object:
         return eager.sampled(x, temperature, top_p) if temperature else eager.greedy(x)
 
-    captured = _Prepared(lambda: _planned(steps[0], vocabulary, device), lambda plan: _launch_pick(x, plan))
+    captured = _Prepared(lambda: _planned(steps[0], vocabulary, device), lambda plan: torch.ops.trimtab.mix([x], *plan))
     return Work(lambda i: dispatch.pick(x, steps[i % _STEPS]), formula, (x,), captured, _size(x))
 
 
@@ -130,27 +128,14 @@ def _mix(
     return Work(lambda i: dispatch.mix(models, blends, steps[i % _STEPS]), formula, tuple(models), captured, read)
 
 
-def _nucleus(top_p: float, rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
-    x = logits(rows, vocabulary, dtype, device, seed)
-
-    def captured() -> object:
-        _operators()
-        return torch.ops.trimtab.nucleus(x, top_p)
-
-    def formula(x: Tensor) -> object:
-        return eager.nucleus_entropy(x, top_p)
-
-    return Work(lambda _: dispatch.nucleus_entropy(x, top_p), formula, (x,), captured, _size(x))
-
-
 def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
     target = logits(rows * (_DRAFTED + 1), vocabulary, dtype, device, seed).view(rows, _DRAFTED + 1, vocabulary)
     draft = _near(target[:, :_DRAFTED].flatten(0, 1), seed + 1)
     generator = torch.Generator(device).manual_seed(seed)
     tokens = torch.empty((len(draft), 1), dtype=torch.int64, device=device)
     for i in range(0, len(draft), 64):
-        law = torch.softmax(draft[i : i + 64].float(), -1)
-        tokens[i : i + 64] = torch.multinomial(law, 1, generator=generator)
+        probs = torch.softmax(draft[i : i + 64].float(), -1)
+        tokens[i : i + 64] = torch.multinomial(probs, 1, generator=generator)
     tokens = tokens.view(rows, _DRAFTED)
     drafted: list[list[int]] = tokens.tolist()
     tops = dispatch.stats(draft).top_prob.view(rows, _DRAFTED).tolist()  # known since drafting
@@ -167,21 +152,10 @@ def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device
     steps = [windows(step) for step in range(_STEPS)]
     flat, drafts = target.flatten(0, 1), draft.view(rows, _DRAFTED, vocabulary)
 
-    def plans() -> tuple[Any, Any]:
-        from trimtab.kernels.reference.verify import picks_of
-        from trimtab.kernels.triton import verify
+    def batch() -> Any:
+        from trimtab.kernels.triton.verify import pack_windows
 
-        return _planned(picks_of(steps[0]), vocabulary, device), verify.pack(steps[0], vocabulary, device)
-
-    def launch(both: tuple[Any, Any]) -> object:
-        from trimtab.kernels.reference.entropy import Stats
-        from trimtab.kernels.reference.pick import Picked
-        from trimtab.kernels.triton import verify
-
-        picking, plan = both
-        (lse, entropy, top_prob, logprob), ids, flags = _launch_pick(flat, picking)
-        stats = Stats(lse, entropy, top_prob, ids[1], logprob, flags[0])
-        return verify.complete(flat, stats, *verify.run(flat, plan, Picked(ids[0], stats)))
+        return pack_windows(steps[0], vocabulary, device).flat
 
     # The target once; where a token falls, the target's row and the draft's again (kernels.md, c).
     read = _size(target) * (_DRAFTED + 3) // (_DRAFTED + 1)
@@ -189,36 +163,8 @@ def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device
         lambda i: dispatch.verify(flat, steps[i % _STEPS]),
         eager.verified,
         (target, drafts, tokens),
-        _Prepared(plans, launch),
+        _Prepared(batch, lambda flat_batch: torch.ops.trimtab.verify(flat, *flat_batch)),
         read,
-    )
-
-
-def _head(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
-    generator = torch.Generator(device).manual_seed(seed)
-    hidden = torch.randn((rows, _WIDTH), generator=generator, device=device).to(dtype)
-    head = (torch.randn((vocabulary, _WIDTH), generator=generator, device=device) * 2 / _WIDTH**0.5).to(dtype)
-    steps = _picks(rows, Filters(1.0))
-
-    def prepared() -> Any:
-        from trimtab.kernels.reference.lm_head import fusable
-        from trimtab.kernels.triton import lm_head
-
-        fused = fusable(steps[0], vocabulary)
-        return fused, lm_head.pack(steps[0], device) if fused else _planned(steps[0], vocabulary, device)
-
-    def launch(found: Any) -> object:
-        fused, plan = found
-        if fused:
-            return torch.ops.trimtab.lm_head(hidden, head, None, *plan, 1.0, 0.0)
-        return _launch_pick(hidden @ head.T, plan)
-
-    return Work(
-        lambda i: dispatch.lm_head(hidden, head, steps[i % _STEPS]),
-        lambda hidden, head: eager.sampled(hidden @ head.T, 1.0),
-        (hidden, head),
-        _Prepared(prepared, launch),
-        _size(head) + _size(hidden),
     )
 
 
@@ -238,7 +184,7 @@ class _Prepared:
 
 def _operators() -> None:
     """Registers ``torch.ops.trimtab``."""
-    from trimtab.kernels.triton import launch, lm_head  # noqa: F401
+    from trimtab.kernels.triton import logits, verify  # noqa: F401
 
 
 def _planned(
@@ -246,12 +192,7 @@ def _planned(
 ) -> Any:
     from trimtab.kernels.triton.pack import pack
 
-    return pack(rows, vocabulary, device, blends)
-
-
-def _launch_pick(x: Tensor, plan: Any) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.trimtab.pick(x, *plan[:7])  # all but whether it is deferred
-    return found
+    return pack(rows, vocabulary, device, blends).flat
 
 
 def _size(x: Tensor) -> int:
@@ -269,9 +210,7 @@ KERNELS: Mapping[str, Make] = {
     "mixture": partial(_mix, (1.0, 0.5), _NUCLEUS, 0.0, logits),
     "mixture-flat": partial(_mix, (1.0, 0.5), _NUCLEUS, 0.0, _flat),
     "verify": _verify,
-    "nucleus": partial(_nucleus, 0.9),
     "mix3": partial(_mix, _THREE, _PLAIN, 0.0, logits),
     "mix3-top-p": partial(_mix, _THREE, Filters(1.0, top_p=0.9), 0.0, logits),
     "mix3-plausible": partial(_mix, _THREE, _PLAIN, 0.1, logits),
-    "lm-head": _head,
 }

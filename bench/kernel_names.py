@@ -25,11 +25,9 @@ TITLES: Mapping[str, str] = {
     "mixture": "mixture of 2, T 0.8, top-p 0.9",
     "mixture-flat": "the same of normal logits",
     "verify": "verification, K = 4",
-    "nucleus": "entropy of the nucleus 0.9",
     "mix3": "mixture of 3, sampled",
     "mix3-top-p": "mixture of 3, top-p 0.9",
     "mix3-plausible": "mixture of 3, plausibility 0.1",
-    "lm-head": "head of 4096, sampled",
 }
 
 

@@ -31,7 +31,6 @@ GOALS: Mapping[tuple[str, int, int], Goal] = {
     ("stats", 64, 128_256): Goal(8, 10, 0.47),
     ("stats", 256, 151_936): Goal(25, 15, 0.72),
     ("stats", 256, 262_144): Goal(41, 15, 0.76),
-    ("nucleus", 64, 128_256): Goal(24, 30),
     ("mix3", 1, 151_936): Goal(8, 10),
     ("mix3", 8, 151_936): Goal(10, 10),
     ("mix3", 64, 128_256): Goal(18, 10, 0.64),
@@ -42,9 +41,6 @@ GOALS: Mapping[tuple[str, int, int], Goal] = {
     ("verify", 1, 151_936): Goal(12, 12),
     ("verify", 64, 128_256): Goal(38, 15, 0.70),
     ("verify", 256, 151_936): Goal(160, 15, 0.79),
-    ("lm-head", 1, 128_256): Goal(290, 1.3, 0.84),
-    ("lm-head", 64, 128_256): Goal(310, 1.3, 0.79),
-    ("lm-head", 256, 128_256): Goal(420, 1.8, 0.81),
 }
 
 Found = Mapping[tuple[Case, str, str], Row]

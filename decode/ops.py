@@ -153,7 +153,7 @@ class Mixed:
 
     Args:
         parts: the base's sequence and those of the experts.
-        blend: weights, gate and plausibility; see ``trimtab.kernels.reference.mix``.
+        blend: weights and plausibility; see ``trimtab.kernels.types.Blend``.
     """
 
     __slots__ = ("blend", "parts")

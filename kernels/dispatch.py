@@ -1,161 +1,143 @@
-"""The operations of this package, each on the path that ``paths`` chooses."""
+"""The operations, each on the path that ``paths`` chooses; arguments are checked here, for every path alike.
+
+An operation has one name: that of the function here, of those in ``cpu`` and ``triton``, and in ``paths.record``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 
+from trimtab.kernels.checks import (
+    check_attend,
+    check_count,
+    check_logits,
+    check_mixture,
+    check_rows,
+    check_tokens,
+    check_windows,
+    check_write,
+)
 from trimtab.kernels.paging import Schedule, Spans
-from trimtab.kernels.paths import Call, Path, PathUnavailable, record, resolve
-from trimtab.kernels.reference import entropy, paged
-from trimtab.kernels.reference import lm_head as heads
-from trimtab.kernels.reference import mix as mixing
-from trimtab.kernels.reference import pick as picking
-from trimtab.kernels.reference import verify as verification
-from trimtab.kernels.reference.entropy import Nucleus, Stats
-from trimtab.kernels.reference.mix import Blended, Mixed
-from trimtab.kernels.reference.pick import Picked
-from trimtab.kernels.reference.verify import Draft, Verified, Window
-from trimtab.kernels.types import Blend, RowPick
+from trimtab.kernels.paths import Path, resolve
+from trimtab.kernels.results import Picked, Stats, Verified
+from trimtab.kernels.types import Blend, RowPick, Window
 
-__all__ = [
-    "Blended",
-    "Call",
-    "Draft",
-    "Mixed",
-    "Nucleus",
-    "Path",
-    "PathUnavailable",
-    "Picked",
-    "Stats",
-    "Verified",
-    "Window",
-    "blend",
-    "filtered_logprobs",
-    "lm_head",
-    "mix",
-    "nucleus_entropy",
-    "paged_attend",
-    "paged_write",
-    "pick",
-    "record",
-    "stats",
-    "top_logprobs",
-    "verify",
-]
+__all__ = ["blend", "mix", "paged_attend", "paged_write", "pick", "stats", "top_logprobs", "verify"]
+
+
+def _run(op: str, path: Path, device: torch.device, *args: object) -> Any:
+    """The operation on the path that ``path`` comes to; Triton is imported only where it runs."""
+    if resolve(op, path, device) == "torch":
+        from trimtab.kernels.cpu.operations import OPERATIONS
+    else:
+        from trimtab.kernels.triton.operations import OPERATIONS
+    return OPERATIONS[op](*args)
 
 
 def stats(logits: torch.Tensor, tokens: torch.Tensor | None = None, *, path: Path = "auto") -> Stats:
-    """Statistics of every row: see ``reference.entropy.stats``."""
-    if resolve("stats", path, _device([logits])) == "torch":
-        return entropy.stats(logits, tokens)
-    from trimtab.kernels.triton import launch
+    """Statistics of softmax(logits), one pass over the vocabulary.
 
-    return launch.stats(logits, tokens)
+    Args:
+        logits: [R, V], float32, bfloat16 or float16, any strides; -inf bans a token; NaN and +inf count as -inf and
+            set ``FLAG_UNCLEAN``. The path ``torch`` works on the CPU and returns results to the device of the logits.
+        tokens: int64 [R], whose ln p is wanted; -1 for none.
 
-
-def nucleus_entropy(logits: torch.Tensor, top_p: float, *, path: Path = "auto") -> Nucleus:
-    """Entropy renormalised over the nucleus: see ``reference.entropy.nucleus_entropy``."""
-    if resolve("nucleus_entropy", path, _device([logits])) == "torch":
-        return entropy.nucleus_entropy(logits, top_p)
-    from trimtab.kernels.triton import launch
-
-    return launch.nucleus(logits, top_p)
+    Raises:
+        TypeError, ValueError: a wrong dtype or shape, or (on the CPU) a token outside the vocabulary.
+        PathUnavailable: ``path`` names one that can't run here; likewise below.
+    """
+    check_logits(logits)
+    if tokens is not None:
+        check_tokens(tokens, logits)
+    return cast(Stats, _run("stats", path, logits.device, logits, tokens))
 
 
 def top_logprobs(logits: torch.Tensor, n: int, *, path: Path = "auto") -> tuple[torch.Tensor, torch.Tensor]:
-    """The n most likely tokens of every row: see ``reference.entropy.top_logprobs``."""
-    if resolve("top_logprobs", path, _device([logits])) == "torch":
-        return entropy.top_logprobs(logits, n)
-    from trimtab.kernels.triton import launch
+    """The n most likely tokens of softmax(logits) and their ln p, most likely first, ties by the lower id.
 
-    return launch.top_logprobs(logits, n)
+    Args:
+        logits: as in ``stats``.
+        n: in [1, V].
+
+    Returns:
+        ids int64 [R, n] and logprobs float32 [R, n]; where fewer than n logits are finite, id -1 and -inf.
+    """
+    check_logits(logits)
+    check_count(n, logits.shape[1])
+    return cast(tuple[torch.Tensor, torch.Tensor], _run("top_logprobs", path, logits.device, logits, n))
 
 
 def pick(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> Picked:
-    """One token from every row: see ``reference.pick.pick``."""
-    if resolve("pick", path, _device([logits])) == "torch":
-        return picking.pick(logits, rows)
-    from trimtab.kernels.triton import launch
+    """Pick one token from every row, by the scheme of ``cpu.races``.
 
-    return launch.pick(logits, rows)
+    Args:
+        logits: as in ``stats``; not changed.
+        rows: R of them.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype or shape, a token id outside the vocabulary, a position outside 32 bits.
+    """
+    check_logits(logits)
+    check_rows(rows, logits.shape[0])
+    return cast(Picked, _run("pick", path, logits.device, logits, rows))
 
 
 def mix(
     logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[RowPick], *, path: Path = "auto"
-) -> Mixed:
-    """One token from every row of a mixture of models: see ``reference.mix.mix``."""
-    if resolve("mix", path, _device(logits)) == "torch":
-        return mixing.mix(logits, blends, rows)
-    from trimtab.kernels.triton import launch
+) -> Picked:
+    """Mix and pick one token from every row, with ``pick``'s scheme on the mixture; see ``cpu.mix``.
 
-    return launch.mix(logits, blends, rows)
+    Args:
+        logits: one matrix [R, V] per model, the base first; each as in ``pick``. Not changed.
+        blends: R of them.
+        rows: R of them; penalties, bias and bans apply to the mixture.
+
+    Raises:
+        TypeError, ValueError: wrong dtypes or shapes, matrices on different devices, numbers of weights that differ
+            from the number of models, and what ``pick`` raises.
+    """
+    check_mixture(logits, blends)
+    check_rows(rows, logits[0].shape[0])
+    return cast(Picked, _run("mix", path, logits[0].device, logits, blends, rows))
 
 
-def blend(logits: Sequence[torch.Tensor], blends: Sequence[Blend], *, path: Path = "auto") -> Blended:
-    """The mixed logits themselves: see ``reference.mix.blend``."""
-    if resolve("blend", path, _device(logits)) == "torch":
-        return mixing.blend(logits, blends)
-    from trimtab.kernels.triton import launch
-
-    return launch.blend(logits, blends)
-
-
-def filtered_logprobs(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> torch.Tensor:
-    """The distribution ``pick`` draws from: see ``reference.pick.filtered_logprobs``."""
-    resolve("filtered_logprobs", path, _device([logits]), kernels=False)
-    return picking.filtered_logprobs(logits, rows)
+def blend(logits: Sequence[torch.Tensor], blends: Sequence[Blend], *, path: Path = "auto") -> torch.Tensor:
+    """The mixture itself for operations that take logits, float32 [R, V] (a row's offset is arbitrary); see ``mix``."""
+    check_mixture(logits, blends)
+    return cast(torch.Tensor, _run("blend", path, logits[0].device, logits, blends))
 
 
 def verify(logits: torch.Tensor, windows: Sequence[Window], *, path: Path = "auto") -> Verified:
-    """Speculation verified: see ``reference.verify.verify``."""
-    if resolve("verify", path, logits.device) == "torch":
-        return verification.verify(logits, windows)
-    from trimtab.kernels.triton import verify as kernels
-
-    return kernels.verify(logits, windows)
-
-
-def lm_head(
-    hidden: torch.Tensor,
-    head: torch.Tensor,
-    rows: Sequence[RowPick],
-    bias: torch.Tensor | None = None,
-    scale: float = 1.0,
-    softcap: float = 0.0,
-    *,
-    path: Path = "auto",
-) -> Picked:
-    """The last product of a model and a token from every row of its logits.
-
-    Up to 64 rows that ask for no filters, penalties or bans can be fused. The others take the product and ``pick``,
-    which draw the same tokens up to the rounding of the product.
+    """Verify R windows of drafted tokens against the target's logits; see ``cpu.verify``.
 
     Args:
-        hidden, head, bias, scale, softcap: as in ``reference.lm_head.project``.
-        rows: R of them.
+        logits: [sum(K + 1), V], the windows' rows one after the other, as in ``pick``.
+        windows: R of them; on a GPU drafts are beside the logits.
 
     Raises:
-        TypeError, ValueError: dtypes, shapes, devices or numbers that don't fit.
-        PathUnavailable: kernels are asked for by name, and the rows can't be fused.
+        TypeError, ValueError: wrong dtypes, shapes or lengths, a token id outside the vocabulary, a position outside
+            32 bits.
     """
-    heads.check(hidden, head, rows, bias, scale, softcap)
-    if resolve("lm_head", path, hidden.device, kernels=heads.fusable(rows, head.shape[0])) == "torch":
-        return pick(heads.project(hidden, head, bias, scale, softcap), rows, path=path)
-    from trimtab.kernels.triton import lm_head as kernels
-
-    return kernels.lm_head(hidden, head, rows, bias, scale, softcap)
+    check_windows(logits, windows)
+    return cast(Verified, _run("verify", path, logits.device, logits, windows))
 
 
 def paged_write(pool: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor, *, path: Path = "auto") -> None:
-    """Store the keys and values of new tokens on their pages: see ``reference.paged.write``."""
-    if resolve("paged_write", path, pool.device) == "torch":
-        paged.write(pool, kv, slots)
-        return
-    from trimtab.kernels.triton import paged as kernels
+    """Store the keys and values of new tokens on their pages.
 
-    kernels.write(pool, kv, slots)
+    Args:
+        pool: [2, pages, Hkv, page_tokens, D], keys before values; changed.
+        kv: [T, 2 * Hkv, D], keys before values; rounded to the pool's dtype.
+        slots: int32 [T], page * page_tokens + offset; -1 is not stored.
+
+    Raises:
+        ValueError: shapes or devices that don't fit.
+    """
+    check_write(pool, kv, slots)
+    _run("paged_write", path, pool.device, pool, kv, slots)
 
 
 def paged_attend(
@@ -168,14 +150,21 @@ def paged_attend(
     *,
     path: Path = "auto",
 ) -> torch.Tensor:
-    """Attention of ragged queries over pages: see ``reference.paged.attend``."""
-    if resolve("paged_attend", path, q.device) == "torch":
-        return paged.attend(q, pool, batch, work, scale, softcap)
-    from trimtab.kernels.triton import paged as kernels
+    """Attention of ragged queries over their sequences' pages: a query sees itself and what is before it.
 
-    return kernels.attend(q, pool, batch, work, scale, softcap)
+    Args:
+        q: [T, Hq, D] in the pool's dtype; query head h reads KV head h // group.
+        pool: [2, pages, Hkv, page_tokens, D], which holds the batch's own keys and values already.
+        batch: the queries' places.
+        work: its schedule; says the window.
+        scale: factor of the scores, > 0.
+        softcap: scores become softcap * tanh(score / softcap); 0: they stay.
 
+    Returns:
+        [T, Hq, D]; padding rows hold anything.
 
-def _device(logits: Sequence[torch.Tensor]) -> torch.device:
-    mixing.check_logits(logits)
-    return logits[0].device
+    Raises:
+        TypeError, ValueError: dtypes, shapes, devices or numbers that don't fit.
+    """
+    check_attend(q, pool, batch, work, scale, softcap)
+    return cast(torch.Tensor, _run("paged_attend", path, q.device, q, pool, batch, work, scale, softcap))

@@ -1,4 +1,4 @@
-"""What the operations are asked for, as plain data: random keys, filters, how a row is drawn and how models are mixed.
+"""What the operations are asked for, as plain data: random keys, filters, how rows are drawn, mixed and verified.
 
 Requests and decoding methods hold these; importing them loads no torch.
 """
@@ -6,22 +6,24 @@ Requests and decoding methods hold these; importing them loads no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.kernels.rng import philox_int, uniform_one
 
-__all__ = ["ROOT_BRANCH", "Blend", "Filters", "Gate", "Key", "RowPick", "Stream"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ROOT_BRANCH", "Blend", "Draft", "Filters", "Key", "RowPick", "Stream", "Window"]
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
-GateKind = Literal["entropy", "top_prob", "branching"]
 
 ROOT_BRANCH = 0
 
@@ -46,7 +48,7 @@ def _no_bias() -> Mapping[int, float]:
 class Stream(IntEnum):
     """What a random number is for. Two purposes never share bits; the numbers are part of the contract.
 
-    A token is drawn in three steps, tile, column and line (``reference.races``), or among the tokens of a filtered
+    A token is drawn in three steps, tile, column and line (``cpu.races``), or among the tokens of a filtered
     support in one. Draws that must not share bits with these, yet happen at the same position, use a derived key.
     """
 
@@ -207,53 +209,19 @@ class RowPick(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """Where a mixture applies: read from the base's distribution at temperature 1, before edits and filters.
-
-    Attributes:
-        kind: ``entropy`` fires above ``bound`` nats, ``branching`` where exp(entropy) is above it, ``top_prob`` where
-            the largest probability is below it.
-        bound: finite; positive for ``branching``.
-
-    Raises:
-        ValueError: another kind or bound.
-    """
-
-    kind: GateKind
-    bound: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("entropy", "top_prob", "branching"):
-            raise _refuse("gate.kind", self.kind, "'entropy', 'top_prob', 'branching'")
-        if not math.isfinite(self.bound) or (self.kind == "branching" and self.bound <= 0):
-            raise _refuse("gate.bound", self.bound, "a finite number, positive for 'branching'")
-
-    @property
-    def limit(self) -> np.float32:
-        """The bound on the entropy or on the top probability that is compared, in float32."""
-        return np.float32(math.log(self.bound) if self.kind == "branching" else self.bound)
-
-    def fires(self, entropy: np.float32, top_prob: np.float32) -> bool:
-        """Whether the mixture applies, by the statistics as they are reported."""
-        return bool(top_prob < self.limit if self.kind == "top_prob" else entropy > self.limit)
-
-
-@dataclass(frozen=True, slots=True)
 class Blend:
     """How one row's models are mixed; made once per request and checked then. See ``Mixture`` of ``decode.types``.
 
     Attributes:
         weights: one per model, the base's first. The base's is >= 0, others may be negative.
-        gate: where the mixture applies; elsewhere the base alone. None: everywhere.
-        plausibility: in [0, 1): where the mixture applies, only tokens with p_base >= plausibility * max p_base stay
-            (contrastive decoding; Li et al., 2023, section 3.1).
+        plausibility: in [0, 1): only tokens with p_base >= plausibility * max p_base stay (contrastive decoding; Li
+            et al., 2023, section 3.1).
 
     Raises:
         ValueError: a number outside these ranges.
     """
 
     weights: tuple[float, ...]
-    gate: Gate | None = None
     plausibility: float = 0.0
 
     def __post_init__(self) -> None:
@@ -266,7 +234,37 @@ class Blend:
         if not 0 <= self.plausibility < 1:
             raise _refuse("plausibility", self.plausibility, "a number in [0, 1)")
 
-    @property
-    def plain(self) -> bool:
-        """Whether the mixture is the base itself wherever it applies."""
-        return self.weights[0] == 1 and not any(self.weights[1:]) and not self.plausibility
+
+class Draft(NamedTuple):
+    """How the tokens of a window were drawn.
+
+    Attributes:
+        logits: [K, Vd], float32, bfloat16 or float16: the raw logits that each was drawn from; NaN and +inf count as
+            -inf. None: each was certain, q = 1 (copied from the text, say).
+        rows: K, the filters and so on under which each was drawn, in the draft's own ids; not read where logits is
+            None. Keys and positions are not read.
+        ids: int64 [Vd], distinct: id in the target's vocabulary of every column of logits. None: column = id. Tokens
+            that are not among them have q = 0. On the CPU, where it is checked; on another device its kernels take it
+            as it is.
+        top_probs: K, the largest probability of each raw row, ``Stats.top_prob`` of drawing it: with it the CPU need
+            not sum rows at temperature 1 again.
+    """
+
+    logits: torch.Tensor | None
+    rows: Sequence[RowPick]
+    ids: torch.Tensor | None = None
+    top_probs: Sequence[float] | None = None
+
+
+class Window(NamedTuple):
+    """The part of one request in a ragged batch.
+
+    Attributes:
+        tokens: K >= 0 drafted ids of the target's vocabulary.
+        rows: K + 1: how the target draws at each position.
+        draft: how the tokens were drawn; None: coupled.
+    """
+
+    tokens: Sequence[int]
+    rows: Sequence[RowPick]
+    draft: Draft | None

@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trimtab.kernels.triton import build, launch
+from trimtab.kernels.triton import build, logits
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _careless(x, out, V: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def careless(vocabulary: int) -> dict[str, Any]:
-    block, warps = launch.block_of(vocabulary), launch.warps_of(vocabulary, 1)
+    block, warps = logits.block_of(vocabulary), logits.warps_of(vocabulary, 1)
     signature = {"x": "*bf16", "out": "*fp32", "V": "constexpr", "BLOCK": "constexpr"}
     divisible = {(i,): [["tt.divisibility", 16]] for i in range(2)}
     source = ASTSource(_careless, signature, constexprs={"V": vocabulary, "BLOCK": block}, attrs=divisible)
@@ -47,8 +47,8 @@ def kernels(names: list[str], vocabulary: int, models: int, dtype: str) -> dict[
     for name, variant in build.variants(vocabulary, models, dtype):
         if name in names:
             built = build.build(variant)
-            warps = variant.warps or launch.warps_of(vocabulary, models)
-            elements = launch.block_of(vocabulary) // (32 * warps)
+            warps = variant.warps or logits.warps_of(vocabulary, models)
+            elements = logits.block_of(vocabulary) // (32 * warps)
             found[name] = {
                 "code": build.sass(built.code.asm["cubin"]),
                 "spills": built.spills,

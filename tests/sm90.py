@@ -22,7 +22,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from trimtab.kernels import paging
-from trimtab.kernels.triton import law, lm_head, paged, verify
+from trimtab.kernels.triton import build as logits
+from trimtab.kernels.triton import paged
 
 TARGET = GPUTarget("cuda", 90, 32)
 TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -97,47 +98,10 @@ def write(dim: int, heads: int) -> Any:
     return build(paged._write, {"POOL": "*bf16", "KV": "*bf16", "SLOTS": "*i32"}, constants, num_warps=4)
 
 
-def project(dtype: str, size: int, rows: int, softcap: bool) -> Any:
-    tensors = dict.fromkeys(("HIDDEN", "HEAD", "BIAS", "LOGITS"), f"*{dtype}")
-    tensors |= {"SHARPNESS": "*fp32", "PARTS": "*fp32"}
-    constants = {
-        "SIZE": size,
-        "HAS_BIAS": False,
-        "SOFTCAP": softcap,
-        "BLOCK_V": 128,
-        "BLOCK_R": rows,
-        "BLOCK_K": 64 if dtype == "bf16" else 32,
-        "WIDE": False,
-    }
-    odd = ("rows", "vocabulary", "blocks")
-    stages = 4 if dtype == "bf16" else 3
-    return build(lm_head._project, tensors, constants, odd, num_warps=4, num_stages=stages)
-
-
-def finish(tiles: int) -> Any:
-    tensors = {"LOGITS": "*bf16", "PARTS": "*fp32", "KEYS": "*i64", "SHARPNESS": "*fp32"}
-    tensors |= {"IDS": "*i64", "REALS": "*fp32", "FLAGS": "*u8"}
-    constants = {"BLOCK_V": 128, "TILES": tiles}
-    return build(lm_head._finish, tensors, constants, ("rows", "blocks"), num_warps=8)
-
-
 def verification(dtype: str, vocabulary: int, drafted: int) -> Iterator[tuple[str, Any]]:
-    """Laws, acceptance and residual; ``drafted`` tokens of the vocabulary are the draft's."""
-    tensors = dict.fromkeys(("LOGITS", "DRAFT"), f"*{dtype}")
-    tensors |= dict.fromkeys(("EDITED", "DRAFT_EDITED", "M", "S", "LAW", "DRAFT_LAW", "SCORE"), "*fp32")
-    tensors |= dict.fromkeys(("AT", "KIND", "TOP_K", "ONLY", "DRAFT_INTS", "COLUMN", "START", "INTS"), "*i64")
-    tensors |= dict.fromkeys(("PICKED", "ACCEPTED", "TOKEN", "FINAL", "REFUSED"), "*i64")
-    tensors |= {"SCALE": "*fp64", "REALS": "*fp64", "WINNER": "*i32"}
-    odd = tuple(f"{name}_stride" for name in ("at", "kind", "k", "scale", "reals"))
-    count = -(-vocabulary // 4096)
-    tiles = {"TILES": count, "SLOTS": triton.next_power_of_2(count), "TILE": 4096}
-    both = {"HAS_DRAFT": True, "HAS_COLUMN": drafted < vocabulary, "COLS": 10, "DRAFT_COLS": 3}
-    sizes = {"V": vocabulary, "VD": drafted, **both}
-    yield "partials", build(law._partials, tensors, {"V": vocabulary, "TILE": 4096}, odd)
-    yield "close", build(law._close, tensors, {"V": vocabulary, "BLOCK": law._BLOCK, **tiles}, odd)
-    yield "accept", build(verify._accept, tensors, {"LONGEST": 4, **both}, ("V", "VD"))
-    yield "residual", build(verify._residual, tensors, {"TILE": 4096, **sizes}, num_warps=8)
-    yield "choose", build(verify._choose, tensors, {**tiles, **sizes})
+    """Acceptance and residual; ``drafted`` tokens of the vocabulary are the draft's."""
+    for name, variant in logits.verification(vocabulary, drafted, dtype):
+        yield name, logits.build(variant).code
 
 
 def kernels(name: str) -> Iterator[tuple[str, Any]]:
@@ -153,14 +117,6 @@ def kernels(name: str) -> Iterator[tuple[str, Any]]:
                 yield f"bf16 {dim} {group} {long}", attention("bf16", dim, heads, group, long, True, dim == 128)
         yield "fp32 64", attention("fp32", 64, 3, 3, long=True, window=True, softcap=False)
         yield "fp32 256", attention("fp32", 256, 1, 4, long=True, window=True, softcap=False)
-    elif name == "lm_head":
-        yield "project", project("bf16", 4096, 64, softcap=False)
-        yield "finish", finish(32)
-    elif name == "lm_head-all":
-        for rows in (16, 32, 64):
-            yield f"bf16 {rows}", project("bf16", 640, rows, softcap=True)
-            yield f"fp32 {rows}", project("fp32", 576, rows, softcap=False)
-        yield "finish 64", finish(64)
     elif name == "verify":
         yield from verification("bf16", 151936, 151936)
     elif name == "verify-all":

@@ -66,12 +66,12 @@ class Spy:
         self.calls: list[Call] = []
         self.rows: list[Seen] = []
         self.change: Change = lambda stats: stats
-        for op in ("pick", "mix", "verify", "stats", "blend", "top_logprobs", "filtered_logprobs", "nucleus_entropy"):
+        for op in ("pick", "mix", "verify", "stats", "blend", "top_logprobs"):
             monkeypatch.setattr(dispatch, op, self._wrapped(op, getattr(dispatch, op)))
 
     def _wrapped(self, op: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **options: Any) -> Any:
-            with dispatch.record() as calls:
+            with paths.record() as calls:
                 answer = call(*args, **options)
             self.calls += calls
             if isinstance(answer, Stats):
@@ -102,7 +102,7 @@ def spy(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spy]:
     made = Spy(monkeypatch)
     yield made
     path = "triton" if engine.models["base"].device.startswith("cuda") else "torch"
-    found = {call.path for call in made.calls if call.op not in ("top_logprobs", "filtered_logprobs")}
+    found = {call.path for call in made.calls}
     assert found == {path}, "another path than the device's fastest"
 
 
@@ -167,7 +167,6 @@ def test_mixtures(engine: Engine, spy: Spy, sampling: dict[str, Any]) -> None:
     policy = Mixture((Weighted("chat", 0.6), Weighted("draft", -0.3)), plausibility=0.01)
     result = run(engine, policy=policy, **sampling)
     assert "mix" in spy.ops
-    assert "filtered_logprobs" not in spy.ops
     assert all(spy.said(token, "mix") for token in result.tokens)
 
 

@@ -96,13 +96,13 @@ def test_a_loop_counts_once_for_each_round() -> None:
 
 CASES: list[tuple[list[str], int, int, str]] = [
     (["scan", "careless"], 151_936, 1, "bf16"),
-    (["scan", "scan_deferred"], 128_256, 3, "bf16"),
+    (["scan", "scan_masked"], 128_256, 3, "bf16"),
 ]
 MORE: list[tuple[list[str], int, int, str]] = [
-    (["scan", "scan_drawn", "settle", "gather", "race", "race_nucleus"], 262_144, 1, "bf16"),
+    (["scan", "scan_drawn", "settle", "gather", "race"], 262_144, 1, "bf16"),
     (["scan", "settle_stats"], 128_256, 1, "fp32"),
     (["scan"], 128_256, 1, "fp16"),
-    (["scan", "scan_drawn", "scan_deferred", "settle", "gather", "race", "write"], 151_936, 3, "bf16"),
+    (["scan", "scan_drawn", "scan_masked", "scan_base", "settle", "gather", "race", "write"], 151_936, 3, "bf16"),
     (["scan"], 50_257, 1, "bf16"),
 ]
 
@@ -152,12 +152,10 @@ def test_statistics_cost_few_enough_instructions(kernels: dict[tuple[str, int, i
 def test_a_mixture_of_three_models_costs_few_enough_instructions(
     kernels: dict[tuple[str, int, int, str], Kernel],
 ) -> None:
-    """At most 28 for each token where the mixture's statistics are taken; those of the base beside them in one pass
-    make it 36, so that 1.1 ps of an H200's issue stay below the 1.4 ps in which its memory brings three logits."""
-    assert kernels["scan_deferred", 128_256, 3, "bf16"].per_element <= 28
-    both = kernels["scan", 128_256, 3, "bf16"].per_element
-    assert both <= 36
-    assert both - kernels["scan", 151_936, 1, "bf16"].per_element <= 25
+    """At most 28 for each token, also where some rows have a bound on plausibility: 0.85 ps of an H200's issue, below the
+    1.4 ps in which its memory brings three logits."""
+    assert kernels["scan", 128_256, 3, "bf16"].per_element <= 28
+    assert kernels["scan_masked", 128_256, 3, "bf16"].per_element <= 28
 
 
 @needs_triton
@@ -166,7 +164,7 @@ def test_other_sizes_and_dtypes_pass_the_gates(tmp_path: Path) -> None:
     found = _compiled(MORE, tmp_path)
     for (name, vocabulary, models, dtype), kernel in found.items():
         assert kernel.spills == 0, (name, vocabulary, models, dtype)
-        if not name.startswith("scan"):  # which alone read all logits, and nothing else
+        if not name.startswith("scan") or name == "scan_base":  # of the others none takes statistics of all logits
             continue
         if vocabulary % 16:
             # Rows of an odd length begin anywhere: no wide load is possible, and the check can tell.
@@ -174,4 +172,4 @@ def test_other_sizes_and_dtypes_pass_the_gates(tmp_path: Path) -> None:
             assert kernel.per_element == float("inf")
             continue
         assert not kernel.narrow, (name, vocabulary, models, dtype)
-        assert kernel.per_element <= {1: 18, 3: 36}[models], (name, vocabulary, models, dtype)
+        assert kernel.per_element <= {1: 18, 3: 28}[models], (name, vocabulary, models, dtype)

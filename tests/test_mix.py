@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.types import Blend, Filters, Gate, Key, RowPick
+from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN
+from trimtab.kernels.types import Blend, Filters, Key, RowPick
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+oracles = _load("kernel_oracles")
 
 INF = float("inf")
 NAN = float("nan")
@@ -35,17 +49,6 @@ def models(count: int, rows: int, vocabulary: int, seed: int = 0, width: float =
     g = torch.Generator().manual_seed(seed)
     base = width * torch.randn(rows, vocabulary, generator=g)
     return [base, *(base + torch.randn(rows, vocabulary, generator=g) + 7 * i for i in range(1, count))]
-
-
-def truth(logits: Sequence[torch.Tensor], blend: Blend) -> torch.Tensor:
-    """float64 [R, V]: ln p of the mixture by its definition, from normalised distributions; gates not considered."""
-    p = [model.double().log_softmax(-1) for model in logits]
-    z = blend.weights[0] * p[0]
-    for weight, other in zip(blend.weights[1:], p[1:], strict=True):
-        z = z + weight * other
-    if blend.plausibility:
-        z = torch.where(p[0] < p[0].amax(-1, keepdim=True) + np.log(blend.plausibility), -INF, z)
-    return z.log_softmax(-1)
 
 
 def entropy_of(logp: torch.Tensor) -> torch.Tensor:
@@ -75,9 +78,8 @@ def test_statistics_against_float64(vocabulary: int, dtype: torch.dtype) -> None
     logits = [model.to(dtype) for model in models(3, len(BLENDS), vocabulary)]
     rows = [RowPick(Filters(1.0), Key(i)) for i in range(len(BLENDS))]
     got = dispatch.mix(logits, BLENDS, rows)
-    assert same(got.base, dispatch.stats(logits[0]))
     for i, blend in enumerate(BLENDS):
-        logp = truth([model[i : i + 1] for model in logits], blend)[0]
+        logp = oracles.mixture([model[i : i + 1] for model in logits], blend)[0]
         token = int(got.token[i])
         assert logp[token] > -INF
         wanted = {"entropy": entropy_of(logp), "top_prob": logp.max().exp(), "logprob": logp[token]}
@@ -91,7 +93,6 @@ def test_statistics_against_float64(vocabulary: int, dtype: torch.dtype) -> None
             allowed = 2e-6 * max(1.0, abs(float(value))) + 2e-7 * float(logits[0][i].abs().max())
             assert error <= allowed + abs(float(naive[field]) - float(value)), (blend, field, error)
         assert float(logp[got.stats.argmax[i]]) == pytest.approx(float(logp.max()), abs=1e-5)
-    assert (got.decided == 1).all()
     assert (got.stats.flags == 0).all()
 
 
@@ -108,7 +109,6 @@ def test_weights_on_the_base_alone_are_pick() -> None:
 def kinds(rows: int, vocabulary: int, seed: int) -> tuple[list[Blend], list[RowPick]]:
     """Rows of all kinds under blends of all kinds."""
     r = np.random.default_rng(seed)
-    gates = [None, Gate("entropy", 3.0), Gate("top_prob", 0.2), Gate("branching", 30.0)]
     filters = [
         Filters(),
         Filters(1.0),
@@ -121,9 +121,7 @@ def kinds(rows: int, vocabulary: int, seed: int) -> tuple[list[Blend], list[RowP
     ]
     blends, picks = [], []
     for i in range(rows):
-        like = BLENDS[int(r.integers(len(BLENDS)))]
-        gate = gates[int(r.integers(len(gates)))]
-        blends.append(Blend(like.weights, gate, like.plausibility))
+        blends.append(BLENDS[int(r.integers(len(BLENDS)))])
         seen = r.integers(0, vocabulary, 5) if r.random() < 0.5 else ()
         banned = r.integers(0, max(1, vocabulary // 2), 2).tolist() if vocabulary > 2 and r.random() < 0.3 else ()
         picks.append(RowPick(filters[int(r.integers(len(filters)))], Key(int(r.integers(9)), i), i, seen, banned))
@@ -136,43 +134,20 @@ def test_a_mixture_is_pick_on_mixed_logits(vocabulary: int) -> None:
     blends, rows = kinds(48, vocabulary, vocabulary)
     got = dispatch.mix(logits, blends, rows)
     whole = dispatch.blend(logits, blends)
-    assert same((got.base, got.decided), (whole.base, whole.decided))
-    picked = dispatch.pick(whole.logits, rows)
+    picked = dispatch.pick(whole, rows)
     assert torch.equal(got.token, picked.token)
     for field in ("lse", "entropy", "top_prob", "logprob"):
         torch.testing.assert_close(getattr(got.stats, field), getattr(picked.stats, field), atol=2e-6, rtol=2e-6)
     assert torch.equal(got.stats.argmax, picked.stats.argmax)
-    p = whole.logits.log_softmax(-1)
+    p = whole.log_softmax(-1)
     for i, blend in enumerate(blends):
-        wanted = truth([model[i : i + 1] for model in logits], blend if got.decided[i] else Blend((1.0, 0.0, 0.0)))[0]
+        wanted = oracles.mixture([model[i : i + 1] for model in logits], blend)[0]
         edge = wanted == -INF
-        if blend.plausibility and got.decided[i]:  # tokens within rounding of the bound may be on either side
+        if blend.plausibility:  # tokens within rounding of the bound may be on either side
             bound = logits[0][i].double().max() + np.log(blend.plausibility)
             edge |= (logits[0][i] - bound).abs() < 1e-5
             assert (p[i][wanted == -INF][(logits[0][i] - bound)[wanted == -INF] < -1e-5] == -INF).all()
         torch.testing.assert_close(p[i][~edge].double(), wanted[~edge], atol=2e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["entropy", "top_prob", "branching"])
-def test_gates_read_the_base(kind: str) -> None:
-    logits = models(2, 60, 700, 4, width=1.0)
-    logits[0] = logits[0] * torch.linspace(0.1, 4, 60)[:, None]
-    base = dispatch.stats(logits[0])
-    rows = [RowPick(Filters(1.0), Key(i)) for i in range(60)]
-    column = base.top_prob if kind == "top_prob" else base.entropy
-    middle = float(column.median())  # the value of some row, which it is neither above nor below
-    bound = float(np.exp(np.float64(middle))) if kind == "branching" else middle
-    got = dispatch.mix(logits, [Blend((1.0, 1.0), Gate(kind, bound))] * 60, rows)
-    fires = column < np.float32(middle) if kind == "top_prob" else column > np.float32(middle)
-    clear = (column - middle).abs() > (1e-6 if kind == "branching" else 0)
-    assert torch.equal(got.decided[clear], fires[clear].to(torch.uint8))
-    assert 20 < int(got.decided.sum()) < 40
-    assert kind == "branching" or not got.decided[column == middle].any()
-    on, off = got.decided == 1, got.decided == 0
-    plain, mixed = dispatch.pick(logits[0], rows), dispatch.mix(logits, [Blend((1.0, 1.0))] * 60, rows)
-    assert same((got.token[off], [part[off] for part in got.stats]), (plain.token[off], [p[off] for p in plain.stats]))
-    assert same((got.token[on], [part[on] for part in got.stats]), (mixed.token[on], [p[on] for p in mixed.stats]))
-    assert same(got.base, mixed.base)
 
 
 @pytest.mark.parametrize("plausibility", [1e-4, 0.1, 0.9])
@@ -188,7 +163,7 @@ def test_only_plausible_tokens_are_drawn(vocabulary: int, plausibility: float) -
     free = dispatch.mix([base, anti], [Blend((1.0, -1.0))] * 200, rows)
     assert (ratio.gather(1, free.token[:, None]) < plausibility).any()
     for i in range(0, 200, 40):
-        logp = truth([base[i : i + 1], anti[i : i + 1]], Blend((1.0, -1.0), plausibility=plausibility))[0]
+        logp = oracles.mixture([base[i : i + 1], anti[i : i + 1]], Blend((1.0, -1.0), plausibility=plausibility))[0]
         assert float(masked.stats.entropy[i]) == pytest.approx(float(entropy_of(logp)), abs=1e-5)
 
 
@@ -208,7 +183,7 @@ def test_what_is_not_finite() -> None:
     anti[11, 9] = torch.finfo(torch.float32).min
     blend = Blend((1.0, 1.0, -1.0))
     blends = [blend] * 10 + [Blend((1.0, 0.0, -1.0)), blend]
-    logits = dispatch.blend([base, expert, anti], blends).logits
+    logits = dispatch.blend([base, expert, anti], blends)
     assert not logits.isnan().any()
     assert (logits < INF).all()
     delta = logits - base
@@ -227,14 +202,12 @@ def test_what_is_not_finite() -> None:
     got = dispatch.mix([base, expert, anti], blends, rows)
     flags = [0, FLAG_EMPTY, FLAG_UNCLEAN, 0, FLAG_UNCLEAN, 0, 0, FLAG_UNCLEAN, 0, 0, 0, 0]
     assert got.stats.flags.tolist() == flags
-    assert got.base.flags.tolist() == [0, FLAG_EMPTY, FLAG_UNCLEAN, *[0] * 9]
-    assert got.decided.tolist() == [1, 0, *[1] * 10]
     assert int(got.token[1]) == -1
     assert int(got.token[5]) == 7
-    assert all(not part.isnan().any() for part in (*got.stats, *got.base))
+    assert all(not part.isnan().any() for part in got.stats)
     assert torch.equal(got.token, dispatch.pick(logits, rows).token)
     # Weight 0 on the base: what it bans stays banned.
-    only = dispatch.blend([base, expert, anti], [Blend((0.0, 1.0, 0.0))] * 12).logits
+    only = dispatch.blend([base, expert, anti], [Blend((0.0, 1.0, 0.0))] * 12)
     assert (only[0, 3:9] == -INF).all()
     torch.testing.assert_close(only[0, 9:], expert[0, 9:])
 
@@ -275,14 +248,14 @@ def p_value(counts: NDArray[np.int64], p: NDArray[np.float64]) -> float:
 def test_tokens_follow_the_mixture(blend: Blend, draws: int) -> None:
     logits = models(3, 1, 120, 8, width=1.0)
     counts = draw(logits, blend, Filters(1.0), draws)
-    assert p_value(counts, truth(logits, blend)[0].exp().numpy()) > 1e-4
+    assert p_value(counts, oracles.mixture(logits, blend)[0].exp().numpy()) > 1e-4
     # The controls: a weight and the temperature off, the mask left out.
     off = Blend((blend.weights[0], blend.weights[1] + (0.1 if draws < 100_000 else 0.02), *blend.weights[2:]))
     wrong = [Blend(off.weights, plausibility=blend.plausibility)]
     wrong += [Blend(blend.weights)] if blend.plausibility else []
-    wrong += [Blend(tuple(w * (1.1 if draws < 100_000 else 1.02) for w in blend.weights), None, blend.plausibility)]
+    wrong += [Blend(tuple(w * (1.1 if draws < 100_000 else 1.02) for w in blend.weights), blend.plausibility)]
     for other in wrong:
-        p = truth(logits, other)[0].exp().numpy()
+        p = oracles.mixture(logits, other)[0].exp().numpy()
         assert p_value(counts, p / p.sum()) < 1e-4, other
 
 
@@ -339,7 +312,7 @@ def test_logits_are_left_alone_and_logprob_is_of_the_mixture() -> None:
     got = dispatch.mix(logits, blends, rows)
     assert all(torch.equal(a, b) for a, b in zip(logits, before, strict=True))
     assert got.token.tolist()[1:] == [5, 7]
-    raw = dispatch.stats(dispatch.blend(logits, blends).logits, got.token)
+    raw = dispatch.stats(dispatch.blend(logits, blends), got.token)
     assert same(got.stats, raw)
 
 
@@ -347,50 +320,7 @@ def test_no_rows() -> None:
     got = dispatch.mix([torch.empty(0, 7)] * 2, [], [])
     assert got.token.shape == (0,)
     assert got.token.dtype == torch.int64
-    assert got.decided.dtype == torch.uint8
-    assert dispatch.blend([torch.empty(0, 7)] * 2, []).logits.shape == (0, 7)
-    assert dispatch.nucleus_entropy(torch.empty(0, 7), 0.9).size.shape == (0,)
-
-
-# ---------------------------------------------------------------------------------------------------------- nucleus
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    vocabulary=st.sampled_from([1, 2, 70, 5000]),
-    top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
-    width=st.sampled_from([0.1, 1.0, 5.0]),
-    dtype=st.sampled_from(DTYPES),
-    seed=st.integers(0, 1000),
-)
-def test_entropy_of_the_nucleus(vocabulary: int, top_p: float, width: float, dtype: torch.dtype, seed: int) -> None:
-    logits = models(1, 3, vocabulary, seed, width)[0].to(dtype)
-    got = dispatch.nucleus_entropy(logits, top_p)
-    for i in range(3):
-        p = logits[i].double().softmax(-1)
-        ordered = p.sort(descending=True).values
-        before = ordered.cumsum(0) - ordered
-        count = max(int((before < top_p).sum()), 1) if top_p < 1 else vocabulary
-        near = bool(((before - top_p).abs() < 2e-6).any()) and top_p < 1
-        kept = p[p >= ordered[count - 1]]  # ties are in
-        if not near:
-            assert int(got.size[i]) == len(kept)
-            assert float(got.mass[i]) == pytest.approx(float(kept.sum()), abs=2e-6)
-        if not near:
-            q = kept / kept.sum()
-            assert float(got.entropy[i]) == pytest.approx(float(-(q * q.log()).nan_to_num().sum()), abs=1e-5)
-    if top_p == 1:
-        torch.testing.assert_close(got.entropy, dispatch.stats(logits).entropy, atol=1e-5, rtol=1e-5)
-
-
-def test_entropy_of_the_nucleus_of_odd_rows() -> None:
-    logits = torch.zeros(3, 5000)
-    logits[0] = -INF
-    logits[1, 1:] = -INF
-    got = dispatch.nucleus_entropy(logits, 0.5)
-    assert got.size.tolist() == [0, 1, 5000]  # all are equal, so all are in
-    assert got.mass.tolist() == pytest.approx([0, 1, 1])
-    assert got.entropy.tolist() == pytest.approx([0, 0, np.log(5000)], rel=1e-6)
+    assert dispatch.blend([torch.empty(0, 7)] * 2, []).shape == (0, 7)
 
 
 # ----------------------------------------------------------------------------------------------------------- errors
@@ -407,9 +337,6 @@ B = Blend((1.0, 1.0))
         (lambda: Blend((1.0, NAN)), ValueError, r"weights\[1\] = nan"),
         (lambda: Blend((1.0, 1e7)), ValueError, r"weights\[1\] = 10000000.0: accepted: a number in \[-1e\+06, 1e"),
         (lambda: Blend((1.0,), plausibility=1.0), ValueError, r"plausibility = 1.0: accepted: a number in \[0, 1\)"),
-        (lambda: Gate("size", 1.0), ValueError, r"gate.kind = 'size': accepted: 'entropy', 'top_prob', 'branching'"),
-        (lambda: Gate("entropy", INF), ValueError, r"gate.bound = inf: accepted: a finite number"),
-        (lambda: Gate("branching", 0.0), ValueError, r"gate.bound = 0.0"),
         (lambda: dispatch.mix(X, [B] * 2, [RowPick()] * 2), TypeError, r"logits: accepted: a sequence of matrices"),
         (lambda: dispatch.mix([], [], []), TypeError, r"logits: accepted: a sequence of matrices"),
         (lambda: dispatch.mix([X, X[:, :9]], [B] * 2, [RowPick()] * 2), ValueError, r"logits\[1\].shape = \(2, 9\)"),
@@ -424,7 +351,6 @@ B = Blend((1.0, 1.0))
             r"position = -1: accepted: an unsigned 32",
         ),
         (lambda: dispatch.mix([X, X], [B] * 2, [RowPick(banned=[10])] * 2), ValueError, r"banned = 10: accepted: tok"),
-        (lambda: dispatch.nucleus_entropy(X, 0.0), ValueError, r"top_p = 0.0: accepted: a number in \(0, 1\]"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], error: type[Exception], message: str) -> None:

@@ -28,7 +28,7 @@ from trimtab.decode.config import ModelConfig
 from trimtab.decode.engine.batch import RaggedBatch, Span
 from trimtab.decode.engine.storage import Storage
 from trimtab.decode.models.load import load
-from trimtab.kernels import dispatch, paging
+from trimtab.kernels import dispatch, paging, paths
 from trimtab.kernels.paging import LONG_SPLIT, SHORT_SPAN, SHORT_SPLIT
 from trimtab.kernels.paths import Path as KernelPath
 from trimtab.kernels.paths import available
@@ -189,7 +189,7 @@ def test_errors_stay_within_eagers_own(shape: Shape, path: KernelPath) -> None:
     case = Case(shape, path)
     truth = case.dense()
     eager = error(case.attend("torch"), truth)
-    with dispatch.record() as calls:
+    with paths.record() as calls:
         found = error(case.attend(path), truth)
     assert found <= eager + SLACK[shape.dtype], (found, eager)
     assert calls == [("paged_write", path), ("paged_attend", path)]
@@ -504,7 +504,7 @@ def test_a_whole_model_on_the_paged_kernels(kind: str, tiny_folder: Callable[...
             )
             tensors = (torch.from_numpy(x).to(device) for x in (batch.tokens, batch.positions, batch.rows))
             tokens, positions, rows = tensors
-            with torch.inference_mode(), dispatch.record() as calls:
+            with torch.inference_mode(), paths.record() as calls:
                 found.append(model.forward(tokens, positions, storage.begin(batch), rows))
             assert ("paged", way) in calls
             assert [c.op for c in calls].count("paged_attend") == (0 if way == "torch" else model.layers)

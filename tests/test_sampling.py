@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,9 +26,22 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from trimtab.kernels import dispatch, rng
-from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN, GROUP, TILE
-from trimtab.kernels.types import Filters, Key, RowPick, Stream
+from trimtab.kernels import dispatch, paths
+from trimtab.kernels.cpu.tiles import TILE
+from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Picked
+from trimtab.kernels.types import Filters, Key, RowPick
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+oracles = _load("kernel_oracles")
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -48,13 +65,6 @@ def families(rows: int, vocabulary: int, seed: int = 0) -> dict[str, torch.Tenso
     return {"normal": normal, "wide": 5 * normal, "gumbel0.1": gumbel / 0.1, "gumbel1": gumbel}
 
 
-def exact(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """lse, entropy and ln p in float64."""
-    logp = logits.double().log_softmax(-1)
-    terms = torch.where(logp == -INF, 0.0, logp.exp() * logp)
-    return logits.double().logsumexp(-1), -terms.sum(-1), logp
-
-
 # ------------------------------------------------------------------------------------------------------- statistics
 
 
@@ -65,7 +75,7 @@ def test_stats_against_float64(vocabulary: int, dtype: torch.dtype) -> None:
         logits = raw.to(dtype)
         tokens = torch.randint(0, vocabulary, (3,), generator=torch.Generator().manual_seed(1))
         got = dispatch.stats(logits, tokens)
-        lse, entropy, logp = exact(logits)
+        lse, entropy, logp = oracles.statistics(logits)
         wanted = {
             "lse": lse,
             "entropy": entropy,
@@ -95,7 +105,7 @@ def test_stats_against_float64(vocabulary: int, dtype: torch.dtype) -> None:
 
 def test_stats_do_not_degrade_with_an_offset() -> None:
     logits = torch.randn(4, 10_000, generator=torch.Generator().manual_seed(2)) + 1e4
-    entropy = exact(logits)[1]
+    entropy = oracles.statistics(logits)[1]
     assert (dispatch.stats(logits).entropy - entropy).abs().max() < 1e-5
     # The control: the unshifted moment in float32.
     weights = (logits - logits.amax(-1, keepdim=True)).exp()
@@ -131,7 +141,7 @@ def test_rows_that_are_not_finite(vocabulary: int, dtype: torch.dtype) -> None:
             assert (float(got.lse[row]), float(got.entropy[row]), float(got.top_prob[row])) == (-INF, 0.0, 0.0)
             assert float(got.logprob[row]) == -INF
         else:
-            lse, entropy, logp = exact(clean[row : row + 1])
+            lse, entropy, logp = oracles.statistics(clean[row : row + 1])
             assert abs(float(got.lse[row] - lse)) < 2e-6
             assert abs(float(got.entropy[row] - entropy)) < 1e-5
             assert int(got.argmax[row]) == int(clean[row].float().numpy().argmax())
@@ -183,7 +193,7 @@ def test_top_logprobs_are_the_sorted_row(data: st.DataObject, vocabulary: int, l
         order = order[z[order] > -np.inf]
         assert ids[row].tolist() == [*order.tolist(), *[-1] * (n - len(order))]
         if len(order):
-            truth = exact(logits[row : row + 1])[2][0].numpy()
+            truth = oracles.statistics(logits[row : row + 1])[2][0].numpy()
             np.testing.assert_allclose(values[row].numpy()[: len(order)], truth[order], atol=3e-6)
         assert (values[row].numpy()[len(order) :] == -np.inf).all()
 
@@ -268,7 +278,7 @@ def test_filters_are_those_of_transformers(
 ) -> None:
     logits = families(1, vocabulary, seed)[family][0].to(dtype)
     row = RowPick(filters, Key(seed), 0, seen, banned)
-    ours = dispatch.filtered_logprobs(logits[None], [row])[0].double()
+    ours = oracles.cpu_logprobs(logits[None], [row])[0].double()
     theirs = transformers_scores(logits, row)
     mine, other = set(np.flatnonzero(ours > -INF)), set(np.flatnonzero(theirs > -INF))
     assert mine
@@ -283,16 +293,16 @@ def test_filters_are_those_of_transformers(
 def test_ties_at_the_cut_are_kept() -> None:
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0, -1.0]])
     for filters in (Filters(1.0, top_k=2), Filters(1.0, top_p=0.75)):
-        kept = dispatch.filtered_logprobs(logits, [RowPick(filters)])[0] > -INF
+        kept = oracles.cpu_logprobs(logits, [RowPick(filters)])[0] > -INF
         assert kept.tolist() == [True, True, True, True, False, False]
 
 
 def test_top_p_weighs_what_top_k_kept() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     # Of the two kept by top-k the first has 4/7 of the mass, so 0.5 keeps it alone; jointly both would stay.
-    kept = dispatch.filtered_logprobs(logits, [RowPick(Filters(1.0, top_k=2, top_p=0.5))])[0] > -INF
+    kept = oracles.cpu_logprobs(logits, [RowPick(Filters(1.0, top_k=2, top_p=0.5))])[0] > -INF
     assert kept.tolist() == [True, False, False, False]
-    joint = dispatch.filtered_logprobs(logits, [RowPick(Filters(1.0, top_p=0.5))])[0] > -INF
+    joint = oracles.cpu_logprobs(logits, [RowPick(Filters(1.0, top_p=0.5))])[0] > -INF
     assert joint.tolist() == [True, True, False, False]
 
 
@@ -302,7 +312,7 @@ def test_nucleus_however_flat_or_peaked(vocabulary: int, top_p: float) -> None:
     """The search for the nucleus looks at few logits first; a flat row makes it look at all."""
     logits = torch.cat(list(families(2, vocabulary, 21).values()))
     rows = [RowPick(Filters(1.0, top_p=top_p), Key(i)) for i in range(len(logits))]
-    kept = dispatch.filtered_logprobs(logits, rows) > -INF
+    kept = oracles.cpu_logprobs(logits, rows) > -INF
     p = logits.double().softmax(-1)
     for row in range(len(logits)):
         ordered, order = p[row].sort(descending=True)
@@ -354,7 +364,7 @@ def test_logprob_is_of_the_raw_logits() -> None:
 def test_edits_that_overflow_stay_finite_or_ban() -> None:
     logits = torch.tensor([[1.0, 2.0, -3.0, 0.5]])
     rows = [RowPick(Filters(1.0, bias={0: 3e38, 1: 1e300, 2: -1e300}), Key(1))]
-    kept = dispatch.filtered_logprobs(logits, rows)[0]
+    kept = oracles.cpu_logprobs(logits, rows)[0]
     assert not kept.isnan().any()
     assert int(dispatch.pick(logits, rows).token[0]) in (0, 1)
     everything = [
@@ -459,7 +469,7 @@ def test_distribution_under_filters(filters: Filters, draws: int) -> None:
     p = law(ROW, filters, seen=seen, banned=[9])
     assert counts[p == 0].sum() == 0
     assert chi_square(counts, p) > 1e-4
-    ours = dispatch.filtered_logprobs(ROW, [RowPick(filters, seen=seen, banned=[9])])[0].double().exp().numpy()
+    ours = oracles.cpu_logprobs(ROW, [RowPick(filters, seen=seen, banned=[9])])[0].double().exp().numpy()
     np.testing.assert_allclose(ours, p, atol=1e-6)
     # The controls: each filter dropped.
     off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -488,34 +498,6 @@ def test_outcomes_at_different_positions_and_seeds_are_independent() -> None:
 # ----------------------------------------------------------------------------------------------------- the contract
 
 
-def oracle(logits: torch.Tensor, row: RowPick) -> tuple[int, float]:
-    """The documented scheme written plainly: token, and by how much its race was won."""
-    z = logits.double()
-    bits, position = np.array([row.key.bits], np.uint64), np.array([row.position])
-
-    def race(weights: torch.Tensor, stream: Stream, index: torch.Tensor) -> tuple[int, float]:
-        clocks = torch.from_numpy(rng.exponential(rng.uniform(bits, position, stream, index.numpy())))[0].double()
-        score = weights.log() - clocks.log()
-        best = score.topk(min(2, len(score))).values
-        margin = float(best[0] - best[-1]) if len(score) > 1 else INF
-        return int(score.argmax()), margin
-
-    vocabulary = len(z)
-    if row.restricts(vocabulary):
-        logp = dispatch.filtered_logprobs(logits[None], [row])[0].double()
-        ids = (logp > -INF).nonzero()[:, 0]
-        winner, margin = race(logp[ids].exp(), Stream.TOKEN, ids)
-        return int(ids[winner]), margin
-    p = torch.zeros(-(-vocabulary // TILE) * TILE, dtype=torch.float64)
-    p[:vocabulary] = (z / row.filters.temperature).softmax(-1)
-    grid = p.view(-1, TILE // GROUP, GROUP)  # tile, line, column
-
-    tile, first = race(grid.sum((1, 2)), Stream.TILE, torch.arange(len(grid)))
-    column, second = race(grid[tile].sum(0), Stream.COLUMN, torch.arange(GROUP))
-    line, third = race(grid[tile, :, column], Stream.LINE, torch.arange(TILE // GROUP))
-    return tile * TILE + line * GROUP + column, min(first, second, third)
-
-
 @pytest.mark.parametrize("vocabulary", [2, 300, 4096, 4097, 13_000])
 def test_tokens_are_those_of_the_documented_scheme(vocabulary: int) -> None:
     kinds = [Filters(1.0), Filters(0.7), Filters(1.0, top_p=0.9), Filters(1.3, top_k=20), Filters(0.8, min_p=0.05)]
@@ -524,7 +506,7 @@ def test_tokens_are_those_of_the_documented_scheme(vocabulary: int) -> None:
     tokens = dispatch.pick(logits, rows).token.tolist()
     checked = 0
     for i, row in enumerate(rows):
-        token, margin = oracle(logits[i], row)
+        token, margin = oracles.token(logits[i], row)
         if margin > 1e-4:
             assert tokens[i] == token
             checked += 1
@@ -566,7 +548,7 @@ def mixed(rows: int, vocabulary: int, seed: int) -> list[RowPick]:
     return result
 
 
-def same(a: dispatch.Picked, b: dispatch.Picked, where: Sequence[int] | slice = slice(None)) -> bool:
+def same(a: Picked, b: Picked, where: Sequence[int] | slice = slice(None)) -> bool:
     """Bitwise: rows ``where`` of a are the rows of b."""
     return all(torch.equal(x[where], y) for x, y in zip((a.token, *a.stats), (b.token, *b.stats), strict=True))
 
@@ -632,7 +614,6 @@ def test_no_rows() -> None:
         assert all(part.shape == (0,) for part in picked.stats)
         assert dispatch.stats(logits, torch.empty(0, dtype=torch.int64)).lse.shape == (0,)
         assert dispatch.top_logprobs(logits, 3)[0].shape == (0, 3)
-        assert dispatch.filtered_logprobs(logits, []).shape == logits.shape
 
 
 # ---------------------------------------------------------------------------------------------- errors and dispatch
@@ -660,7 +641,6 @@ SEEN = RowPick(Filters(repetition_penalty=2.0), seen=[-1])
         (lambda: dispatch.top_logprobs(X, 11), ValueError, r"n = 11: accepted: 1 to the size of the vocabulary, 10"),
         (lambda: dispatch.top_logprobs(X, 0), ValueError, r"n = 0"),
         (lambda: dispatch.pick(X, [RowPick()]), ValueError, r"rows: 1 of them: accepted: 2"),
-        (lambda: dispatch.filtered_logprobs(X, [RowPick()]), ValueError, r"rows: 1 of them: accepted: 2"),
         (lambda: dispatch.pick(X, [RowPick(position=-1)] * 2), ValueError, r"position = -1: accepted: an unsigned 32"),
         (
             lambda: dispatch.pick(X, [RowPick(banned=[10])] * 2),
@@ -699,9 +679,9 @@ def test_bad_input_is_named(call: Callable[[], object], error: type[Exception], 
 
 
 def test_calls_are_recorded_where_they_are_made() -> None:
-    with dispatch.record() as outer:
+    with paths.record() as outer:
         dispatch.stats(X)
-        with dispatch.record() as inner:
+        with paths.record() as inner:
             dispatch.pick(X, [RowPick()] * 2)
         thread = threading.Thread(target=dispatch.stats, args=(X,))
         thread.start()
@@ -714,8 +694,8 @@ def test_calls_are_recorded_where_they_are_made() -> None:
 
 def test_an_explicit_path_never_falls_back() -> None:
     with (
-        dispatch.record() as calls,
-        pytest.raises(dispatch.PathUnavailable, match="path = 'triton': accepted for stats"),
+        paths.record() as calls,
+        pytest.raises(paths.PathUnavailable, match="path = 'triton': accepted for stats"),
     ):
         dispatch.stats(X, path="triton")
     assert calls == []

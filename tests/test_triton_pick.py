@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch, paths, rng
-from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.types import Blend, Filters, Gate, Key, RowPick, Stream
+from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Picked, Stats
+from trimtab.kernels.types import Blend, Filters, Key, RowPick, Stream
 
 INF = float("inf")
 NAN = float("nan")
@@ -65,7 +65,7 @@ def sibling(name: str) -> ModuleType:
     return module
 
 
-SAMPLING, MIX = sibling("test_sampling"), sibling("test_mix")
+SAMPLING, MIX, oracles = sibling("test_sampling"), sibling("test_mix"), sibling("kernel_oracles")
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow that is meant
 
@@ -140,7 +140,7 @@ def test_statistics_against_float64(where: Where, vocabulary: int, dtype: torch.
         logits = raw.to(dtype)
         tokens = torch.tensor([vocabulary - 1, -1])
         got = host(dispatch.stats(logits.to(where.device), tokens.to(where.device), path=where.path))
-        lse, entropy, logp = SAMPLING.exact(logits)
+        lse, entropy, logp = oracles.statistics(logits)
         eager = logits.float().log_softmax(-1)
         wanted = {"lse": lse, "entropy": entropy, "top_prob": logp.amax(-1).exp()}
         rough = {
@@ -170,14 +170,14 @@ def test_statistics_of_a_large_vocabulary(where: Where) -> None:
 def test_statistics_do_not_degrade_with_an_offset(where: Where) -> None:
     logits = torch.randn(2, 10_000, generator=torch.Generator().manual_seed(2)) + 1e4
     got = host(dispatch.stats(logits.to(where.device), path=where.path))
-    assert (got.entropy - SAMPLING.exact(logits)[1]).abs().max() < 1e-5
+    assert (got.entropy - oracles.statistics(logits)[1]).abs().max() < 1e-5
     assert (got.top_prob - logits.double().softmax(-1).amax(-1)).abs().max() < 1e-8
 
 
 # ------------------------------------------------------------------------------------------------------------- picks
 
 
-def agree(where: Where, logits: torch.Tensor, rows: Sequence[RowPick], least: float = 0.97) -> dispatch.Picked:
+def agree(where: Where, logits: torch.Tensor, rows: Sequence[RowPick], least: float = 0.97) -> Picked:
     """Both paths draw the same tokens, but where a race is within rounding; the Triton path's result.
 
     Args:
@@ -189,11 +189,11 @@ def agree(where: Where, logits: torch.Tensor, rows: Sequence[RowPick], least: fl
     for i in different:
         assert rows[i].filters.temperature > 0
         clean = torch.nan_to_num(logits[i].float(), nan=-INF, posinf=-INF)
-        _, margin = SAMPLING.oracle(clean, rows[i])
+        _, margin = oracles.token(clean, rows[i])
         assert margin < 1e-4, (i, rows[i], int(got.token[i]), int(wanted.token[i]), margin)
     assert len(different) <= (1 - least) * len(rows)
     alike = got.token == wanted.token
-    close(dispatch.Stats(*(part[alike] for part in got.stats)), dispatch.Stats(*(part[alike] for part in wanted.stats)))
+    close(Stats(*(part[alike] for part in got.stats)), Stats(*(part[alike] for part in wanted.stats)))
     assert torch.equal(got.stats.argmax, wanted.stats.argmax)
     return got  # type: ignore[no-any-return]
 
@@ -302,20 +302,6 @@ def test_a_nucleus_below_the_first_guess(where: Where) -> None:
     got = agree(where, logits, rows, least=1.0)
     assert got.token.tolist() == [int(got.token[0]), 9]
     assert int(got.token[0]) != 9  # this key draws from the thin part
-    kept = dispatch.nucleus_entropy(logits[:1].to(where.device), 0.9, path=where.path)
-    assert abs(int(kept.size[0]) - int(dispatch.nucleus_entropy(logits[:1], 0.9).size[0])) <= 2
-
-
-def test_the_nucleus(where: Where) -> None:
-    logits = torch.cat([f[:1] for f in SAMPLING.families(1, 5000, 15).values()])
-    logits[0, 5:] = -INF
-    logits = torch.cat([logits, torch.full((1, 5000), -INF)])
-    for top_p in (0.5, 0.9, 1.0):
-        got = host(dispatch.nucleus_entropy(logits.to(where.device), top_p, path=where.path))
-        wanted = dispatch.nucleus_entropy(logits, top_p)
-        assert torch.equal(got.size, wanted.size)
-        torch.testing.assert_close(got.entropy, wanted.entropy, atol=5e-6, rtol=1e-6)
-        torch.testing.assert_close(got.mass, wanted.mass, atol=1e-6, rtol=1e-6)
 
 
 def test_the_most_likely_tokens(where: Where) -> None:
@@ -359,22 +345,23 @@ def test_rows_do_not_depend_on_the_batch(where: Where, vocabulary: int) -> None:
             assert same(whole, found, slice(3, 6))
         else:
             assert torch.equal(whole.token[3:6], found.token)
-            close(dispatch.Stats(*(part[3:6] for part in whole.stats)), found.stats)
+            close(Stats(*(part[3:6] for part in whole.stats)), found.stats)
     alone = host(dispatch.stats(logits, whole.token.to(where.device), path=where.path))
     assert same(whole.stats, alone)
 
 
 @pytest.mark.parametrize("models", [1, 2])
 def test_the_launch_grid_changes_nothing(where: Where, models: int) -> None:
-    from trimtab.kernels.triton import launch, pack
+    from trimtab.kernels.triton import logits as launch
+    from trimtab.kernels.triton import pack
 
     vocabulary = 20_001
     logits = [m.to(where.device) for m in MIX.models(models, 4, vocabulary, 17)]
     blends = [Blend((1.0, 0.5)[:models])] * 4
     rows = [RowPick(f, Key(i)) for i, f in enumerate([Filters(), Filters(0.7), Filters(1.0, top_p=0.9), Filters(1.0)])]
     plan = pack.pack(rows, vocabulary, where.device, blends if models > 1 else None)
-    found = [launch.run(logits, plan, mixture=models > 1, span=span) for span in (1, 2, 4, 8)]
-    assert all(same(found[0][:3], other[:3]) for other in found[1:])
+    found = [launch.run(logits, plan, span=span)[0] for span in (1, 2, 4, 8)]
+    assert all(same(found[0], other) for other in found[1:])
     assert [launch.span_of(n) for n in (1, 4096, 8192, 40_000, 10**7)] == [1, 1, 2, 8, 8]
 
 
@@ -383,19 +370,16 @@ def test_the_launch_grid_changes_nothing(where: Where, models: int) -> None:
 
 def mixed_agree(
     where: Where, logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[RowPick]
-) -> dispatch.Mixed:
+) -> Picked:
     got = host(dispatch.mix([m.to(where.device) for m in logits], blends, rows, path=where.path))
     wanted = dispatch.mix(logits, blends, rows, path="torch")
-    assert torch.equal(got.decided, wanted.decided)
-    blended = dispatch.blend(logits, blends).logits
+    blended = dispatch.blend(logits, blends)
     for i in (got.token != wanted.token).nonzero()[:, 0].tolist():
-        _, margin = SAMPLING.oracle(blended[i], rows[i])
+        _, margin = oracles.token(blended[i], rows[i])
         assert margin < 1e-4, i
     alike = got.token == wanted.token
     assert alike.float().mean() > 0.97
-    close(dispatch.Stats(*(part[alike] for part in got.stats)), dispatch.Stats(*(part[alike] for part in wanted.stats)))
-    close(got.base, wanted.base)
-    assert torch.equal(got.base.argmax, wanted.base.argmax)
+    close(Stats(*(part[alike] for part in got.stats)), Stats(*(part[alike] for part in wanted.stats)))
     return got  # type: ignore[no-any-return]
 
 
@@ -404,13 +388,9 @@ def test_mixtures_are_those_of_torch(where: Where, vocabulary: int, dtype: torch
     count = 48 if where.device.type == "cuda" else 10
     logits = [model.to(dtype) for model in MIX.models(3, count, vocabulary, 18)]
     blends, rows = MIX.kinds(count, vocabulary, 3 + vocabulary)
-    got = mixed_agree(where, logits, blends, rows)
-    assert 0 < int(got.decided.sum()) < count
+    mixed_agree(where, logits, blends, rows)
     ours = host(dispatch.blend([m.to(where.device) for m in logits], blends, path=where.path))
-    theirs = dispatch.blend(logits, blends)
-    assert torch.equal(ours.decided, theirs.decided)
-    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-5, rtol=1e-6)
-    assert same(got.base, ours.base)
+    torch.testing.assert_close(ours, dispatch.blend(logits, blends), atol=1e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -435,14 +415,14 @@ def test_mixtures_of_what_is_not_finite(where: Where, kind: str) -> None:
     blends = {
         "contrast": [blend] * 10 + [Blend((1.0, 0.0, -1.0)), blend],
         "expert": [Blend((0.0, 1.0, 0.0))] * 12,
-        "plausible": [Blend((1.5, -0.5, 0.2), Gate("entropy", 0.0), plausibility=0.05)] * 12,
+        "plausible": [Blend((1.5, -0.5, 0.2), plausibility=0.05)] * 12,
     }[kind]
     got = mixed_agree(where, models, blends, [RowPick(Filters(1.0), Key(i)) for i in range(12)])
-    wanted = dispatch.blend(models, blends).logits
-    ours = dispatch.blend([m.to(where.device) for m in models], blends, path=where.path).logits.cpu()
+    wanted = dispatch.blend(models, blends)
+    ours = dispatch.blend([m.to(where.device) for m in models], blends, path=where.path).cpu()
     assert torch.equal(ours == -INF, wanted == -INF)
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-6)
-    assert not any(part.isnan().any() for part in (*got.stats, *got.base))
+    assert not any(part.isnan().any() for part in got.stats)
 
 
 def test_mixtures_do_not_depend_on_the_batch(where: Where) -> None:
@@ -452,10 +432,10 @@ def test_mixtures_do_not_depend_on_the_batch(where: Where) -> None:
     blends = [
         Blend((1.0, 0.5)),
         Blend((1.0, -0.5), plausibility=0.1),
-        Blend((0.0, 1.0), Gate("entropy", 1.0)),
-        Blend((0.0, 1.0), Gate("top_prob", 0.9)),
+        Blend((0.0, 1.0)),
+        Blend((0.0, 1.0), plausibility=0.5),
         Blend((1.0, 0.0)),
-        Blend((1.0, 1.0), Gate("branching", 1e5)),
+        Blend((2.0, 1.0)),
     ]
     rows = [RowPick(Filters(1.0, top_p=0.9 if i % 2 else 1.0), Key(i)) for i in range(count)]
 
@@ -481,9 +461,8 @@ def test_no_rows(where: Where) -> None:
     assert dispatch.pick(x, [], path=where.path).token.shape == (0,)
     assert dispatch.stats(x, path=where.path).lse.shape == (0,)
     assert dispatch.top_logprobs(x, 3, path=where.path)[0].shape == (0, 3)
-    assert dispatch.mix([x, x], [], [], path=where.path).decided.shape == (0,)
-    assert dispatch.blend([x, x], [], path=where.path).logits.shape == (0, 50)
-    assert dispatch.nucleus_entropy(x, 0.9, path=where.path).size.shape == (0,)
+    assert dispatch.mix([x, x], [], [], path=where.path).token.shape == (0,)
+    assert dispatch.blend([x, x], [], path=where.path).shape == (0, 50)
 
 
 # ------------------------------------------------------------------------------------------------------ distribution
@@ -517,34 +496,31 @@ def plans(where: Where, vocabulary: int) -> tuple[Any, Any]:
     from trimtab.kernels.triton import pack
 
     rows = [RowPick(Filters(1.0, top_p=0.9), Key(1)), RowPick(Filters(0.5, top_k=3), Key(2), banned=[1])]
-    blends = [Blend((1.0, 0.5)), Blend((1.0, -0.5), Gate("entropy", 1.0), plausibility=0.1)]
+    blends = [Blend((1.0, 0.5)), Blend((1.0, -0.5), plausibility=0.1)]
     return pack.pack(rows, vocabulary, where.device), pack.pack(rows, vocabulary, where.device, blends)
 
 
 def test_operators_are_sound(where: Where) -> None:
     """Schemas, fake implementations and gradients, as torch checks them."""
-    from trimtab.kernels.triton import launch  # noqa: F401
 
     x, y = (m.to(where.device) for m in MIX.models(2, 2, 130, 21))
     one, both = plans(where, 130)
     ops = torch.ops.trimtab
     torch.library.opcheck(ops.stats.default, (x, torch.tensor([1, -1], device=where.device)))
-    torch.library.opcheck(ops.pick.default, (x, *one[:-1]))
-    torch.library.opcheck(ops.mix.default, ([x, y], *both))
-    torch.library.opcheck(ops.blend.default, ([x, y], *both[:2]))
-    torch.library.opcheck(ops.nucleus.default, (x, 0.9))
+    torch.library.opcheck(ops.mix.default, ([x], *one.flat))
+    torch.library.opcheck(ops.mix.default, ([x, y], *both.flat))
+    torch.library.opcheck(ops.blend.default, ([x, y], *both.flat))
 
 
 def test_operators_compile_into_one_graph(where: Where) -> None:
-    from trimtab.kernels.triton import launch  # noqa: F401
 
     x, y = (m.to(where.device) for m in MIX.models(2, 2, 130, 22))
     one, both = plans(where, 130)
     ops = torch.ops.trimtab
 
     def step(hidden: torch.Tensor, other: torch.Tensor) -> Any:
-        numbers, ids, flags = ops.pick(hidden * 2, *one[:-1])
-        mixed = ops.mix([hidden, other * 1], *both)
+        numbers, ids, flags = ops.mix([hidden * 2], *one.flat)
+        mixed = ops.mix([hidden, other * 1], *both.flat)
         return numbers + 1, ids, flags, *mixed, ops.stats(other, ids[0])
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -554,29 +530,28 @@ def test_operators_compile_into_one_graph(where: Where) -> None:
 @pytest.mark.gpu
 @no_cuda
 def test_operators_go_into_a_cuda_graph() -> None:
-    from trimtab.kernels.triton import launch  # noqa: F401
 
     x, y = (m.cuda() for m in MIX.models(2, 2, 50_257, 23))
     _, both = plans(CUDA, 50_257)
-    wanted = torch.ops.trimtab.mix([x, y], *both)
+    wanted = torch.ops.trimtab.mix([x, y], *both.flat)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = torch.ops.trimtab.mix([x, y], *both)
+        found = torch.ops.trimtab.mix([x, y], *both.flat)
     for _ in range(3):
         graph.replay()
         assert MIX.same(found, wanted)
     old = x.clone()
     x.copy_(x.flip(1))
-    both.ints[:, 1] += 1  # positions move on in the tensors that the graph reads
+    both.lists.ints[:, 1] += 1  # positions move on in the tensors that the graph reads
     graph.replay()
-    assert MIX.same(found, torch.ops.trimtab.mix([x, y], *both))
+    assert MIX.same(found, torch.ops.trimtab.mix([x, y], *both.flat))
     assert not torch.equal(x, old)
 
 
 def test_calls_are_recorded(where: Where) -> None:
     x = torch.zeros(1, 10, device=where.device)
-    with dispatch.record() as calls:
+    with paths.record() as calls:
         dispatch.stats(x, path=where.path)
         dispatch.pick(x, [RowPick()], path=where.path)
         dispatch.mix([x], [Blend((1.0,))], [RowPick()], path=where.path)
@@ -615,7 +590,6 @@ X = torch.zeros(2, 10)
             r"bias = 12: accepted",
         ),
         (lambda p, x: dispatch.mix([x, x], [Blend((1.0,))] * 2, [RowPick()] * 2, path=p), ValueError, r"weights = \(1"),
-        (lambda p, x: dispatch.nucleus_entropy(x, 2.0, path=p), ValueError, r"top_p = 2.0"),
     ],
 )
 def test_bad_input_is_named(
@@ -640,11 +614,12 @@ def test_the_package_works_without_triton() -> None:
 import sys
 sys.modules["triton"] = None
 import torch
-from trimtab.kernels import dispatch
-print(int(dispatch.pick(torch.eye(3), [dispatch.RowPick()] * 3).token[2]))
+from trimtab.kernels import dispatch, paths
+from trimtab.kernels.types import RowPick
+print(int(dispatch.pick(torch.eye(3), [RowPick()] * 3).token[2]))
 try:
     dispatch.stats(torch.eye(3), path="interpret")
-except dispatch.PathUnavailable as error:
+except paths.PathUnavailable as error:
     print(error)
 """
     token, error = fresh(code).splitlines()
@@ -654,6 +629,7 @@ except dispatch.PathUnavailable as error:
 
 BUILD = """
 from trimtab.kernels.triton import build
+from trimtab.kernels.results import Picked, Stats
 for vocabulary, models, dtype in {cases}:
     for name, variant in build.variants(vocabulary, models, dtype):
         if {only} is None or name in {only}:

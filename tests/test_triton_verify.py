@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -17,19 +18,20 @@ import pytest
 import torch
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Draft, Verified, Window
+from trimtab.kernels.cpu.distribution import RowBuffer, distribution_of
+from trimtab.kernels.cpu.tiles import TILE
 from trimtab.kernels.paths import Path as KernelPath
 from trimtab.kernels.paths import available
-from trimtab.kernels.reference.law import RowBuffer, law_of
-from trimtab.kernels.reference.tiles import TILE
-from trimtab.kernels.reference.verify import picks_of
-from trimtab.kernels.types import Filters, Key, RowPick
+from trimtab.kernels.results import Verified
+from trimtab.kernels.types import Draft, Filters, Key, RowPick, Window
 
 pytest.importorskip("triton")
 
+from trimtab.kernels import paths
+from trimtab.kernels.results import Stats
 from trimtab.kernels.triton import verify as kernels
-from trimtab.kernels.triton.edits import Edits
-from trimtab.kernels.triton.law import laws, wanted
+from trimtab.kernels.triton.logits import run
+from trimtab.kernels.triton.pack import pack
 
 
 def _load(name: str) -> ModuleType:
@@ -41,7 +43,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-ws = _load("windows")
+ws, oracles = _load("windows"), _load("kernel_oracles")
 INF = float("inf")
 
 
@@ -80,7 +82,7 @@ def moved(windows: Sequence[Window], device: torch.device) -> list[Window]:
 def by_kernels(logits: torch.Tensor, windows: Sequence[Window], path: KernelPath) -> Verified:
     device = _device(path)
     got = dispatch.verify(logits.to(device), moved(windows, device), path=path)
-    return Verified(got.accepted.cpu(), got.token.cpu(), dispatch.Stats(*(part.cpu() for part in got.stats)))
+    return Verified(got.accepted.cpu(), got.token.cpu(), Stats(*(part.cpu() for part in got.stats)))
 
 
 def agree(logits: torch.Tensor, windows: Sequence[Window], path: KernelPath) -> int:
@@ -93,7 +95,7 @@ def agree(logits: torch.Tensor, windows: Sequence[Window], path: KernelPath) -> 
         if (int(got.accepted[i]), int(got.token[i])) != (int(wanted.accepted[i]), int(wanted.token[i])):
             assert window.draft is not None
             assert window.draft.logits is not None
-            assert ws.documented(mine, window)[2] < 1e-4, i
+            assert oracles.window(mine, window)[2] < 1e-4, i
             alike[start : start + len(mine)] = False
         refused += window.draft is not None and int(wanted.accepted[i]) < len(window.tokens)
         start += len(mine)
@@ -218,7 +220,7 @@ def test_drafts_side_by_side_are_not_copied() -> None:
 
 
 @sizes([1, 300, 4500], [2, 63, 4097, 9000])
-def test_laws_are_those_of_the_twin(path: KernelPath, vocabulary: int) -> None:
+def test_distributions_are_those_of_the_cpu(path: KernelPath, vocabulary: int) -> None:
     """Thresholds found among numbers keep the same tokens as thresholds found among tokens."""
     kinds = [*ws.KINDS, Filters(1.0, top_p=1e-6), Filters(0.3, top_p=0.999), Filters(2.0, top_k=vocabulary + 1)]
     kinds += [Filters(1.0, top_k=2, top_p=0.6), Filters(1e-30, top_p=0.9), Filters(1.0, top_p=0.9, bias={0: 30.0})]
@@ -229,68 +231,42 @@ def test_laws_are_those_of_the_twin(path: KernelPath, vocabulary: int) -> None:
     banned = [vocabulary - 1] if vocabulary > 2 else []
     rows = [RowPick(f, seen=[0, 0], banned=banned if i % 2 else []) for i, f in enumerate(kinds)]
     device = _device(path)
-    edits = Edits(rows, vocabulary, device)
-    ints, reals = wanted(rows, vocabulary)
-    on = logits.to(device)
-    kind, top_k = torch.from_numpy(ints).to(device).unbind(1)
-    at = torch.from_numpy(edits.at).to(device)
-    found, only = laws(on, edits.apply(on), at, kind, top_k, torch.from_numpy(reals).to(device))
+    found = run([logits.to(device)], pack(rows, vocabulary, device))[0]
     buffer = RowBuffer(vocabulary)
     for i, row in enumerate(rows):
-        law = law_of(buffer, logits[i], row)
-        assert law is not None
-        top, scale, bound, mass = found[i].tolist()
-        assert (top, scale) == (float(law.top), float(law.scale))
+        wanted = distribution_of(buffer, logits[i], row)
+        assert wanted is not None
+        top, rate, bound, mass = found.distributions[i].tolist()
+        assert top == float(wanted.top)
+        assert (buffer.z >= np.float32(bound)).tolist() == (buffer.z >= wanted.bound).tolist()
+        assert mass == pytest.approx(wanted.mass, rel=2e-6)
         if row.filters.temperature == 0:
-            assert int(only[i]) == int(np.argmax(buffer.z))
-            continue
-        assert int(only[i]) == -1
-        assert (buffer.z >= np.float32(bound)).tolist() == (buffer.z >= law.bound).tolist()
-        assert mass == pytest.approx(law.mass, rel=2e-6)
+            assert int(found.ids[0, i]) == int(np.argmax(buffer.z))
+        else:
+            assert rate == pytest.approx(min(float(wanted.scale) / math.log(2), 3.4e38), rel=1e-2)
 
 
-def test_edited_rows_are_those_of_the_twin() -> None:
-    logits = ws.normal(3, 37, seed=5)
-    logits[1, 3] = float("nan")
-    filters = Filters(1.0, repetition_penalty=1.7, bias={2: 3e38, 5: -INF, 7: 1.5})
-    rows = [RowPick(filters, seen=[1, 1, 7, 3], banned=[4]), RowPick(), RowPick(filters, banned=[0, 0])]
-    got = Edits(rows, 37, logits.device).apply(logits)
-    assert got.stride(0) % 16 == 0
-    buffer = RowBuffer(37)
-    for mine, i in zip(got, (0, 2), strict=True):
-        buffer.load(logits[i], rows[i])
-        np.testing.assert_array_equal(mine.numpy(), buffer.z)
-    with pytest.raises(ValueError, match=r"banned = 37: accepted: token ids in \[0, 37\)"):
-        Edits([RowPick(banned=[37])], 37, logits.device)
-
-
-def planned(path: KernelPath) -> tuple[torch.Tensor, kernels.Plan, dispatch.Picked]:
+def batch(path: KernelPath) -> tuple[torch.Tensor, kernels.Batch]:
     device = _device(path)
     logits, windows = ws.batch(8, 70, 5)
     sampled = [window for window in windows if window.draft is None or window.draft.ids is None]
     logits = torch.cat([m for m, w in zip(ws.split(logits, windows), windows, strict=True) if w in sampled]).to(device)
-    sampled = moved(sampled, device)
-    return logits, kernels.pack(sampled, 70, device), dispatch.pick(logits, picks_of(sampled), path=path)
+    found = kernels.pack_windows(moved(sampled, device), 70, device)
+    assert found.tested
+    return logits, found
 
 
 def test_the_operator_is_registered_soundly(path: KernelPath) -> None:
-    logits, plan, picked = planned(path)
-    assert plan.tested
-    edited, draft_edited = plan.edits.apply(logits), plan.draft_edits.apply(plan.draft)
-    tensors = (*plan[3:-2], picked.token, picked.stats.argmax, picked.stats.top_prob)
-    torch.library.opcheck(
-        kernels._verify,
-        (logits, edited, plan.draft, draft_edited, *tensors, plan.longest, plan.tested),
-        test_utils=("test_schema", "test_faketensor"),
-    )
+    logits, found = batch(path)
+    torch.library.opcheck(kernels._verify, (logits, *found.flat), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_a_compiled_graph_holds_it_whole(path: KernelPath) -> None:
-    logits, plan, picked = planned(path)
+    logits, found = batch(path)
 
     def step(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        accepted, token, chosen = kernels.run(x * 1.0, plan, picked)
-        return accepted + 0, token, chosen
+        accepted, *rest = torch.ops.trimtab.verify(x * 1.0, *found.flat)
+        return accepted + 0, *rest
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     assert all(torch.equal(a, b) for a, b in zip(compiled(logits), step(logits), strict=True))
@@ -310,7 +286,7 @@ def test_what_is_written_follows_the_target(path: KernelPath, filters: Filters) 
     ]
     got = by_kernels(target.expand(2 * n, -1), windows, path)
     stands = got.accepted.bool()
-    p = ws.law(target, rows[0])
+    p = oracles.distribution(target, rows[0])
 
     def distance(written: torch.Tensor) -> float:
         counts = np.bincount(written.numpy(), minlength=6)
@@ -326,7 +302,7 @@ def test_what_is_written_follows_the_target(path: KernelPath, filters: Filters) 
 def test_calls_are_recorded_and_errors_name_the_field(path: KernelPath) -> None:
     logits = torch.zeros(2, 10, device=_device(path))
     rows = [RowPick(Filters(1.0), Key(1), j) for j in range(2)]
-    with dispatch.record() as calls:
+    with paths.record() as calls:
         dispatch.verify(logits, [Window([3], rows, None)], path=path)
     assert calls == [("verify", path)]
     with pytest.raises(ValueError, match=r"windows\[0\].tokens holds 10: accepted"):

@@ -18,10 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Draft, Verified, Window
-from trimtab.kernels.reference.tiles import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.types import Filters, Key, RowPick
+from trimtab.kernels import dispatch, paths
+from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Verified
+from trimtab.kernels.types import Draft, Filters, Key, RowPick, Window
 
 
 def _load(name: str) -> ModuleType:
@@ -33,7 +32,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-ws = _load("windows")
+ws, oracles = _load("windows"), _load("kernel_oracles")
 
 INF = float("inf")
 Doubles = NDArray[np.float64]
@@ -171,7 +170,7 @@ def test_what_is_written_follows_the_target(name: str, n: int) -> None:
     got = case.verify(n, proposals, case.source)
     stands = got.accepted.bool()
     drafted = torch.tensor(proposals)
-    p = ws.law(case.target, case.rows(1)[0])
+    p = oracles.distribution(case.target, case.rows(1)[0])
     assert chi_square(case.count(torch.where(stands, drafted, got.token)), p) > 1e-4
     # Acceptance is what theory says: the overlap of the two laws, or p of a certain token.
     if case.draft is None:
@@ -179,7 +178,7 @@ def test_what_is_written_follows_the_target(name: str, n: int) -> None:
     else:
         columns = np.arange(len(case.draft)) if case.ids is None else case.ids.numpy()
         q = np.zeros(len(p))
-        q[columns] = ws.law(case.draft, case.draft_rows(1)[0])
+        q[columns] = oracles.distribution(case.draft, case.draft_rows(1)[0])
         expected = float(np.minimum(p, q).sum())
     assert 0.05 < expected < 0.95
     assert abs(float(stands.double().mean()) - expected) < 5 * math.sqrt(0.25 / n)
@@ -197,7 +196,7 @@ def test_a_draft_whose_filters_are_forgotten_is_found_out(name: str) -> None:
     proposals = case.proposals(n)
     got = case.verify(n, proposals, lambda row: Draft(case.source(row).logits, [RowPick(Filters(1.0))]))
     written = case.count(torch.where(got.accepted.bool(), torch.tensor(proposals), got.token))
-    assert not fits(written, ws.law(case.target, case.rows(1)[0]))
+    assert not fits(written, oracles.distribution(case.target, case.rows(1)[0]))
 
 
 def test_a_drawn_token_may_be_taken_for_certain() -> None:
@@ -207,7 +206,7 @@ def test_a_drawn_token_may_be_taken_for_certain() -> None:
     proposals = case.proposals(n)
     got = case.verify(n, proposals, lambda row: Draft(None, []))
     written = case.count(torch.where(got.accepted.bool(), torch.tensor(proposals), got.token))
-    assert fits(written, ws.law(case.target, case.rows(1)[0]))
+    assert fits(written, oracles.distribution(case.target, case.rows(1)[0]))
     assert int(got.accepted.sum()) < int(case.verify(n, proposals, case.source).accepted.sum())
 
 
@@ -220,7 +219,7 @@ def test_a_draft_that_shares_the_bits_of_the_residual_is_found_out() -> None:
     proposals = dispatch.pick(case.draft.expand(n, -1), shared).token.tolist()
     got = case.verify(n, proposals, case.source)
     written = case.count(torch.where(got.accepted.bool(), torch.tensor(proposals), got.token))
-    assert not fits(written, ws.law(case.target, case.rows(1)[0]))
+    assert not fits(written, oracles.distribution(case.target, case.rows(1)[0]))
 
 
 # A model that looks at the last token only: 4 tokens, and a start.
@@ -271,8 +270,8 @@ def two_tokens(n: int, filters: Filters, shift: int = 0, length: int = 2) -> Cou
 @pytest.mark.parametrize("filters", [Filters(1.0), Filters(0.8, top_k=3)], ids=["plain", "top_k"])
 def test_joint_law_of_two_tokens(filters: Filters, n: int) -> None:
     row = RowPick(filters)
-    first = ws.law(TARGET_TABLE[4], row)
-    joint = np.concatenate([first[x] * ws.law(TARGET_TABLE[x], row) for x in range(4)])
+    first = oracles.distribution(TARGET_TABLE[4], row)
+    joint = np.concatenate([first[x] * oracles.distribution(TARGET_TABLE[x], row) for x in range(4)])
     for length in (1, 2, 3) if filters.top_k == 0 else (2,):
         assert chi_square(two_tokens(n // 2, filters, length=length), joint) > 1e-4
     # The control: the target's rows taken one position too late.
@@ -365,7 +364,7 @@ def test_decisions_are_those_of_the_documented_scheme(vocabulary: int) -> None:
             continue
         got = dispatch.verify(torch.cat([mine for mine, _ in chosen]), [window for _, window in chosen])
         for i, (mine, window) in enumerate(chosen):
-            stand, token, margin = ws.documented(mine, window)
+            stand, token, margin = oracles.window(mine, window)
             if margin > 1e-4:
                 assert (int(got.accepted[i]), int(got.token[i])) == (stand, token)
                 checked += 1
@@ -601,8 +600,8 @@ def test_bad_input_is_named(call: Callable[[], object], error: type[Exception], 
 
 
 def test_calls_are_recorded_and_an_explicit_path_never_falls_back() -> None:
-    with dispatch.record() as calls:
+    with paths.record() as calls:
         one()
-        with pytest.raises(dispatch.PathUnavailable, match="path = 'triton': accepted for verify"):
+        with pytest.raises(paths.PathUnavailable, match="path = 'triton': accepted for verify"):
             dispatch.verify(X, [Window([3], ROWS, None)], path="triton")
     assert calls == [("verify", "torch")]

@@ -1,8 +1,7 @@
-"""Batches of drafted windows, and what a window's draws follow: the plainest way to say it, in float64."""
+"""Batches of drafted windows."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels import dispatch, rng
-from trimtab.kernels.dispatch import Draft, Window
-from trimtab.kernels.reference.tiles import GROUP, TILE
-from trimtab.kernels.types import Filters, Key, RowPick, Stream
+from trimtab.kernels import dispatch
+from trimtab.kernels.types import Draft, Filters, Key, RowPick, Window
 
 INF = float("inf")
 Doubles = NDArray[np.float64]
@@ -21,28 +18,6 @@ Doubles = NDArray[np.float64]
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
-
-
-def law(logits: torch.Tensor, row: RowPick) -> Doubles:
-    """float64 [V]: what a row draws from, by sorting and in the plainest way."""
-    f = row.filters
-    z = logits.double().clone()
-    z[z.isnan() | (z == INF)] = -INF
-    for token in set(map(int, row.seen)):
-        z[token] *= f.repetition_penalty if z[token] < 0 else 1 / f.repetition_penalty
-    for token, value in f.bias.items():
-        z[token] += value
-    z[list(row.banned)] = -INF
-    if f.temperature == 0:
-        return np.asarray(torch.nn.functional.one_hot(z.argmax(), len(z)).double().numpy())
-    z = z / f.temperature
-    if 0 < f.top_k < len(z):
-        z[z < z.topk(f.top_k).values[-1]] = -INF
-    p, order = z.softmax(-1).sort(descending=True)
-    if f.top_p < 1:
-        z[order[p.cumsum(0) - p >= f.top_p]] = -INF
-    z[z.softmax(-1) < f.min_p * z.softmax(-1).max()] = -INF
-    return np.asarray(z.softmax(-1).numpy())
 
 
 KINDS = [
@@ -113,50 +88,3 @@ def speculative(
 ) -> Window:
     rows = [RowPick(filters, Key(seed), j, **extra) for j in range(len(target))]
     return Window(tokens, rows, Draft(draft, [row._replace(key=row.key.drafting) for row in rows[:-1]]))
-
-
-def documented(logits: torch.Tensor, window: Window) -> tuple[int, int, float]:
-    """Accepted, token and the least margin of any decision, by the documented scheme in float64."""
-    margin = INF
-    assert window.draft is not None
-    assert window.draft.logits is not None
-
-    def uniform(key: Key, position: int, stream: Stream, index: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(
-            rng.uniform(np.array([key.bits], np.uint64), np.array([position]), stream, index.numpy())[0]
-        )
-
-    def race(weights: torch.Tensor, row: RowPick, stream: Stream, index: torch.Tensor) -> int:
-        nonlocal margin
-        score = (
-            weights.log()
-            - torch.from_numpy(rng.exponential(uniform(row.key.residual, row.position, stream, index).numpy())).log()
-        )
-        best = score.topk(min(2, len(score))).values
-        if len(best) > 1:
-            margin = min(margin, float(best[0] - best[1]))
-        return int(score.argmax())
-
-    for j, y in enumerate(window.tokens):
-        row = window.rows[j]
-        p = torch.from_numpy(law(logits[j], row))
-        q = torch.zeros_like(p)
-        columns = torch.arange(window.draft.logits.shape[1]) if window.draft.ids is None else window.draft.ids
-        q[columns] = torch.from_numpy(law(window.draft.logits[j], window.draft.rows[j]))
-        u = float(uniform(row.key, row.position, Stream.ACCEPT, torch.tensor([0])))
-        margin = min(margin, abs(math.log(u) - math.log(float(p[y])) + math.log(float(q[y]))) if p[y] > 0 else INF)
-        if u < float(p[y] / q[y]):
-            continue
-        left = (p - q).clamp(min=0)
-        vocabulary = len(p)
-        if row.restricts(vocabulary):
-            ids = (p > 0).nonzero()[:, 0]
-            return j, int(ids[race(left[ids], row, Stream.TOKEN, ids)]), margin
-        padded = torch.zeros(-(-vocabulary // TILE) * TILE, dtype=torch.float64)
-        padded[:vocabulary] = left
-        grid = padded.view(-1, TILE // GROUP, GROUP)
-        tile = race(grid.sum((1, 2)), row, Stream.TILE, torch.arange(len(grid)))
-        column = race(grid[tile].sum(0), row, Stream.COLUMN, torch.arange(GROUP))
-        line = race(grid[tile, :, column], row, Stream.LINE, torch.arange(TILE // GROUP))
-        return j, tile * TILE + line * GROUP + column, margin
-    return len(window.tokens), int(dispatch.pick(logits[-1:], window.rows[-1:]).token[0]), margin

@@ -17,7 +17,7 @@ from trimtab.decode.methods.draws.foreign import shared_tokens
 from trimtab.decode.methods.draws.length import Length
 from trimtab.decode.methods.draws.lengths import Rule, together
 from trimtab.decode.ops import Draft, Drafted
-from trimtab.kernels import dispatch
+from trimtab.kernels import dispatch, types
 from trimtab.kernels.types import RowPick
 
 __all__ = ["Block", "Columns", "Source", "columns", "grow"]
@@ -85,7 +85,7 @@ class Source:
     model: str
     length: Length
     passes: int
-    draft: dispatch.Draft | None
+    draft: types.Draft | None
 
 
 @dataclass(eq=False, slots=True)
@@ -173,7 +173,7 @@ class Block:
         draft = None
         if self.tokens and not self.op.coupled:
             ids = None if self.columns is None else self.columns.ids
-            draft = dispatch.Draft(torch.stack(self._rows), self._picks, ids, self._tops)
+            draft = types.Draft(torch.stack(self._rows), self._picks, ids, self._tops)
         passes = len(self.tokens) + (self.rule.dropped is not None)
         return Drafted(tuple(self.tokens), Source(self.item.sequence.model, self.op.length, passes, draft))
 

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from trimtab.decode.ops import Given, Pick, Read
 from trimtab.decode.request.result import TokenDraw, TopLogprob
-from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import Stats
-from trimtab.kernels.types import Blend, RowPick
+from trimtab.kernels import dispatch, types
+from trimtab.kernels.results import Stats
+from trimtab.kernels.types import Blend, Draft, RowPick
 
 __all__ = ["CERTAIN", "Row", "Window", "read", "row_pick"]
 
 Piece = Callable[[int], bytes]
 
-CERTAIN = dispatch.Draft(None, (), None)  # of tokens that no distribution stands behind
+CERTAIN = Draft(None, (), None)  # of tokens that no distribution stands behind
 
 _STATISTICS_ONLY = RowPick()
 
@@ -55,7 +55,7 @@ class Window:
 
     rows: Sequence[Row]
     tokens: Sequence[int] = ()
-    draft: dispatch.Draft | None = CERTAIN
+    draft: Draft | None = CERTAIN
     blend: Blend | None = None
 
     @property
@@ -113,7 +113,7 @@ def _drawn(
     drafted = any(window.tokens for window in windows)
     mixed = logits[0]
     if blends and (drafted or windows[0].given or any(row.top for row in rows)):
-        mixed = dispatch.blend(logits, blends).logits
+        mixed = dispatch.blend(logits, blends)
     if windows[0].given:
         given = [row.pick.token for row in rows if isinstance(row.pick, Given)]
         return [0] * len(rows), given, dispatch.stats(mixed, torch.tensor(given, device=mixed.device)), mixed
@@ -123,7 +123,7 @@ def _drawn(
         return [0] * len(rows), found.token.tolist(), found.stats, mixed
     left = iter(picks)
     verified = dispatch.verify(
-        mixed, [dispatch.Window(window.tokens, [next(left) for _ in window.rows], window.draft) for window in windows]
+        mixed, [types.Window(window.tokens, [next(left) for _ in window.rows], window.draft) for window in windows]
     )
     tokens: list[int] = []
     accepted = verified.accepted.tolist()
@@ -141,7 +141,7 @@ def _drawable(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[
     ]
     if not bounded:
         return blends
-    masked = dispatch.blend([part[bounded] for part in logits], [blends[i] for i in bounded]).logits
+    masked = dispatch.blend([part[bounded] for part in logits], [blends[i] for i in bounded])
     found = dispatch.pick(masked, [row_pick(rows[i].pick, rows[i].seen) for i in bounded]).token.tolist()
     empty = {i for i, token in zip(bounded, found, strict=True) if token < 0}
     return [replace(blend, plausibility=0.0) if i in empty else blend for i, blend in enumerate(blends)]

@@ -1,4 +1,4 @@
-"""Compiling the kernels for a GPU that need not be there: what continuous integration checks.
+"""Compiling the kernels over logits for a GPU that need not be there: what continuous integration checks.
 
 Only in a process without TRITON_INTERPRET: Triton decides at import whether functions are compiled or interpreted.
 """
@@ -16,22 +16,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trimtab.kernels.triton.draw import CAPACITY, gather, race, settle
-from trimtab.kernels.triton.launch import block_of, warps_of, write
-from trimtab.kernels.triton.scan import scan, scan_deferred
+from trimtab.kernels.triton.acceptance import Outcome, Side, Windows, accept, choose, residual
+from trimtab.kernels.triton.filters import gather, race
+from trimtab.kernels.triton.logits import block_of, warps_of, write
+from trimtab.kernels.triton.rows import Lists, Results, Scratch, Source
+from trimtab.kernels.triton.scan import scan, scan_base
+from trimtab.kernels.triton.settle import CAPACITY, settle
 
-__all__ = ["Built", "Variant", "build", "sass", "variants"]
+__all__ = ["Built", "Variant", "build", "sass", "variants", "verification"]
 
-_POINTERS = {
-    "ints": "*i64",
-    "given": "*i64",
-    "ids": "*i32",
-    "listed_ids": "*i32",
-    "counts": "*i32",
-    "flags": "*u8",
-    "decided": "*u8",
-}
-_NUMBERS = {"NT": "i32", "R": "i32"}
+_DIVISIBLE = [["tt.divisibility", 16]]
 
 
 class Variant(NamedTuple):
@@ -41,7 +35,7 @@ class Variant(NamedTuple):
         constants: of the launch.
         dtype: Triton's name of the type of the logits.
         aligned: whether row strides are multiples of 16 elements.
-        warps: None takes those of ``launch``.
+        warps: None takes those of ``logits``.
     """
 
     kernel: Any
@@ -60,55 +54,82 @@ class Built(NamedTuple):
 
 
 def variants(vocabulary: int, models: int, dtype: str = "bf16") -> Iterator[tuple[str, Variant]]:
-    """The kernels as ``launch`` starts them."""
+    """The kernels as ``logits`` starts them."""
     block = block_of(vocabulary)
-    tiles = -(-vocabulary // block)
+    tiles = triton.next_power_of_2(-(-vocabulary // block))
+    mixture, aligned = models > 1, vocabulary % 16 == 0
     bare = {"M": models, "VOCABULARY": vocabulary, "BLOCK": block}
-    shape = {**bare, "EDITABLE": True}
-    plain = {**bare, "EDITABLE": False}
-    steps = triton.next_power_of_2(tiles)
-    mixture = models > 1
-    aligned = vocabulary % 16 == 0
-    yield "scan", Variant(scan, {**plain, "SPAN": 1, "DRAWN": mixture, "TOP": False}, dtype, aligned)
-    yield "scan_drawn", Variant(scan, {**shape, "SPAN": 2, "DRAWN": True, "TOP": True}, dtype, aligned)
-    yield "scan_deferred", Variant(scan_deferred, {**shape, "TILES": steps, "TOP": True}, dtype, aligned)
-    stage = {**shape, "TILES": steps, "MIXTURE": mixture, "TOP": True, "DRAWN": True, "GIVEN": False}
-    yield "settle", Variant(settle, stage, dtype, aligned)
-    if not mixture:
-        stage = {**plain, "TILES": steps, "MIXTURE": False, "TOP": False, "DRAWN": False, "GIVEN": True}
-        yield "settle_stats", Variant(settle, stage, dtype, aligned)
-        yield "race_nucleus", Variant(race, {**plain, "LIMIT": CAPACITY, "NUCLEUS": True}, dtype, aligned, 8)
-    yield "gather", Variant(gather, {**shape, "MIXTURE": mixture, "LIMIT": CAPACITY}, dtype, aligned)
-    yield "race", Variant(race, {**shape, "LIMIT": CAPACITY, "NUCLEUS": False}, dtype, aligned, 8)
+    plain = {**bare, "TILES": tiles, "EDITABLE": False, "LIMITED": False, "MASKED": False}
+    every = {**bare, "TILES": tiles, "EDITABLE": True, "LIMITED": True, "MASKED": mixture, "DRAWN": True}
+    listing = {**bare, "EDITABLE": True, "LIMIT": CAPACITY.value}
+    found = {
+        "scan": Variant(scan, {**plain, "SPAN": 1, "DRAWN": mixture}),
+        "scan_drawn": Variant(scan, {**every, "SPAN": 2}),
+        "settle": Variant(settle, {**every, "GIVEN": False}),
+        "gather": Variant(gather, listing),
+        "race": Variant(race, listing, warps=8),
+    }
     if mixture:
-        yield "write", Variant(write, {**bare, "TILES": steps}, dtype, aligned)
+        found["scan_masked"] = Variant(scan, {**plain, "SPAN": 1, "DRAWN": True, "MASKED": True})
+        found["scan_base"] = Variant(scan_base, bare)
+        found["write"] = Variant(write, {**bare, "TILES": tiles, "MASKED": True})
+    else:
+        found["settle_stats"] = Variant(settle, {**plain, "DRAWN": False, "GIVEN": True})
+    for name, variant in found.items():
+        yield name, variant._replace(dtype=dtype, aligned=aligned)
+
+
+def verification(vocabulary: int, drafted: int, dtype: str = "bf16") -> Iterator[tuple[str, Variant]]:
+    """The kernels of ``acceptance`` after a draft of ``drafted`` tokens of the vocabulary."""
+    block = block_of(vocabulary)
+    which = {"HAS_DRAFT": True, "HAS_COLUMN": drafted < vocabulary}
+    whole = {"V": vocabulary, "VD": drafted, "BLOCK": block, **which}
+    slots = triton.next_power_of_2(-(-vocabulary // block))
+    aligned = vocabulary % 16 == 0 and drafted % 16 == 0
+    yield "accept", Variant(accept, {"LONGEST": 4, **which}, dtype, aligned, 4)
+    yield "residual", Variant(residual, whole, dtype, aligned, 8)
+    yield "choose", Variant(choose, {"SLOTS": slots, **whole}, dtype, aligned, 4)
+
+
+def _types(variant: Variant) -> dict[str, Any]:
+    """Types of the arguments of all kernels."""
+    models, logits = variant.constants.get("M", 1), f"*{variant.dtype}"
+    side = Side(logits, "i32", "*i64", "*fp32", "i32", "*fp32", "*i64")
+    return {
+        "source": Source((logits,) * models, ("i32",) * models),
+        "lists": Lists("*i64", "*fp32", "*i32", "*fp32"),
+        "scratch": Scratch._make(["*fp32"] * 6 + ["*i32", "*fp32", "*i32"]),
+        "results": Results("*fp32", "*i64", "*u8", "*fp32"),
+        "given": "*i64",
+        "result": "*fp32",
+        "target": side,
+        "draft": side,
+        "windows": Windows("*i64", "*i64", "*i64"),
+        "outcome": Outcome._make(["*i64"] * 4 + ["*fp32", "*i32"]),
+        **dict.fromkeys(("R", "NT", "VD"), "i32"),
+    }
+
+
+def _divisible(kind: Any, path: tuple[int, ...], aligned: bool, inside: bool = False) -> dict[tuple[int, ...], Any]:
+    """Pointers, and strides and widths (the numbers inside tuples), which are multiples of 16."""
+    if isinstance(kind, tuple):
+        parts = (_divisible(part, (*path, i), aligned, True) for i, part in enumerate(kind))
+        return {place: what for part in parts for place, what in part.items()}
+    return {path: _DIVISIBLE} if kind[0] == "*" or (inside and aligned) else {}
 
 
 def build(variant: Variant, capability: int = 90) -> Built:
     """Compile one variant."""
-    models = variant.constants["M"]
-    signature: dict[str, Any] = {}
+    types = _types(variant)
+    names = variant.kernel.arg_names
+    signature = {name: "constexpr" if name in variant.constants else types[name] for name in names}
     attributes: dict[tuple[int, ...], Any] = {}
-    divisible = [["tt.divisibility", 16]]
-    for i, name in enumerate(variant.kernel.arg_names):
-        if name in variant.constants:
-            signature[name] = "constexpr"
-        elif name == "xs":
-            signature[name] = tuple([f"*{variant.dtype}"] * models)
-            attributes |= {(i, j): divisible for j in range(models)}
-        elif name == "strides":
-            signature[name] = tuple(["i32"] * models)
-            attributes |= {(i, j): divisible for j in range(models) if variant.aligned}
-        elif name in _NUMBERS:
-            signature[name] = _NUMBERS[name]
-        else:
-            signature[name] = _POINTERS.get(name, "*fp32")
-            if variant.kernel in (settle, race) and name == "ids":
-                signature[name] = "*i64"
-            attributes[(i,)] = divisible
+    for i, name in enumerate(names):
+        if name not in variant.constants:
+            attributes |= _divisible(types[name], (i,), variant.aligned)
     source = ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
-    warps = variant.warps or warps_of(variant.constants["VOCABULARY"], models)
+    warps = variant.warps or warps_of(variant.constants["VOCABULARY"], variant.constants["M"])
     code = triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
     text = sass(code.asm["cubin"], "--dump-resource-usage")
     registers = int(re.search(r"REG:(\d+)", text)[1])  # type: ignore[index]

@@ -15,121 +15,110 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels.reference.filters import check_ids, inverse_temperature
+from trimtab.kernels.checks import check_ids
+from trimtab.kernels.cpu.filters import inverse_temperature
+from trimtab.kernels.triton.rows import EDITED, FILTERED, INTS, REALS, SAMPLED, SCALED, Lists
 from trimtab.kernels.types import Blend, RowPick
 
-__all__ = ["INTS", "REALS", "Plan", "pack"]
-
-# Columns and bits: see ``rows``, which holds the same numbers for the kernels.
-INTS, REALS = 12, 6
-_SAMPLED, _FILTERED, _EDITED, _SCALED, _MIXED, _DEFERRED = 1, 2, 4, 8, 16, 32
+__all__ = ["Plan", "moved", "pack"]
 
 
 class Plan(NamedTuple):
     """How each row is mixed and drawn from, on the device of the logits.
 
     Attributes:
-        ints: int64 [R, INTS], keys, positions, kinds, places in the lists below.
-        reals: float32 [R, REALS + M], temperatures, thresholds, the weights of M models.
-        ids: int32 [N], tokens seen (each once), biased and banned, of all rows.
-        values: float32 [N], the bias of the biased ones.
+        lists: ints int64 [R, INTS], keys, positions, kinds, places in the lists below; reals float32 [R, REALS + M],
+            temperatures, thresholds, the weights of M models; ids int32 [N], tokens seen (each once), biased and
+            banned, of all rows; biases float32 [N], the bias of the biased ones.
         edited: number of rows whose logits are edited.
         filtered: whether some row is under top-k, top-p or min-p.
         limited: whether top-k binds for some row.
-        deferred: whether some row's mixture is gated or masked.
+        masked: whether some row's mixture is bounded by plausibility.
     """
 
-    ints: torch.Tensor
-    reals: torch.Tensor
-    ids: torch.Tensor
-    values: torch.Tensor
-    edited: int
-    filtered: bool
-    limited: bool
-    deferred: bool
+    lists: Lists
+    edited: int = 0
+    filtered: bool = False
+    limited: bool = False
+    masked: bool = False
+
+    @property
+    def flat(self) -> tuple[list[torch.Tensor], list[int]]:
+        """As operators take it."""
+        return list(self.lists), list(map(int, self[1:]))
+
+    @classmethod
+    def of(cls, lists: Sequence[torch.Tensor], kinds: Sequence[int]) -> Plan:
+        """From ``flat``."""
+        edited, filtered, limited, masked = kinds
+        return cls(Lists(*lists), edited, bool(filtered), bool(limited), bool(masked))
+
+
+class _Ids:
+    """The lists of all rows, one after the other."""
+
+    def __init__(self) -> None:
+        self.ids, self.values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+        self._filled = 0
+
+    def add(self, found: NDArray[np.int64], values: NDArray[np.float32] | None = None) -> tuple[int, int]:
+        """Begin and end of what is added."""
+        self.ids.append(found)
+        self.values.append(np.zeros(len(found), np.float32) if values is None else values)
+        self._filled += len(found)
+        return self._filled - len(found), self._filled
+
+    def edits(self, row: RowPick, vocabulary: int) -> tuple[int, ...]:
+        """Begin and end of what was seen, biased, banned."""
+        filters = row.filters
+        seen = check_ids("seen", row.seen if filters.repetition_penalty != 1 else (), vocabulary)
+        bias = self.add(check_ids("bias", filters.bias_ids, vocabulary), filters.bias_values)
+        return *self.add(np.unique(seen)), *bias, *self.add(check_ids("banned", row.banned, vocabulary))
 
 
 def pack(rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends: Sequence[Blend] | None = None) -> Plan:
-    """The plan of a batch.
-
-    Args:
-        rows: R of them.
-        vocabulary: V.
-        blends: R of them, for mixtures.
+    """The plan of a batch: of R rows, and of R blends for mixtures.
 
     Raises:
         ValueError: a token id outside the vocabulary.
     """
-    models = len(blends[0].weights) if blends else 1
-    ints: list[tuple[int, ...]] = []
-    reals: list[tuple[float, ...]] = []
-    ids: list[NDArray[np.int64]] = []
-    values: list[NDArray[np.float32]] = []
-    filled = edited = 0
-    filtered = limited = deferred = False
-
-    def add(found: NDArray[np.int64], bias: NDArray[np.float32] | None = None) -> tuple[int, int]:
-        nonlocal filled
-        ids.append(found)
-        values.append(np.zeros(len(found), np.float32) if bias is None else bias)
-        filled += len(found)
-        return filled - len(found), filled
-
+    ints, reals, ids = [], [], _Ids()
+    edited = filtered = limited = 0
     for i, row in enumerate(rows):
         filters = row.filters
         sampled = filters.temperature > 0
         top_k = filters.top_k if sampled and 0 < filters.top_k < vocabulary else 0
-        kind = _SAMPLED * sampled
+        kind = SAMPLED.value * sampled
         slot = 0
-        seen = bias = banned = (0, 0)
+        edits: tuple[int, ...] = (0,) * 6
         if row.edits:
-            kind, slot, edited = kind | _EDITED, edited, edited + 1
-            if filters.repetition_penalty != 1.0 and len(row.seen):
-                seen = add(np.unique(check_ids("seen", row.seen, vocabulary)))
-            if filters.bias:
-                bias = add(check_ids("bias", filters.bias_ids, vocabulary), filters.bias_values)
-            if len(row.banned):
-                banned = add(check_ids("banned", row.banned, vocabulary))
+            kind, slot, edited = kind | EDITED.value, edited, edited + 1
+            edits = ids.edits(row, vocabulary)
         if sampled and row.restricts(vocabulary):
-            kind, filtered = kind | _FILTERED, True
+            kind, filtered = kind | FILTERED.value, 1
         if sampled and (filters.temperature != 1 or top_k or row.edits):
-            kind |= _SCALED
+            kind |= SCALED.value
         limited |= top_k > 0
         min_p = filters.temperature * math.log(filters.min_p) if sampled and filters.min_p > 0 else -math.inf
-        gate, limit, plausible = 0, 0.0, -math.inf
-        weights: tuple[float, ...] = (1.0,)
-        if blends:
-            blend = blends[i]
-            weights = blend.weights
-            if not blend.plain:
-                kind |= _MIXED
-            if blend.gate is not None:
-                gate, limit = (2 if blend.gate.kind == "top_prob" else 1), float(blend.gate.limit)
-            if blend.plausibility:
-                plausible = math.log(blend.plausibility)
-            if kind & _MIXED and (gate or blend.plausibility):
-                kind, deferred = kind | _DEFERRED, True
         bits = row.key.bits
-        bits -= bits >> 63 << 64
-        ints.append((bits, row.position, kind, top_k, slot, *seen, *bias, *banned, gate))
+        ints.append((bits - (bits >> 63 << 64), row.position, kind, top_k, slot, *edits))
         scale = float(inverse_temperature(filters)) if sampled else 1.0
-        reals.append((scale, filters.top_p, min_p, filters.repetition_penalty, limit, plausible, *weights))
-    flat = np.concatenate(ids).astype(np.int32) if ids else np.zeros(1, np.int32)
-    bonus = np.concatenate(values) if values else np.zeros(1, np.float32)
-
-    def moved(part: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(part)
-        # From pinned memory, so that the host doesn't wait for the device to get there.
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-    numbers = np.array(reals, np.float32).reshape(-1, REALS + models)
-    return Plan(
-        moved(np.array(ints, np.int64).reshape(-1, INTS)),
-        moved(numbers),
-        moved(flat),
-        moved(bonus),
-        edited,
-        filtered,
-        limited,
-        deferred,
+        plausibility = blends[i].plausibility if blends else 0
+        plausible = math.log(plausibility) if plausibility else -math.inf
+        weights = blends[i].weights if blends else (1.0,)
+        reals.append((scale, filters.top_p, min_p, filters.repetition_penalty, plausible, *weights))
+    models = len(blends[0].weights) if blends else 1
+    numbers = np.array(reals, np.float32).reshape(-1, REALS.value + models)
+    lists = Lists(
+        moved(np.array(ints, np.int64).reshape(-1, INTS.value), device),
+        moved(numbers, device),
+        moved(np.concatenate(ids.ids).astype(np.int32), device),
+        moved(np.concatenate(ids.values), device),
     )
+    return Plan(lists, edited, bool(filtered), bool(limited), any(blend.plausibility for blend in blends or ()))
+
+
+def moved(part: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """The tensor on the device; from pinned memory, so that the host doesn't wait for the device to get there."""
+    tensor = torch.from_numpy(part)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -18,9 +18,8 @@ import triton
 import triton.language as tl
 
 from trimtab.kernels.paging import LONG_SPLIT, SHORT_SPLIT, Schedule, Spans
-from trimtab.kernels.reference.paged import check, check_write
 
-__all__ = ["attend", "write"]
+__all__ = ["paged_attend", "paged_write"]
 
 _LOG2E = 1.4426950408889634
 # How float32 is multiplied: by tensor cores, in three passes of tf32 that together have float32's accuracy.
@@ -282,17 +281,15 @@ def _stages(dtype: torch.dtype, long: bool) -> int:
     return 3 if long else 5
 
 
-def write(pool: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
-    """See ``reference.paged.write``."""
-    check_write(pool, kv, slots)
+def paged_write(pool: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
+    """See ``dispatch.paged_write``."""
     (_write_op if torch.compiler.is_compiling() else _launch_write)(pool, kv, slots)
 
 
-def attend(
-    q: torch.Tensor, pool: torch.Tensor, batch: Spans, work: Schedule, scale: float, softcap: float = 0.0
+def paged_attend(
+    q: torch.Tensor, pool: torch.Tensor, batch: Spans, work: Schedule, scale: float, softcap: float
 ) -> torch.Tensor:
-    """See ``reference.paged.attend``."""
-    check(q, pool, batch, work, scale, softcap)
+    """See ``dispatch.paged_attend``."""
     launch = _attend_op if torch.compiler.is_compiling() else _launch_attend
     lists = (batch.table, batch.pages, work.short, work.long, work.merges)
     return launch(q, pool, *lists, work.slots, *work.rows, work.window or 0, scale, softcap)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.kernels.reference.tiles import GROUP, TILE
+from trimtab.kernels.cpu.tiles import GROUP, TILE
 
 __all__ = ["RowScan"]
 

@@ -13,13 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 __all__ = [
-    "FLAG_EMPTY",
-    "FLAG_UNCLEAN",
     "GROUP",
     "TILE",
     "Partials",
     "Workspace",
-    "check_logits",
     "column_maxima",
     "partials",
     "tiling",
@@ -31,9 +28,6 @@ TILE = 4096
 # A tile is also read as 64 rows of GROUP columns. The maximum of a column stands for its 64 tokens when a few large
 # logits are looked for; taking it costs the same pass as the maximum of the tile.
 GROUP = 64
-
-FLAG_EMPTY = 1  # no finite logit in the row
-FLAG_UNCLEAN = 2  # the row held NaN or +inf, read as -inf
 
 _NEG_INF = float("-inf")
 # Stands after the last token of the vocabulary. Finite, so that 0 * (pad - max) is 0 and no clamp is needed; no
@@ -62,16 +56,6 @@ class Partials(NamedTuple):
     s: Floats
     t: Floats
     unclean: NDArray[np.bool_]
-
-
-def check_logits(logits: torch.Tensor) -> None:
-    """Raise TypeError or ValueError unless logits is a float32, bfloat16 or float16 matrix [R, V] with V >= 1."""
-    if not isinstance(logits, torch.Tensor):
-        raise TypeError(f"logits is a {type(logits).__name__}: accepted: a torch.Tensor")
-    if logits.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"logits.dtype = {logits.dtype}: accepted: torch.float32, torch.bfloat16, torch.float16")
-    if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits.shape = {tuple(logits.shape)}: accepted: [rows, vocabulary], vocabulary >= 1")
 
 
 def tiling(vocabulary: int) -> tuple[int, int]:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels import rng
-from trimtab.kernels.reference import tiles
-from trimtab.kernels.reference.law import Law, RowBuffer
-from trimtab.kernels.types import RowPick, Stream
+from trimtab.kernels.cpu import tiles
+from trimtab.kernels.cpu.distribution import Distribution, RowBuffer
+from trimtab.kernels.cpu.races import Keys, clocks, keys_of, race
+from trimtab.kernels.types import RowPick
 
 __all__ = ["Columns", "Proposal", "Rejection", "Residuals"]
 
@@ -41,11 +41,11 @@ class Columns(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """The law that a token was drafted from; ``law`` None where nothing was finite, ``source`` None where q = 1."""
+    """What a token was drafted from; ``q`` None where nothing was finite, ``source`` None where q = 1."""
 
     source: torch.Tensor | None
     row: RowPick
-    law: Law | None
+    q: Distribution | None
     columns: Columns | None
     buffer: RowBuffer | None
 
@@ -56,7 +56,7 @@ class Rejection(NamedTuple):
     Attributes:
         source: the target's logits [V] at its position.
         row: how the target draws there.
-        law: the target's.
+        p: the target's distribution.
         token: the refused one.
         certain: whether q(token) > 0, so that p(token) < q(token) and nothing of it is left.
         proposal: what it was drawn from.
@@ -64,7 +64,7 @@ class Rejection(NamedTuple):
 
     source: torch.Tensor
     row: RowPick
-    law: Law
+    p: Distribution
     token: int
     certain: bool
     proposal: Proposal
@@ -96,14 +96,14 @@ class Residuals:
         self._three_races([i for i in range(len(token)) if i not in set(filtered)], token)
         return token
 
-    def _keys(self, which: Sequence[int]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    def _keys(self, which: Sequence[int]) -> Keys:
         rows = [self._rejections[i].row for i in which]
-        return np.array([row.key.residual.bits for row in rows], np.uint64), np.array([row.position for row in rows])
+        return keys_of((row.key.residual, row.position) for row in rows)
 
     def _support(self, rejection: Rejection) -> tuple[Ids, Floats]:
         self._buffer.load(rejection.source, rejection.row)
-        ids = np.flatnonzero(self._buffer.z >= rejection.law.bound)
-        p = rejection.law.prob(self._buffer.z[ids])
+        ids = np.flatnonzero(self._buffer.z >= rejection.p.bound)
+        p = rejection.p.prob(self._buffer.z[ids])
         left = p.copy()
         q, inside = _proposed(rejection.proposal, ids)
         left[inside] -= q
@@ -113,26 +113,18 @@ class Residuals:
 
     def _race(self, waiting: Sequence[tuple[int, Ids, Floats]], token: Ids) -> None:
         which, ids, weights = zip(*waiting, strict=True)
-        sizes = [len(row) for row in ids]
-        keys, position = self._keys(which)
-        u = rng.uniform_ragged(np.repeat(keys, sizes), np.repeat(position, sizes), Stream.TOKEN, np.concatenate(ids))
-        ratio = np.concatenate(weights) / rng.exponential(u)
-        end = 0
-        for i, row in zip(which, ids, strict=True):
-            token[i] = row[np.argmax(ratio[end : end + len(row)])]
-            end += len(row)
+        token[list(which)] = race(self._keys(which), ids, weights)
 
     def _three_races(self, which: Sequence[int], token: Ids) -> None:
         if not which:
             return
         vocabulary = len(self._buffer.z)
         count, width = tiles.tiling(vocabulary)
-        runs = [(Stream.TILE, count), (Stream.COLUMN, tiles.GROUP), (Stream.LINE, width // tiles.GROUP)]
-        clocks = [rng.exponential(u) for u in rng.uniform_runs(*self._keys(which), runs)]
+        all_clocks = clocks(self._keys(which), vocabulary)
         left = np.zeros((count, width), np.float32)
         for k, i in enumerate(which):
             self._whole(self._rejections[i], left.reshape(-1)[:vocabulary])
-            of_tile, of_column, of_line = (clock[k] for clock in clocks)
+            of_tile, of_column, of_line = (clock[k] for clock in all_clocks)
             tile = int(np.argmax(torch.from_numpy(left).sum(-1).numpy() / of_tile))
             lines = left[tile].reshape(-1, tiles.GROUP)
             column = int(np.argmax(lines.sum(0) / of_column))
@@ -142,7 +134,7 @@ class Residuals:
     def _whole(self, rejection: Rejection, out: Floats) -> None:
         """What is left of every token of the vocabulary, float32 [V]."""
         self._buffer.load(rejection.source, rejection.row)
-        p = rejection.law.prob(self._buffer.z)
+        p = rejection.p.prob(self._buffer.z)
         out[:] = p
         q, inside = _proposed(rejection.proposal, None)
         out[inside] -= q
@@ -156,16 +148,16 @@ class Residuals:
 def _proposed(proposal: Proposal, ids: Ids | None) -> tuple[Floats, Ids | NDArray[np.bool_] | slice]:
     """q at the target's ids (None: all), and where among them these are; q is 0 elsewhere."""
     nothing = np.empty(0, np.float32), slice(0, 0)
-    source, row, law, columns, buffer = proposal
-    if source is None or law is None or buffer is None:
+    source, row, distribution, columns, buffer = proposal
+    if source is None or distribution is None or buffer is None:
         return nothing
     buffer.load(source, row)
     z = buffer.z
     if ids is None:
-        return law.prob(z), slice(0, len(z)) if columns is None else columns.ids
+        return distribution.prob(z), slice(0, len(z)) if columns is None else columns.ids
     if columns is None:
         inside = ids < len(z)
-        return law.prob(z[ids[inside]]), inside
+        return distribution.prob(z[ids[inside]]), inside
     column = columns.column[ids]
     inside = column >= 0
-    return law.prob(z[column[inside]]), inside
+    return distribution.prob(z[column[inside]]), inside

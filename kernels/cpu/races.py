@@ -20,23 +20,24 @@ Which of the two applies is decided by the row's own filters and the vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels import rng
-from trimtab.kernels.reference import tiles
-from trimtab.kernels.reference.entropy import Summary
-from trimtab.kernels.reference.filters import edit, exponents, inverse_temperature, support
-from trimtab.kernels.reference.row_scan import RowScan
-from trimtab.kernels.types import RowPick, Stream
+from trimtab.kernels.cpu import tiles
+from trimtab.kernels.cpu.filters import edit, exponents, inverse_temperature, support
+from trimtab.kernels.cpu.row_scan import RowScan
+from trimtab.kernels.cpu.stats import Chunk
+from trimtab.kernels.types import Key, RowPick, Stream
 
-__all__ = ["Races", "needs_mass", "tile_masses"]
+__all__ = ["Races", "clocks", "keys_of", "needs_mass", "race", "tile_masses"]
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
+Keys = tuple[NDArray[np.uint64], NDArray[np.int64]]
 
 # Tokens of supports held back before their race is run: enough rows to share the fixed cost of the generator, few
 # enough to stay in the caches.
@@ -65,31 +66,20 @@ class Races:
         self._scale = np.array([inverse_temperature(row.filters) for row in rows], np.float32)
         self._clocks: list[Floats] = []
         if self._tiled:
-            count, width = tiles.tiling(vocabulary)
-            runs = [(Stream.TILE, count), (Stream.COLUMN, tiles.GROUP), (Stream.LINE, width // tiles.GROUP)]
-            numbers = rng.uniform_runs(*self._keys(list(self._tiled)), runs)
-            self._clocks = [rng.exponential(u) for u in numbers]
+            self._clocks = clocks(self._keys(list(self._tiled)), vocabulary)
         self._supports: list[tuple[int, Ids, Floats]] = []  # row, ids, (z - max) / temperature
         self._waiting = 0
 
-    def _keys(self, which: Sequence[int]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        bits = np.array([self._rows[i].key.bits for i in which], np.uint64)
-        return bits, np.array([self._rows[i].position for i in which], np.int64)
+    def _keys(self, which: Sequence[int]) -> Keys:
+        return keys_of((self._rows[i].key, self._rows[i].position) for i in which)
 
-    def enter(
-        self,
-        start: int,
-        z: torch.Tensor,
-        parts: tiles.Partials,
-        whole: Summary,
-        scratch: torch.Tensor,
-        token: Ids,
-    ) -> None:
-        """Take one chunk of rows, the first of which is row ``start``, while it is in the caches.
+    def enter(self, chunk: Chunk, token: Ids) -> None:
+        """Take one chunk of rows while it is in the caches.
 
         Writes to ``token`` (int64, of the whole call) for the rows whose token is not the argmax; those under filters
-        may wait until ``finish``. Edits z in place, and ``parts.groups``, and overwrites scratch.
+        may wait until ``finish``. Edits the logits and column maxima of the chunk in place, and overwrites its scratch.
         """
+        start, z, parts, whole, scratch = chunk
         here = range(start, start + len(whole.top))
         if not any(self._edits[i] or self._rows[i].filters.temperature > 0 for i in here):
             return
@@ -117,7 +107,7 @@ class Races:
                 plain.append(k)
         scale = self._scale[start : start + len(whole.top)]
         weighed = scaled + [k for k in filtered if needs_mass(self._rows[start + k], self._vocabulary)]
-        masses = tile_masses(z, weighed, top, scale, scratch)
+        masses = tile_masses(z, weighed, top, scale, scratch[0])
         if plain or scaled:
             both = plain + scaled
             m, s = parts.m[plain], parts.s[plain]
@@ -150,15 +140,31 @@ class Races:
         if not self._supports:
             return
         which, ids, logs = zip(*self._supports, strict=True)
-        sizes = [len(row) for row in ids]
-        keys, position = self._keys(which)
-        u = rng.uniform_ragged(np.repeat(keys, sizes), np.repeat(position, sizes), Stream.TOKEN, np.concatenate(ids))
-        ratio = np.exp(np.concatenate(logs)) / rng.exponential(u)
-        end = 0
-        for i, row in zip(which, ids, strict=True):
-            token[i] = row[np.argmax(ratio[end : end + len(row)])]
-            end += len(row)
+        token[list(which)] = race(self._keys(which), ids, [np.exp(log) for log in logs])
         self._supports, self._waiting = [], 0
+
+
+def keys_of(rows: Iterable[tuple[Key, int]]) -> Keys:
+    """Keys uint64 [n] and positions int64 [n] of the generator."""
+    keys, positions = zip(*rows, strict=True)
+    return np.array([key.bits for key in keys], np.uint64), np.array(positions, np.int64)
+
+
+def clocks(keys: Keys, vocabulary: int) -> list[Floats]:
+    """Clocks of the three races of unfiltered rows: float32 [n, NT], [n, GROUP] and [n, lines of a tile]."""
+    count, width = tiles.tiling(vocabulary)
+    runs = [(Stream.TILE, count), (Stream.COLUMN, tiles.GROUP), (Stream.LINE, width // tiles.GROUP)]
+    return [rng.exponential(u) for u in rng.uniform_runs(*keys, runs)]
+
+
+def race(keys: Keys, ids: Sequence[Ids], weights: Sequence[Floats]) -> Ids:
+    """Winners int64 [n] of n races, each among the tokens of a support; all share one call of the generator."""
+    sizes = [len(support) for support in ids]
+    index = np.concatenate(ids)
+    u = rng.uniform_ragged(np.repeat(keys[0], sizes), np.repeat(keys[1], sizes), Stream.TOKEN, index)
+    ratio = np.concatenate(weights) / rng.exponential(u)
+    ends = np.cumsum(sizes)
+    return np.array([own[np.argmax(ratio[end - len(own) : end])] for own, end in zip(ids, ends, strict=True)], np.int64)
 
 
 def needs_mass(row: RowPick, vocabulary: int) -> bool:

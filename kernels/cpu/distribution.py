@@ -1,8 +1,8 @@
 """The distribution that one row's token is drawn from, in four numbers.
 
 Top-k, top-p and min-p each keep {z >= bound}; so, whatever the filters, p(v) = exp((z_v - top) / temperature) / mass
-for v with z_v >= bound, else 0. Two such laws over the same tokens can be compared and subtracted a token at a time,
-without their distributions ever being written down. (``pick`` draws from the same laws, a batch at a time.)
+for v with z_v >= bound, else 0. Two such distributions over the same tokens can be compared and subtracted a token at a
+time, without ever being written down whole. (``pick`` draws from the same distributions, a batch at a time.)
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels.reference import tiles
-from trimtab.kernels.reference.filters import edit, exponents, inverse_temperature, support
-from trimtab.kernels.reference.races import needs_mass
-from trimtab.kernels.reference.row_scan import RowScan
+from trimtab.kernels.cpu import tiles
+from trimtab.kernels.cpu.filters import edit, exponents, inverse_temperature, support
+from trimtab.kernels.cpu.races import needs_mass
+from trimtab.kernels.cpu.row_scan import RowScan
 from trimtab.kernels.types import RowPick
 
-__all__ = ["Law", "RowBuffer", "law_of"]
+__all__ = ["Distribution", "RowBuffer", "distribution_of"]
 
 Floats = NDArray[np.float32]
 
 _NEG_INF = np.float32(-np.inf)
 
 
-class Law(NamedTuple):
+class Distribution(NamedTuple):
     """Attributes:
     top: the largest edited logit.
     scale: 1 / temperature.
@@ -105,8 +105,10 @@ class RowBuffer:
         return RowScan(self._grid.numpy()[0], tiles.column_maxima(self._grid)[0].numpy(), len(self.z))
 
 
-def law_of(buffer: RowBuffer, source: torch.Tensor, row: RowPick, plain: float | None = None) -> Law | None:
-    """The law of logits [V] under a row's edits and filters.
+def distribution_of(
+    buffer: RowBuffer, source: torch.Tensor, row: RowPick, plain: float | None = None
+) -> Distribution | None:
+    """The distribution of logits [V] under a row's edits and filters.
 
     Args:
         buffer: of V; keeps the edited row.
@@ -122,7 +124,7 @@ def law_of(buffer: RowBuffer, source: torch.Tensor, row: RowPick, plain: float |
         return None
     vocabulary = len(buffer.z)
     if row.filters.temperature == 0:
-        return Law(top, np.float32(1), top, 1.0)
+        return Distribution(top, np.float32(1), top, 1.0)
     scale = inverse_temperature(row.filters)
     if row.edits or row.filters.temperature != 1:
         plain = None
@@ -131,7 +133,7 @@ def law_of(buffer: RowBuffer, source: torch.Tensor, row: RowPick, plain: float |
         whole = buffer.mass(top, scale)
     if not row.restricts(vocabulary):
         assert whole is not None, "just made"
-        return Law(top, scale, _NEG_INF, whole)
+        return Distribution(top, scale, _NEG_INF, whole)
     scan = buffer.scan()
     kept = scan.values(support(scan, float(top), row.filters, whole))
-    return Law(top, scale, kept.min(), float(np.exp(exponents(kept, top, scale)).sum(dtype=np.float64)))
+    return Distribution(top, scale, kept.min(), float(np.exp(exponents(kept, top, scale)).sum(dtype=np.float64)))

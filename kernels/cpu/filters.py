@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.kernels.reference.row_scan import RowScan
+from trimtab.kernels.checks import check_ids
+from trimtab.kernels.cpu.row_scan import RowScan
 from trimtab.kernels.types import Filters, RowPick
 
 __all__ = [
-    "check_ids",
-    "check_rows",
     "edit",
     "exponents",
     "inverse_temperature",
@@ -31,24 +29,6 @@ _FIRST_GUESS = 512
 
 def _refuse(name: str, value: object, accepted: str) -> ValueError:
     return ValueError(f"{name} = {value!r}: accepted: {accepted}")
-
-
-def check_ids(name: str, values: Sequence[int] | Ids, vocabulary: int) -> Ids:
-    """int64 ids; ValueError that names the field unless all are in the vocabulary."""
-    ids = np.asarray(values, np.int64)
-    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < vocabulary):
-        bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-        raise _refuse(name, bad, f"token ids in [0, {vocabulary})")
-    return ids
-
-
-def check_rows(rows: Sequence[RowPick], count: int) -> None:
-    """Raise ValueError unless there are ``count`` rows, all with positions of 32 bits."""
-    if len(rows) != count:
-        raise ValueError(f"rows: {len(rows)} of them: accepted: {count}, one per row of logits")
-    for row in rows:
-        if not 0 <= row.position < 1 << 32:
-            raise ValueError(f"position = {row.position}: accepted: an unsigned 32-bit integer")
 
 
 def edit(z: Floats, row: RowPick) -> None:
