@@ -152,8 +152,8 @@ def test_statistics_cost_few_enough_instructions(kernels: dict[tuple[str, int, i
 def test_a_mixture_of_three_models_costs_few_enough_instructions(
     kernels: dict[tuple[str, int, int, str], Kernel],
 ) -> None:
-    """At most 28 for each token, also where some rows have a bound on plausibility: 0.85 ps of an H200's issue, below the
-    1.4 ps in which its memory brings three logits."""
+    """At most 28 for each token, also where some rows have a bound on plausibility: 0.85 ps of an H200's issue, below
+    the 1.4 ps in which its memory brings three logits."""
     assert kernels["scan", 128_256, 3, "bf16"].per_element <= 28
     assert kernels["scan_masked", 128_256, 3, "bf16"].per_element <= 28
 

@@ -69,6 +69,7 @@ BLENDS = [
     Blend((0.0, 1.0, 0.0)),
     Blend((0.3, 0.3, 0.4), plausibility=1e-6),
     Blend((1.0, 1.0, -1.0), plausibility=0.999),
+    Blend((0.0, 0.6, 0.4), plausibility=1e-6),
 ]
 
 

@@ -82,9 +82,8 @@ class _Mixer:
             parts = tiles.partials(z, self._vocabulary, scratch)
         else:
             for k in dense:
-                for mine, theirs in zip(
-                    parts, tiles.partials(z[k : k + 1], self._vocabulary, scratch[:, :1]), strict=True
-                ):
+                ours = tiles.partials(z[k : k + 1], self._vocabulary, scratch[:, :1])
+                for mine, theirs in zip(parts, ours, strict=True):
                     mine[k] = theirs[0]
         parts.unclean[:] |= unclean
         return parts
@@ -99,15 +98,15 @@ class _Mixer:
         z = padded[:size]
         weight, others = row.weights[0], [j for j, weight in enumerate(row.weights) if j and weight]
         dropped, banned, unclean, reach = None, None, False, 0.0
+        if kept is not None:
+            dropped = torch.ones(size, dtype=torch.bool)
+            dropped[torch.from_numpy(kept)] = False
+            z.masked_fill_(dropped, _NEG_INF)
         # 0 * inf is NaN, and a weight above 1 may leave float32. Under other weights the partials find what is unclean.
         if (weight == 0 and not bool(z.isfinite().all())) or (weight > 1 and not float(z.amax()) * weight <= _LARGEST):
             unclean = bool((z.isnan() | (z == float("inf"))).any())
             z.nan_to_num_(nan=_NEG_INF, posinf=_NEG_INF, neginf=_NEG_INF)
             banned = z == _NEG_INF
-        if kept is not None:
-            dropped = torch.ones(size, dtype=torch.bool)
-            dropped[torch.from_numpy(kept)] = False
-            z.masked_fill_(dropped, _NEG_INF)
         if weight == 0:
             z.zero_()
         elif weight != 1:

@@ -31,19 +31,10 @@ _LOWEST = tl.constexpr(-1.0e30)
 
 @triton.jit
 def _write(
-    POOL,
-    KV,
-    SLOTS,
-    plane,  # elements from a key to its value
-    row_stride,
-    head_stride,
-    HEADS: tl.constexpr,
-    PAGE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One token's keys and values to its slot."""
+    POOL, KV, SLOTS, plane, row_stride, head_stride, HEADS: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One token's keys and values to its slot; ``plane`` elements are from a key to its value."""
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(SLOTS + row)
     if slot < 0:
@@ -59,31 +50,10 @@ def _write(
 
 @triton.jit
 def _sweep(
-    acc,
-    top,
-    total,
-    q,
-    K,
-    V,
-    PAGES,
-    begin,
-    end,
-    position,
-    limit,
-    window,
-    scale,
-    cap,
-    inside,
-    page_stride,
-    MASKED: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    PAGE: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WIDE: tl.constexpr,
-):
+    acc, top, total, q, K, V, PAGES, begin, end, position, limit, window, scale, cap, inside, page_stride,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PAGE: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Take the keys [begin, end) of the tile's pages into the running softmax (acc, top, total).
 
     Args:
@@ -137,36 +107,18 @@ def _sweep(
 
 @triton.jit
 def _attend(
-    Q,
-    POOL,
-    OUT,
-    PARTS,  # float32 [slots, Hq, D], unnormalised
-    SUMS,  # float32 [2, slots, Hq]: maximum (log2 units), sum
-    SPANS,
-    PAGES,
-    WORK,
-    plane,  # elements from a key to its value
-    slots,
-    row_stride,
-    head_stride,
-    window,
-    scale,
-    cap,
-    inside,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    PAGE: tl.constexpr,
-    DIM: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    LONG: tl.constexpr,
-    WIDE: tl.constexpr,
-):
-    """One split of one tile, for one KV head."""
+    Q, POOL, OUT, PARTS, SUMS, SPANS, PAGES, WORK, plane, slots, row_stride, head_stride, window, scale, cap, inside,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, PAGE: tl.constexpr,
+    DIM: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    LONG: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One split of one tile, for one KV head.
+
+    Args:
+        PARTS: float32 [slots, Hq, D], unnormalised.
+        SUMS: float32 [2, slots, Hq]: maximum (log2 units), sum.
+        plane: elements from a key to its value.
+    """
     item = WORK + tl.program_id(0) * 4
     span = tl.load(item)
     if span < 0:
@@ -232,17 +184,8 @@ def _attend(
 
 
 @triton.jit
-def _merge(
-    PARTS,
-    SUMS,
-    OUT,
-    MERGES,
-    slots,
-    HEADS: tl.constexpr,  # query heads
-    DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """One query row and head from its splits."""
+def _merge(PARTS, SUMS, OUT, MERGES, slots, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """One query row and head, of HEADS, from its splits."""
     item = MERGES + tl.program_id(0) * 4
     row = tl.load(item)
     if row < 0:
