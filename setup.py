@@ -30,6 +30,7 @@ PACKAGES = [
     "trimtab.decode.request",
     "trimtab.decode.rewards",
     "trimtab.decode.text",
+    "trimtab.kernels.cpu",
     "trimtab.kernels.triton",
     "trimtab.server.cli",
     "trimtab.server.rpc",

@@ -61,7 +61,7 @@ from trimtab.decode.request.result import (
     TokenDraw,
 )
 from trimtab.decode.request.sampling import Sampling, Stopping
-from trimtab.kernels import dispatch
+from trimtab.kernels import dispatch, paths
 from trimtab.kernels.types import Filters, Key
 
 Folder = Callable[..., Path]
@@ -645,13 +645,13 @@ def test_picks_go_through_the_kernels() -> None:
     logits = torch.randn(3, 50)
     pick = Pick(Filters(temperature=1.0), Key(1), 0)
     windows = [Window([row]) for row in (Row(None), Row(pick, (1, 2)), Row(pick, (), 3))]
-    with dispatch.record() as calls:
+    with paths.record() as calls:
         reads = [found for (found,) in read([logits], windows, lambda token: bytes([token]))]
     assert [call.op for call in calls] == ["pick", "top_logprobs"]
     assert reads[0].token == reads[0].argmax == int(logits[0].argmax())
     assert [top.piece for top in reads[2].top] == [bytes([top.id]) for top in reads[2].top]
     assert [len(read.top) for read in reads] == [0, 0, 3]
-    with dispatch.record() as calls:
+    with paths.record() as calls:
         read([logits[:1]], windows[:1], bytes)
     assert [call.op for call in calls] == ["pick"]
 

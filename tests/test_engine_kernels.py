@@ -18,7 +18,7 @@ from trimtab.decode.methods.policies.mixture import Mixture, Weighted
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Entropy, TopProb
 from trimtab.decode.request.result import Result, Token, TokenDraw
-from trimtab.kernels import dispatch
+from trimtab.kernels import dispatch, paths
 from trimtab.kernels.dispatch import Call, Stats
 
 Folder = Callable[..., Path]
