@@ -816,7 +816,7 @@ class Explorer:
             seq.close()
 
     async def __call__(self, context: Any, plan: Any, emit: Any) -> Outcome:
-        (model,) = plan.models
+        (model,) = plan.prompts
         await self.wander(context.open(model, plan.prompts[model]), self.steps, 2)
         return Outcome((Candidate(0, "", (), FinishReason.STOP),))
 

@@ -19,7 +19,8 @@ from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Entropy, TopProb
 from trimtab.decode.request.result import Result, Token, TokenDraw
 from trimtab.kernels import dispatch, paths
-from trimtab.kernels.dispatch import Call, Stats
+from trimtab.kernels.paths import Call
+from trimtab.kernels.results import Stats
 
 Folder = Callable[..., Path]
 Change = Callable[[Stats], Stats]
