@@ -20,7 +20,7 @@ from trimtab.bench.data import append_rows, read_rows
 from trimtab.bench.timing import Ratio, Spread
 from trimtab.decode.errors import InvalidRequest
 
-__all__ = ["Device", "Recorder", "Row", "latest", "load"]
+__all__ = ["Device", "Recorder", "Row", "latest", "load", "newest"]
 
 _PACKAGES = ("torch", "transformers", "trimtab")
 
@@ -196,6 +196,11 @@ def latest(rows: Sequence[Row]) -> list[Row]:
     rows = [row for row in rows if not row.quick]
     last = max((row.time for row in rows), default="")
     return [row for row in rows if row.time == last]
+
+
+def newest(rows: Sequence[Row]) -> list[Row]:
+    """The last measurement of each quantity, of whichever run, but for smoke runs: also of what is no longer there."""
+    return list({(row.case, row.subject, row.metric): row for row in rows if not row.quick}.values())
 
 
 def _is_number(value: object) -> bool:

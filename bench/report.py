@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from trimtab.bench.record import latest, load
+from trimtab.bench.record import latest, load, newest
 from trimtab.bench.tables import TABLES, table
 from trimtab.decode.errors import InvalidRequest
 
@@ -20,6 +20,7 @@ __all__ = ["default_documents", "rendered", "stale", "update"]
 
 _OPEN = re.compile(r"<!-- bench:(?P<bench>[^ ]*) -->")
 _CLOSE = "<!-- /bench -->"
+_CUMULATIVE = {"speculation_lengths"}  # whose tables also have what earlier runs measured and the last one didn't
 
 
 def rendered(text: str, results: Path, name: str = "document") -> str:
@@ -43,7 +44,8 @@ def rendered(text: str, results: Path, name: str = "document") -> str:
         following = _OPEN.search(text, found.end())
         if close < 0 or (following and following.start() < close):
             raise InvalidRequest.of(name, found[0], f"a marker with {_CLOSE} after it")
-        rows = latest(load(results / f"{bench}.jsonl"))
+        recorded = load(results / f"{bench}.jsonl")
+        rows = newest(recorded) if bench in _CUMULATIVE else latest(recorded)
         parts += [text[at : found.end()], "\n", table(bench, rows), "\n", _CLOSE]
         at = close + len(_CLOSE)
     return "".join([*parts, text[at:]])

@@ -1,4 +1,4 @@
-"""The benchmarks of speculation: ``trimtab bench speculation`` and ``assisted``."""
+"""The benchmarks of speculation: ``trimtab bench speculation``, ``speculation-lengths`` and ``assisted``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ __all__ = ["register"]
 
 
 def register(actions: Any) -> None:
-    """Adds the two to the benchmarks."""
+    """Adds them to the benchmarks."""
     _speculation(actions)
+    _lengths(actions)
     _assisted(actions)
 
 
@@ -38,6 +39,22 @@ def _speculation(actions: Any) -> None:
     )
     _common(parser)
     parser.set_defaults(run=_run_speculation)
+
+
+def _lengths(actions: Any) -> None:
+    parser = actions.add_parser(
+        "speculation-lengths",
+        help="speculation: ways to decide lengths, replayed at costs measured once, and timed",
+        description="Record blocks of drafts, replay every way to decide how long they should be, and time these. A "
+        "run that was cut short goes on where it was.",
+    )
+    parser.add_argument("--data", action=InputFile, nargs="+", required=True, metavar="FILE", help="JSONL of prompts")
+    parser.add_argument("--out", action=OutputFile, metavar="FILE", help="of single measurements")
+    parser.add_argument("--prompts", type=int, metavar="N", help="of each file (default: 12)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="timed rounds (default: 2)")
+    parser.add_argument("--stop-after", type=float, metavar="S", help="begin nothing new after so many seconds")
+    _common(parser)
+    parser.set_defaults(run=_run_lengths)
 
 
 def _assisted(actions: Any) -> None:
@@ -80,6 +97,12 @@ def _run_speculation(args: argparse.Namespace) -> int:
         plot_rates(recorder.rows, args.plots / "speculation-rates.svg")
         plot_speed(recorder.rows, args.plots / "speculation-speed.svg")
     return recorded(args, recorder)
+
+
+def _run_lengths(args: argparse.Namespace) -> int:
+    from trimtab.bench.speculation_lengths import Options, speculation_lengths
+
+    return recorded(args, speculation_lengths(options_of(args, Options)))
 
 
 def _run_assisted(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from trimtab.bench.cells import interval, spread
 from trimtab.bench.record import Row
 
-__all__ = ["Case", "assisted_table", "cases_of", "speculation_table"]
+__all__ = ["Case", "assisted_table", "cases_of", "lengths_table", "speculation_table"]
 
 _HEADS = (
     "prompts",
@@ -112,5 +112,31 @@ def assisted_table(rows: Sequence[Row]) -> list[str]:
         f"{settings['target']} with {settings['draft']}, {rows[0].dtype}, on both sides; {settings['prompts']} prompts "
         f"of {shortest} to {longest} tokens a round, at most {settings['max_new_tokens']} new tokens each. Median "
         f"(20th to 80th percentile) of {repeats} interleaved rounds, the ratio with its 95 % interval."
+    )
+    return [*lines, "", caption]
+
+
+def lengths_table(rows: Sequence[Row]) -> list[str]:
+    """One line for each way to decide lengths, beside the best fixed length: replayed, and timed."""
+    found = {(row.case, row.subject, row.metric): row for row in rows}
+    cases = list(dict.fromkeys(row.case for row in rows))
+    best = {case: next(row.subject for row in rows if row.case == case and row.unit == "s") for case in cases}
+    lines = [
+        f"| lengths | {' | '.join(f'{case} ({best[case]})' for case in cases)} |",
+        "|---" * (len(cases) + 1) + "|",
+    ]
+    for subject in sorted({row.subject for row in rows}):
+        cells = []
+        for case in cases:
+            figures = [found.get((case, subject, metric)) for metric in ("replayed", "processor", "timed")]
+            cells.append(" / ".join("" if row is None else f"{row.value:.3f}" for row in figures))
+        lines.append(f"| {subject} | {' | '.join(cells)} |")
+    settings = rows[-1].settings
+    repeats = max((row.repeats for row in rows if row.metric == "timed"), default=0)
+    answers = max(row.repeats for row in rows if row.metric == "replayed")
+    caption = (
+        f"{settings['target']} with {settings['draft']}, speed as a multiple of the best fixed length's, named above: "
+        f"replayed on recorded blocks of {answers} answers at costs measured once / in the engine, by the processor's "
+        f"time / and by the clock, medians of up to {repeats} interleaved repeats."
     )
     return [*lines, "", caption]

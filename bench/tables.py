@@ -8,7 +8,7 @@ from trimtab.bench.cells import interval, spread
 from trimtab.bench.kernel_tables import kernels_table
 from trimtab.bench.record import Row
 from trimtab.bench.search_tables import best_of_n_table, ifeval_search_table, rejection_table
-from trimtab.bench.speculation_tables import assisted_table, speculation_table
+from trimtab.bench.speculation_tables import assisted_table, lengths_table, speculation_table
 from trimtab.bench.training.reward_table import reward_table
 from trimtab.bench.training.tables import draft_table, head_table
 
@@ -112,6 +112,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "rejection": _with_run(rejection_table),
     "best_of_n": _with_run(best_of_n_table),
     "speculation": _with_run(speculation_table),
+    "speculation_lengths": _with_run(lengths_table),
     "assisted": _with_run(assisted_table),
 }
 

@@ -389,5 +389,5 @@ class Context(Protocol):
         ...
 
     def copies(self, target: str, chance: float, most: int) -> int:
-        """How many copied tokens pay to verify at the present load; each stands with probability ``chance``."""
+        """How many copied tokens pay to verify at the present load; each is accepted with probability ``chance``."""
         ...

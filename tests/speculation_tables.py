@@ -21,7 +21,7 @@ from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.methods.draws.blocks import Drafter, ModelDrafter, SpeculativeDraw
 from trimtab.decode.methods.draws.foreign import ForeignDrafter
 from trimtab.decode.methods.draws.length import Confidence, Fixed
-from trimtab.decode.methods.draws.lengths import TokenCosts, rule
+from trimtab.decode.methods.draws.lengths import TokenValue, rule
 from trimtab.decode.methods.draws.lookup import CopyingDrafter, LookupDrafter, PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.ops import Draft, Drafted, Extend, Gather, Given, Mixed, Pick, Read, Verify
@@ -140,7 +140,7 @@ def head(top_prob: float) -> float:
 
 
 # Tokens are dropped that stand with less than 0.65, those before them included; blocks also stop there.
-COSTS = (TokenCosts(draft=0.0, verify=0.65, saves=1.0, chance=1.0),)
+VALUE = TokenValue((1.0,), seconds_per_token=1.0, verify=0.65, draft=0.0)
 
 
 @dataclass
@@ -247,7 +247,7 @@ class Tables:
         assert op.picks
         if self.declines():
             return Drafted(())
-        seq, stop = op.seq, rule(op.length, COSTS)
+        seq, stop = op.seq, rule(op.length, value=VALUE if isinstance(op.length, Acceptance) else None)
         append(seq, op.tokens)
         ends = self.models[op.target].vocabulary.eos_token_ids
         size = self.models[op.target].vocabulary.size
@@ -266,13 +266,13 @@ class Tables:
             token = inverse(q, number(pick, "token"))
             top_prob = float(softmax(logits).max())
             seen = float(token != logits.argmax()) if self.fault == "choosy" else head(top_prob)
-            if not stop.keeps(seen):
+            if not stop.keeps(top_prob, seen):
                 self.dropped += 1
                 break
             own = token if self.shared is None else int(mine[theirs == token][0])
             tokens.append(token)
             laws.append(q)
-            if token in ends or len(tokens) >= stop.max_tokens or not stop.goes_on(top_prob, head(top_prob)):
+            if token in ends or len(tokens) >= stop.max_tokens or not stop.goes_on(top_prob):
                 break
         if tokens:
             self.blocks.append(len(tokens))

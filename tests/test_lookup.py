@@ -198,7 +198,7 @@ def test_forks_learn_apart() -> None:
     two = one.fork()
     drafts(one, [*text, 4])
     drafts(two, [*text, 9])
-    assert one.stands(3) > two.stands(3)
+    assert one.chance(3) > two.chance(3)
     assert one._index.tokens == [*text, 4]
     assert two._index.tokens == [*text, 9]
 
@@ -206,11 +206,11 @@ def test_forks_learn_apart() -> None:
 def test_a_rewind_forgets_what_was_to_be_compared() -> None:
     text = [1, 2, 3, 4, 1, 2, 3]
     drafter = LookupDrafter(text)
-    before = drafter.stands(3)
+    before = drafter.chance(3)
     drafts(drafter, text)
     drafter.rewind(5)
     drafts(drafter, [*text[:5], 7, 7])
-    assert drafter.stands(3) == before
+    assert drafter.chance(3) == before
 
 
 def test_it_is_fast() -> None:

@@ -14,7 +14,6 @@ from trimtab.decode.engine.model_instance import ModelInstance
 from trimtab.decode.engine.sampler import row_pick
 from trimtab.decode.engine.work import Item
 from trimtab.decode.methods.draws.foreign import shared_tokens
-from trimtab.decode.methods.draws.length import Length
 from trimtab.decode.methods.draws.lengths import Rule, together
 from trimtab.decode.ops import Draft, Drafted
 from trimtab.kernels import dispatch, types
@@ -76,15 +75,11 @@ class Source:
     """Where a block comes from.
 
     Attributes:
-        model: the draft's name.
-        length: as requested.
-        passes: of the draft that it took.
+        rule: that it was drafted by.
         draft: the distributions that it was drawn from, as the kernels verify it; None for a coupled block.
     """
 
-    model: str
-    length: Length
-    passes: int
+    rule: Rule
     draft: types.Draft | None
 
 
@@ -145,7 +140,7 @@ class Block:
         """Add a token, given as drawn from ``logits``, if it is worth verifying; whether to draft another
         one: then ``follow``.
         """
-        if not self.rule.keeps(accepts):
+        if not self.rule.keeps(top_prob, accepts):
             return False
         own = token
         if self.columns is not None:
@@ -159,7 +154,7 @@ class Block:
         self._tops.append(top_prob)
         if token in self.ends or len(self.tokens) >= min(len(self.op.picks), self.rule.max_tokens):
             return False
-        if not self.rule.goes_on(top_prob, accepts):
+        if not self.rule.goes_on(top_prob):
             return False
         self._last = own
         return True
@@ -174,8 +169,7 @@ class Block:
         if self.tokens and not self.op.coupled:
             ids = None if self.columns is None else self.columns.ids
             draft = types.Draft(torch.stack(self._rows), self._picks, ids, self._tops)
-        passes = len(self.tokens) + (self.rule.dropped is not None)
-        return Drafted(tuple(self.tokens), Source(self.item.sequence.model, self.op.length, passes, draft))
+        return Drafted(tuple(self.tokens), Source(self.rule, draft))
 
 
 def grow(blocks: Sequence[Block], logits: Tensor, accepts: Sequence[float | None]) -> list[bool | Exception]:

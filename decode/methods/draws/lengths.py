@@ -1,6 +1,6 @@
 """When to stop drafting, token by token: the rules behind ``Fixed``, ``Confidence`` and ``Acceptance``.
 
-``Acceptance`` is the rule of SpecDec++ (Huang, Guo, Wang, 2024, theorem 3.1): stop once
+The theorem of SpecDec++ (Huang, Guo, Wang, 2024, theorem 3.1): stop once
 
     P(some drafted token is rejected) >= (c2 + D) / (c1 + c2 + D),
 
@@ -10,76 +10,67 @@ that is accepted saves L seconds. It is accepted if all before it are, and then 
 
     P(all before it are accepted) * a * L > c1:
 
-the theorem with c1 + c2 + D = a L, the *value* of a token that follows accepted ones. D = a L - c1 - c2 is negative
-wherever speculation helps at all, since then L < c2: with D = 0 blocks would be far too long. (With c2 = 10 c1 they
-would stop at 0.91; at a = 0.8 the best fixed length has L = 4.05 c1, which gives 0.69.)
+the theorem with c1 + c2 + D = a L. D is negative wherever speculation helps, since then L < c2.
 
-c1 counts everything that one more drafted token costs: the draft's pass *and* by how much it lengthens the pass that
-verifies it. The latter is nothing where a pass is bound by reading the weights, as on a GPU with few rows; on a CPU or
-with many rows it can exceed the former.
+*Dropping.* c1 has two parts: the draft's pass, and what one more token adds to the pass that verifies it, which on a
+CPU can exceed the former. Once the draft has been read, the token's own probability of acceptance is known and only the
+second part is still to be saved. So the token is verified while P(all up to it are accepted) * L is at least that much,
+and dropped otherwise, with the block ending before it, perhaps empty. That leaves the answer's distribution as it is:
+the probability is read from what was written before the token, not from the token. (Dropping tokens for what they are
+would not: the target's residual corrects for all of them.)
 
-*Together.* Rows of a batch share the draft's passes, of which most costs the same whoever takes part. So a row wants
-another token if that is worth more than its own share, and there is a pass if what it is worth to all who want one,
-summed up, exceeds what the pass itself costs (``together``). For a row alone that is the bound above.
-
-*Dropping.* A token's own probability of acceptance is known when the draft has been read, and then its draft is paid
-for; only the target's share is still to be saved. So it is verified while
-
-    P(all before it are accepted) * P(it is accepted) * L >= what it adds to the target's pass,
-
-and dropped otherwise, with the block ending before it, perhaps empty. That leaves the answer's distribution as it is,
-since the head reads what was written before the token and not the token: whether a position is verified never depends
-on what was drawn there. (Dropping tokens for what they are would not: the target's residual corrects for all of them.)
+*Rows.* Most of a draft's pass costs the same whichever rows of a batch take part. A row wants another token if that is
+worth more than what the row adds; there is a pass if what it is worth to all that want one, summed up, exceeds its
+cost.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
-from trimtab.decode.methods.draws.length import (
-    Acceptance,
-    Confidence,
-    Fixed,
-    Length,
-)
+from trimtab.decode.draws.acceptance import AcceptanceStatistics
+from trimtab.decode.types import Acceptance, Confidence, Draw, Fixed, Length, Speculative
 
-__all__ = ["UNMEASURED_STOP", "Rule", "TokenCosts", "longest", "measured", "rule", "together"]
-
-# The bound of ``Acceptance`` until costs are measured: that of the example above.
-UNMEASURED_STOP = 0.7
+__all__ = ["Rule", "TokenValue", "longest", "reproducible", "rule", "together"]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenCosts:
-    """What one more drafted token costs one row of the present batch, and what it is worth. Seconds.
+class TokenValue:
+    """What drafting one more token is worth, in seconds.
 
-    Attributes:
-        draft: by how much the draft's pass grows with this row.
-        verify: by how much the target's pass grows with one more token to verify.
-        saves: what an accepted token is worth: seconds per written token.
-        chance: that it is accepted if all before it are.
-        shared: the draft's pass, but for ``draft``.
+    Its probability of acceptance isn't known before it is drafted, only how such probabilities were distributed of
+    late; tokens that turn out not to be worth verifying are dropped.
+
+    Args:
+        chances: probabilities of acceptance, given that all before is accepted; at least one.
+        seconds_per_token: L, what an accepted token saves.
+        verify: seconds that one more token adds to the target's pass.
+        draft: seconds that one more row adds to the draft's pass.
+        shared: seconds of the draft's pass, whoever takes part.
     """
 
-    draft: float
-    verify: float
-    saves: float
-    chance: float
-    shared: float = 0.0
+    def __init__(
+        self, chances: Sequence[float], seconds_per_token: float, verify: float, draft: float, shared: float = 0.0
+    ) -> None:
+        self.seconds_per_token, self.verify, self.draft, self.shared = seconds_per_token, verify, draft, shared
+        self._negative = [-chance for chance in sorted(chances, reverse=True)]
+        self._sums = [0.0, *accumulate(-chance for chance in self._negative)]
 
-    @property
-    def stop(self) -> float:
-        """The theorem's bound on the probability of a rejection, in [0, 1), before the token is drafted; ``shared``,
-        which isn't this row's alone, is left out.
+    def surplus(self, survival: float) -> float:
+        """By how much the token is worth more than what its row adds to the draft's pass.
+
+        Args:
+            survival: probability that all before it are accepted.
         """
-        spent, value = self.draft + self.verify, self.chance * self.saves
-        return 1 - spent / value if 0 <= spent < value else 0.0
+        saves = survival * self.seconds_per_token
+        verified = bisect_left(self._negative, -self.verify / saves) if saves > 0 else 0  # of the chances, so many
+        return (saves * self._sums[verified] - verified * self.verify) / len(self._negative) - self.draft
 
-    @property
-    def least(self) -> float:
-        """The least probability of being accepted with which it pays to verify the token, once drafted."""
-        return self.verify / self.saves
+    def pays(self, survival: float) -> bool:
+        """Whether it pays to verify a drafted token. ``survival``: probability that it and all before are accepted."""
+        return survival * self.seconds_per_token >= self.verify
 
 
 @dataclass(slots=True)
@@ -89,96 +80,68 @@ class Rule:
     Attributes:
         max_tokens: longest block, >= 1.
         top_prob_below: stop after a token whose top probability under the draft was below this; 0 never does.
-        stops: after each token, the last standing for all later ones: stop once the probability that some token is
-            rejected reaches this; none never does.
-        least: for each token, the last standing for all later ones: drop it if the probability that it and all before
-            it are accepted is below this; none never does.
-        costs: of each token, the last standing for all later ones; none while they are unknown.
-        even: whether the block has the length that others of its round have, whatever its tokens' chances.
-        trial: whether the block is drafted to learn what blocks cost, and says nothing of whether they pay.
-        dropped: the probability that all before the dropped token are accepted, and that it is if they are.
+        stop: stop once the probability that some token is rejected reaches this, as the head has it; None never does.
+        wants_acceptance: whether the acceptance head's probabilities are read, in place of top probabilities.
+        statistics: calibrate what is read, and hear what became of the block; None for a length that is fixed.
+        value: of another token by measured costs; None while they are unknown or not asked for.
+        drops: whether tokens may be dropped that, by these costs, are not worth verifying.
+        read: for each token of the block, the probability that was read.
+        dropped: whether the block ended before a token that was not worth verifying.
+        survival: probability that all tokens are accepted.
     """
 
     max_tokens: int
     top_prob_below: float = 0.0
-    stops: tuple[float, ...] = ()
-    least: tuple[float, ...] = ()
-    costs: tuple[TokenCosts, ...] = ()
-    even: bool = False
-    trial: bool = False
-    dropped: tuple[float, float] | None = field(default=None, init=False)
-    _drafted: int = field(default=0, init=False)
-    _all_accepted: float = field(default=1.0, init=False)
+    stop: float | None = None
+    wants_acceptance: bool = False
+    statistics: AcceptanceStatistics | None = None
+    value: TokenValue | None = None
+    drops: bool = True
+    read: list[float] = field(default_factory=list, init=False)
+    dropped: bool = field(default=False, init=False)
+    survival: float = field(default=1.0, init=False)
 
-    @property
-    def wants_acceptance(self) -> bool:
-        """Whether the acceptance head's probabilities are read."""
-        return bool(self.stops)
-
-    def keeps(self, accept_prob: float | None) -> bool:
+    def keeps(self, top_prob: float, accept_prob: float | None) -> bool:
         """Whether the token that is being drawn is worth verifying; if not, the block ends before it.
 
         Args:
-            accept_prob: probability that it is accepted if those before it are, whichever token it is.
-        """
-        if not self.least or accept_prob is None:
-            return True
-        chance = min(max(accept_prob, 0.0), 1.0)
-        if self._all_accepted * chance >= self.least[min(self._drafted, len(self.least) - 1)]:
-            return True
-        self.dropped = self._all_accepted, chance
-        return False
-
-    def goes_on(self, top_prob: float, accept_prob: float | None) -> bool:
-        """Whether to draft another token; called once after each that is kept.
-
-        Args:
-            top_prob: largest probability of the distribution that the token was drawn from.
-            accept_prob: probability that this token is accepted if those before it are.
+            top_prob: largest probability of the distribution that the token is drawn from.
+            accept_prob: the acceptance head's probability that it is accepted if those before it are, whichever token
+                it is; None without a head.
 
         Raises:
-            ValueError: the rule reads it and it is None.
+            ValueError: the rule reads a head's probability and there is none.
         """
-        self._drafted += 1
-        if self.wants_acceptance:
-            if accept_prob is None:
-                raise ValueError("length = Acceptance: the draft has no acceptance head: accepted: Confidence or Fixed")
-            self._all_accepted *= min(max(accept_prob, 0.0), 1.0)
+        if self.wants_acceptance and accept_prob is None:
+            raise ValueError("length = Acceptance: the draft has no acceptance head: accepted: Confidence or Fixed")
+        read = accept_prob if self.wants_acceptance and accept_prob is not None else top_prob
+        chance = read if self.statistics is None or self.stop is not None else self.statistics.chance(read)
+        survival = self.survival * min(max(chance, 0.0), 1.0)
+        self.dropped = self.drops and self.value is not None and not self.value.pays(survival)
+        if not self.dropped:
+            self.read.append(read)
+            self.survival = survival
+        return not self.dropped
+
+    def goes_on(self, top_prob: float) -> bool:
+        """Whether to draft another token, after one that was kept."""
         return (
-            self._drafted < self.max_tokens
+            len(self.read) < self.max_tokens
             and top_prob >= self.top_prob_below
-            and (not self.stops or 1 - self._all_accepted < self.stops[min(self._drafted, len(self.stops)) - 1])
+            and (self.stop is None or 1 - self.survival < self.stop)
+            and self.surplus > 0
         )
 
     @property
-    def _next(self) -> TokenCosts | None:
-        """Of the token that would be drafted next."""
-        return self.costs[min(self._drafted, len(self.costs) - 1)] if self.costs else None
-
-    @property
     def surplus(self) -> float:
-        """Seconds that the next token is worth beyond what it costs this row, were the draft's pass made anyway;
-        infinite if the rule doesn't ask for costs.
-        """
-        costs = self._next
-        if costs is None:
-            return float("inf")
-        return self._all_accepted * costs.chance * costs.saves - costs.draft - costs.verify
-
-    @property
-    def shared(self) -> float:
-        """Seconds of the next pass of the draft that are no row's own; 0 while they are unknown."""
-        return 0.0 if self._next is None else self._next.shared
+        """Seconds by which the next token is worth more than its own cost; infinite if costs aren't asked for."""
+        return float("inf") if self.value is None else self.value.surplus(self.survival)
 
 
 def together(rules: Sequence[Rule]) -> bool:
     """Whether another pass of the draft pays, for blocks that each want another token."""
-    return sum(rule.surplus for rule in rules) > max((rule.shared for rule in rules), default=0.0)
-
-
-def measured(length: Length) -> bool:
-    """Whether it is costs that decide how long blocks are, token by token."""
-    return isinstance(length, Acceptance) and length.stop is None
+    shared = (rule.value.shared for rule in rules if rule.value is not None)
+    return sum(rule.surplus for rule in rules) > max(shared, default=0.0)
 
 
 def longest(length: Length) -> int:
@@ -186,26 +149,39 @@ def longest(length: Length) -> int:
     return length.tokens if isinstance(length, Fixed) else length.max_tokens
 
 
-def rule(length: Length, costs: Sequence[TokenCosts] = (), cap: int | None = None, *, drops: bool = True) -> Rule:
+def rule(
+    length: Length,
+    statistics: AcceptanceStatistics | None = None,
+    value: TokenValue | None = None,
+    *,
+    cap: int | None = None,
+    drops: bool = True,
+) -> Rule:
     """The rule for one block.
 
     Args:
-        length: as requested.
-        costs: of the first token, the second and so on, the last standing for all later ones, in the present batch;
-            none while they are unknown. Only ``Acceptance`` without a bound of its own reads them.
-        cap: a longer block doesn't pay at the present load; ``Fixed`` doesn't mind.
-        drops: whether tokens may be dropped that, by these costs, are not worth verifying.
+        length: as requested. ``Fixed`` minds nothing else.
+        statistics: of earlier blocks.
+        value: of another token; None while costs are unknown. An ``Acceptance`` with a bound of its own doesn't ask.
+        cap: of the block's tokens.
+        drops: whether tokens may be dropped.
     """
     most = longest(length) if cap is None else max(1, min(cap, longest(length)))
     match length:
         case Fixed(tokens):
             return Rule(tokens)
         case Confidence(top_prob_below):
-            return Rule(most, top_prob_below=top_prob_below)
-        case Acceptance(stop=None):
-            stops = tuple(each.stop for each in costs[1:] or costs)
-            least = tuple(each.least for each in costs) if drops else ()
-            return Rule(most, stops=stops or (UNMEASURED_STOP,), least=least, costs=tuple(costs))
+            return Rule(most, top_prob_below, statistics=statistics, value=value, drops=drops)
         case Acceptance(stop=stop):
-            assert stop is not None
-            return Rule(most, stops=(stop,))
+            return Rule(most, 0.0, stop, True, statistics, value if stop is None else None, drops)
+
+
+def reproducible(draw: Draw, temperature: float) -> bool:
+    """Whether the tokens depend on the request and its seed alone (law 3).
+
+    Greedy and coupled decoding write what plain decoding would, however long the blocks are. Otherwise lengths decide
+    which random number decides what: ``Fixed`` ones are the request's own, the others also follow measured costs.
+    """
+    if not isinstance(draw, Speculative) or draw.coupled or temperature == 0:
+        return True
+    return isinstance(draw.length, Fixed)

@@ -4,11 +4,11 @@ The longest n-gram wins, and of its occurrences the latest. A copy may run into 
 repeats itself. Copied tokens are certain (q = 1), so the target accepts each with its own probability.
 
 How many are copied adapts. Every copy is compared with what was written in its place, verified or not: so the
-estimate of how often a copied token stands, one for each length of n-gram, costs nothing and stays fresh while lookup
-backs off. What a token to verify costs is the engine's to say.
+estimate of how often a copied token is accepted, one for each length of n-gram, costs nothing and stays fresh while
+lookup backs off. What a token to verify costs is the engine's to say.
 
-A model may draft wherever a copy would probably fall: a copy costs nothing to draft, so it goes first where it stands
-about as often as a drafted token does.
+A model may draft wherever a copy would probably be rejected: a copy costs nothing to draft, so it goes first where it
+is accepted about as often as a drafted token is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PromptLookup:
 MAX_COPY = 16  # tokens of the longest copy that adapts
 _SURE = 0.5  # chance from which a copy is preferred to a model's draft
 _MEMORY = 0.9  # weight of what was seen, with each copy compared after it
-# Tokens that stood and fell before anything is seen, by length of the n-gram: one token alone says little.
+# Accepted and rejected tokens before anything is seen, by length of the n-gram: one token alone says little.
 _PRIOR = ((1.0, 2.0), (1.5, 1.0), (2.5, 1.0))
 
 Pays = Callable[[float, int], int]
@@ -118,8 +118,8 @@ class LookupDrafter:
         text: the target's tokens so far.
         max_ngram: longest n-gram looked for.
         tokens: always copy so many; None adapts.
-        pays: (probability that a copied token stands, most) -> how many pay to verify at the present load; None: as
-            many as will probably stand.
+        pays: (probability that a copied token is accepted, most) -> how many pay to verify at the present load;
+            None: as many as will probably be accepted.
     """
 
     def __init__(
@@ -127,8 +127,8 @@ class LookupDrafter:
     ) -> None:
         self._index = NgramIndex(max_ngram, text)
         self._tokens, self._pays = tokens, pays
-        self._stood = [_PRIOR[min(n, len(_PRIOR)) - 1][0] for n in range(1, max_ngram + 1)]
-        self._fell = [_PRIOR[min(n, len(_PRIOR)) - 1][1] for n in range(1, max_ngram + 1)]
+        self._accepted = [_PRIOR[min(n, len(_PRIOR)) - 1][0] for n in range(1, max_ngram + 1)]
+        self._rejected = [_PRIOR[min(n, len(_PRIOR)) - 1][1] for n in range(1, max_ngram + 1)]
         self._watched: tuple[int, int, tuple[int, ...]] = (0, 0, ())  # n, where the copy begins, the copy
 
     @property
@@ -140,14 +140,13 @@ class LookupDrafter:
 
     @property
     def sure(self) -> bool:
-        """Whether the last copy is one of those that mostly stand."""
+        """Whether the last copy is one of those that are mostly accepted."""
         n = self._watched[0]
-        return n > 0 and self.stands(n) >= _SURE
+        return n > 0 and self.chance(n) >= _SURE
 
-    def stands(self, n: int) -> float:
-        """Probability that a token copied after an n-gram of that length stands if those before it do."""
-        stood, fell = self._stood[n - 1], self._fell[n - 1]
-        return stood / (stood + fell)
+    def chance(self, n: int) -> float:
+        """Probability that a token copied after an n-gram of that length is accepted if those before it are."""
+        return self._accepted[n - 1] / (self._accepted[n - 1] + self._rejected[n - 1])
 
     async def draft(self, text: Sequence[int], picks: Sequence[Pick], coupled: bool) -> Drafted:
         self._index.extend(text[len(self._index.tokens) :])
@@ -163,7 +162,7 @@ class LookupDrafter:
     def _wanted(self, n: int) -> int:
         if self._tokens is not None:
             return self._tokens
-        chance = self.stands(n)
+        chance = self.chance(n)
         if self._pays is not None:
             return self._pays(chance, MAX_COPY)
         count, together = 0, chance
@@ -181,9 +180,9 @@ class LookupDrafter:
         same = 0
         while same < min(len(tokens), len(written)) and tokens[same] == written[same]:
             same += 1
-        fell = same < min(len(tokens), len(written))
-        self._stood[n - 1] = _MEMORY * self._stood[n - 1] + same
-        self._fell[n - 1] = _MEMORY * self._fell[n - 1] + fell
+        rejected = same < min(len(tokens), len(written))
+        self._accepted[n - 1] = _MEMORY * self._accepted[n - 1] + same
+        self._rejected[n - 1] = _MEMORY * self._rejected[n - 1] + rejected
 
     def rewind(self, length: int) -> None:
         self._index.rewind(length)
@@ -193,7 +192,7 @@ class LookupDrafter:
     def fork(self) -> LookupDrafter:
         twin = copy(self)
         twin._index = self._index.fork()
-        twin._stood, twin._fell = list(self._stood), list(self._fell)
+        twin._accepted, twin._rejected = list(self._accepted), list(self._rejected)
         return twin
 
     def close(self) -> None:
@@ -201,11 +200,11 @@ class LookupDrafter:
 
 
 class CopyingDrafter:
-    """Copies where that is likely to stand, and lets another drafter draft elsewhere.
+    """Copies where that is likely to be accepted, and lets another drafter draft elsewhere.
 
     Args:
         lookup: copies.
-        drafter: drafts where there is no copy, or one of a kind that mostly falls.
+        drafter: drafts where there is no copy, or one of a kind that is mostly rejected.
     """
 
     def __init__(self, lookup: LookupDrafter, drafter: Drafter) -> None:

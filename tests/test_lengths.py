@@ -1,4 +1,4 @@
-"""Costs, acceptance and the decisions drawn from them, in simulations of an engine whose true costs are known."""
+"""Rules for the lengths of blocks, and the decisions of the controller in simulations whose true costs are known."""
 
 from __future__ import annotations
 
@@ -12,37 +12,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.engine.costs import Load
-from trimtab.decode.engine.speculation import Part, Speculation
-from trimtab.decode.methods.draws.length import (
-    Acceptance,
-    Confidence,
-    Fixed,
-    Length,
-)
-from trimtab.decode.methods.draws.lengths import (
-    UNMEASURED_STOP,
-    TokenCosts,
-    longest,
-    rule,
-    together,
-)
+from trimtab.decode.draws.lengths import Rule, TokenValue, longest, rule, together
+from trimtab.decode.engine.speculation import LengthController
+from trimtab.decode.types import Acceptance, Confidence, Fixed, Length
 
-# ------------------------------------------------------------------------------------------------------------- lengths
+# --------------------------------------------------------------------------------------------------------------- rules
 
 
-def drafted(length: Length, probs: list[float], accepts: list[float] | None = None, **options: object) -> int:
-    """Tokens that a rule lets be drafted."""
-    found = rule(length, **options)  # type: ignore[arg-type]
-    for i, prob in enumerate(probs, 1):
-        if not found.goes_on(prob, None if accepts is None else accepts[i - 1]):
+def drafted(length: Length, top_probs: list[float], heads: list[float] | None = None, **options: Any) -> int:
+    """Tokens that are verified of those that a rule lets be drafted."""
+    found = rule(length, **options)
+    for i, prob in enumerate(top_probs):
+        if not found.keeps(prob, None if heads is None else heads[i]):
             return i
-    return len(probs)
+        if not found.goes_on(prob):
+            return i + 1
+    return len(top_probs)
 
 
 def test_fixed_lengths_are_fixed() -> None:
     assert drafted(Fixed(3), [0.01] * 9) == 3
     assert drafted(Fixed(3), [0.01] * 9, cap=1) == 3
+    assert drafted(Fixed(3), [0.01] * 9, value=TokenValue((0.1,), 1.0, 5.0, 5.0)) == 3
     assert longest(Fixed(3)) == 3
 
 
@@ -59,25 +50,38 @@ def test_acceptance_cumulates_the_probability_of_a_rejection() -> None:
     assert drafted(Acceptance(8, stop=0.28), [0.5] * 6, head) == 4
     assert drafted(Acceptance(2, stop=0.9), [0.5] * 6, head) == 2
     assert drafted(Acceptance(9, stop=0.9), [0.5] * 6, [1.0, 0.0, 1.0, 1.0, 1.0, 1.0]) == 2
-    assert rule(Acceptance()).stops == (UNMEASURED_STOP,)
     assert rule(Acceptance()).wants_acceptance
     assert not rule(Confidence()).wants_acceptance
 
 
+def test_a_bound_of_ones_own_is_honoured_whatever_costs_say() -> None:
+    value = TokenValue((0.1,), 1.0, verify=5.0, draft=5.0)
+    assert drafted(Acceptance(8, stop=0.27), [0.5] * 6, [0.9] * 6, value=value) == 3
+
+
 def test_acceptance_needs_a_head() -> None:
     with pytest.raises(ValueError, match="length = Acceptance: the draft has no acceptance head: accepted: Confidence"):
-        rule(Acceptance()).goes_on(0.9, None)
+        rule(Acceptance()).keeps(0.9, None)
 
 
-@given(st.floats(0.01, 1), st.floats(0, 1), st.floats(0.01, 5))
-def test_the_bound_is_the_theorems(draft: float, verify: float, value: float) -> None:
-    """(c2 + D) / (c1 + c2 + D) with c1 all that the token costs, for any split of c2 + D."""
-    costs = TokenCosts(draft, verify, 2 * value, 0.5)
+@given(st.floats(0.01, 5), st.floats(0, 1), st.floats(0.01, 5), st.floats(0.05, 1), st.floats(0.001, 1))
+def test_the_bound_is_the_theorems(draft: float, verify: float, saves: float, chance: float, survival: float) -> None:
+    """(c2 + D) / (c1 + c2 + D) with c1 all that the token costs and c1 + c2 + D = a L."""
     c1 = draft + verify
-    c2_and_delta = value - c1
-    expected = c2_and_delta / (c1 + c2_and_delta) if c2_and_delta > 0 else 0.0
-    assert costs.stop == pytest.approx(expected)
-    assert 0 <= costs.stop < 1
+    c2_and_delta = chance * saves - c1
+    bound = c2_and_delta / (c1 + c2_and_delta)
+    if abs(1 - survival - bound) > 1e-6:
+        stops = TokenValue((chance,), saves, verify, draft).surplus(survival) <= 0
+        assert stops == (1 - survival >= bound)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.floats(0.01, 5), st.floats(0, 3), st.floats(0, 1))
+def test_a_token_is_worth_what_it_brings_where_it_is_verified(
+    chances: list[float], saves: float, verify: float, survival: float
+) -> None:
+    expected = mean(max(0.0, survival * chance * saves - verify) for chance in chances) - 0.2
+    value = TokenValue(chances, saves, verify, draft=0.2)
+    assert value.surplus(survival) == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_bound_stops_at_the_best_fixed_length() -> None:
@@ -85,37 +89,44 @@ def test_the_bound_stops_at_the_best_fixed_length() -> None:
     for a, ratio in ((0.6, 5.0), (0.8, 10.0), (0.9, 20.0), (0.95, 4.0)):
         price = {k: (k + ratio) / sum(a**i for i in range(k + 1)) for k in range(1, 33)}
         best = min(price, key=price.__getitem__)
-        costs = TokenCosts(1.0, 0.0, price[best], a)
-        assert drafted(Acceptance(32), [0.5] * 32, [a] * 32, costs=[costs]) == best
-
-
-def kept(accepts: list[float], costs: TokenCosts, length: Length = Acceptance(8)) -> int:  # noqa: B008
-    """Tokens that are verified of those that a rule lets be drafted."""
-    found = rule(length, [costs])
-    for i, accept in enumerate(accepts):
-        if not found.keeps(accept):
-            return i
-        if not found.goes_on(0.5, accept):
-            return i + 1
-    return len(accepts)
+        value = TokenValue((a,), price[best], verify=0.0, draft=1.0)
+        assert drafted(Acceptance(32), [0.5] * 32, [a] * 32, value=value) == best
 
 
 def test_a_token_that_costs_more_than_it_brings_is_dropped() -> None:
-    costs = TokenCosts(draft=0.0, verify=0.3, saves=1.0, chance=1.0)  # worth it from 0.3 on, those before it included
-    assert kept([0.29, 1.0], costs) == 0
-    assert kept([0.31, 0.97], costs) == 2
-    assert kept([0.8, 0.8, 0.5, 0.9], costs) == 3
-    assert kept([0.8, 0.8, 0.46, 1.0], costs) == 2
-    assert kept([0.01], costs, Acceptance(8, stop=0.9)) == 1
-    assert kept([0.01], costs, Confidence()) == 1
-    assert kept([0.01], costs, Fixed(1)) == 1
-    assert rule(Acceptance(), [costs]).keeps(None), "a draft without a head drops nothing"
-    found = rule(Acceptance(), [costs])
-    assert found.keeps(0.8)
-    assert found.dropped is None
-    found.goes_on(0.5, 0.8)
-    assert not found.keeps(0.25)
-    assert found.dropped == (0.8, 0.25)
+    value = TokenValue((1.0,), 1.0, verify=0.3, draft=-1.0)  # worth it from 0.3 on, those before it included
+
+    def kept(heads: list[float], length: Length = Acceptance(8), **options: Any) -> int:  # noqa: B008
+        return drafted(length, [0.5] * len(heads), heads, value=value, **options)
+
+    assert kept([0.29, 1.0]) == 0
+    assert kept([0.31, 0.97]) == 2
+    assert kept([0.8, 0.8, 0.5, 0.9]) == 3
+    assert kept([0.8, 0.8, 0.46, 1.0]) == 2
+    assert kept([0.29, 1.0], drops=False) == 2
+    assert kept([0.01], Acceptance(8, stop=0.999)) == 1
+    assert kept([0.01], Fixed(1)) == 1
+    found = rule(Acceptance(), value=value)
+    assert found.keeps(0.5, 0.8)
+    assert not found.dropped
+    assert not found.keeps(0.5, 0.25)
+    assert found.dropped
+    assert (found.read, found.survival) == ([0.8], 0.8)
+
+
+def test_rows_share_a_pass_if_it_pays_for_all_of_them_together() -> None:
+    def wanting(heads: list[float]) -> list[Rule]:
+        found = []
+        for head in heads:
+            found.append(rule(Acceptance(), value=TokenValue((0.5,), 2.0, verify=0.0, draft=0.1, shared=1.0)))
+            assert found[-1].keeps(0.5, head)
+        return found  # each is worth 0.5 * 2 * head - 0.1 more than its own cost
+
+    assert not together(wanting([0.6]))
+    assert together(wanting([0.6, 0.7]))
+    assert not together(wanting([0.6, 0.5]))
+    assert not together([])
+    assert together([rule(Fixed(2))])
 
 
 # --------------------------------------------------------------------------------------------------------- simulations
@@ -131,7 +142,8 @@ class World:
     Attributes:
         draft, target: true seconds of a pass over n tokens.
         load: rows.
-        chance: (row, place in its answer) -> that a drafted token stands; a perfect head says the same.
+        chance: (row, place in its answer) -> that a drafted token is accepted; a perfect head, and the draft's highest
+            probability, say the same.
         cold: seconds by which the first pass of a round is longer.
         noise: of what the clock shows; time that passes is the true one.
     """
@@ -146,63 +158,53 @@ class World:
     seconds: float = 0.0
     tokens: int = 0
     lengths: list[int] = field(default_factory=list)
-    speculation: Speculation = field(default_factory=Speculation)
+    controller: LengthController = field(default_factory=LengthController)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         self.written = [0] * self.load
-        self.behind = [0] * self.load  # whether the draft has a token to read beside the last; more cost nothing here
 
-    def spend(self, model: str, tokens: int, part: Part) -> float:
-        seconds = (self.target if part == "target" else self.draft)(tokens) + self.cold * (part == "first")
+    @staticmethod
+    def read(chance: float) -> float:
+        """What the draft says of it."""
+        return chance
+
+    def spend(self, model: str, size: int, first: bool = False) -> None:
+        seconds = (self.target if model == "t" else self.draft)(size) + self.cold * first
         self.seconds += seconds
         if self.noise:
             seconds *= (1 + 0.1 * self.rng.random()) * (5 if self.rng.random() < 0.03 else 1)
-        return self.speculation.observe(model, tokens, seconds, part).seconds
+        self.controller.observe_pass(model, size, seconds, drafting=model == "d")
 
     def round(self, length: Length | None) -> None:
         """Each row drafts, then all are verified; None is plain decoding."""
-        rules = {}
+        rules: dict[int, Rule] = {}
         for row in range(self.load):
-            found = None if length is None else self.speculation.rule(length, "d", "t", f"r{row}", Load(self.load))
+            found = None if length is None else self.controller.length_rule(length, "d", "t", self.load)
             if found is not None:
                 rules[row] = found
-        stands: dict[int, list[bool]] = {row: [] for row in rules}
-        growing = dict(rules)
-        part: Part = "first"
-        took, before = 0.0, self.tokens
+        accepts: dict[int, list[bool]] = {row: [] for row in rules}
+        growing = list(rules)
         while growing:
-            reads = sum(1 + self.behind[row] for row in growing) if part == "first" else len(growing)
-            took += self.spend("d", reads, part)
-            part = "later"
-            for row, it in list(growing.items()):
-                chance = self.chance(row, self.written[row] + len(stands[row]))
-                if it.keeps(chance):
-                    stands[row].append(self.rng.random() < chance)
-                    if it.goes_on(chance, chance):
-                        continue
-                del growing[row]
-            if not together(list(growing.values())):
-                growing = {}
-        took += self.spend("t", self.load + sum(map(len, stands.values())), "target")
+            self.spend("d", len(growing), first=len(growing) == len(rules) and not any(accepts.values()))
+            going = []
+            for row in growing:
+                chance = self.chance(row, self.written[row] + len(accepts[row]))
+                read = self.read(chance)
+                if rules[row].keeps(read, read):
+                    accepts[row].append(self.rng.random() < chance)
+                    if rules[row].goes_on(read):
+                        going.append(row)
+            growing = going if together([rules[row] for row in going]) else []
+        self.spend("t", self.load + sum(map(len, accepts.values())))
         for row in range(self.load):
-            block = stands.get(row, [])
+            block = accepts.get(row, [])
             accepted = block.index(False) if False in block else len(block)
             self.tokens += accepted + 1
             self.written[row] += accepted + 1
-            self.behind[row] = int(accepted == len(block))
             self.lengths.append(len(block))
-            dropped = rules[row].dropped if row in rules else None
-            if dropped is not None:
-                assert length is not None
-                self.speculation.dropped("d", "t", f"r{row}", length, *dropped, alone=not block)
-            if block:
-                assert length is not None
-                passes = len(block) + (dropped is not None)
-                self.speculation.verified("d", "t", f"r{row}", length, len(block), accepted, passes)
-        kind = (type(length), next(iter(rules.values())).even) if rules and length is not None else None
-        if not any(it.trial for it in rules.values()):
-            self.speculation.rounds.add("t", kind, Load(self.load), took, self.tokens - before)
+            if row in rules:
+                self.controller.observe_block(rules[row], accepted)
 
     def price(self, length: Length | None, tokens: int, skip: int = 0) -> float:
         """Seconds per token of so many, after ``skip`` others."""
@@ -290,8 +292,7 @@ def best_fixed(machine: str, load: int, chance: float) -> float:
     target, draft = MACHINES[machine]
 
     def price(k: int) -> float:
-        drafting = draft(load * (1 + chance**k)) + (k - 1) * draft(load) if k else 0.0
-        return (drafting + target(load * (k + 1))) / (load * sum(chance**i for i in range(k + 1)))
+        return (k * draft(load) + target(load * (k + 1))) / (load * sum(chance**i for i in range(k + 1)))
 
     return min(map(price, range(17)))
 
@@ -358,37 +359,40 @@ def test_decisions_depend_on_observations_alone() -> None:
     assert lengths() == lengths()
 
 
-def test_a_draft_that_must_read_much_is_tried_less() -> None:
-    def tried(missing: int) -> int:
-        speculation = Speculation()
-        for _ in range(200):
-            speculation.verified("d", "t", "r", Confidence(), 4, 0, 4)
-        for n in (1, 2, 4, 8, 16):
-            for _ in range(20):
-                speculation.observe("t", n, 1.0 + 0.1 * n, "target")
-                speculation.observe("d", n, 0.5 + 0.1 * n, "first")
-                speculation.observe("d", n, 0.5 + 0.1 * n, "later")
-        count = 0
-        for _ in range(2000):
-            speculation.observe("t", 1, 1.1, "target")
-            count += speculation.rule(Confidence(), "d", "t", "r", Load(1), missing) is not None
-        return count
+@pytest.mark.parametrize("length", ADAPTIVE)
+@pytest.mark.parametrize("load", [1, 8])
+def test_where_nothing_is_accepted_drafts_are_tried_seldom(length: Length, load: int) -> None:
+    target, draft = MACHINES["cpu"]
+    world = World(draft, target, load, even(0.0))
+    world.price(length, 4000, skip=1000)
+    tried = sum(count > 0 for count in world.lengths)
+    assert 0 < tried < 0.03 * len(world.lengths)
 
-    assert tried(0) > 10 * tried(2000)
-    assert 10 < tried(0) < 60
-    assert tried(2000) >= 0
+
+def test_top_probabilities_that_mislead_are_calibrated() -> None:
+    """A draft that is always sure and mostly wrong: where its word were taken, long blocks would be drafted."""
+    target, draft = MACHINES["gpu"]
+
+    class Sure(World):
+        read = staticmethod(lambda chance: 0.95)
+
+    means = [
+        mean(world.lengths)
+        for world in (Sure(draft, target, 1, even(0.4)), World(draft, target, 1, even(0.95)))
+        if world.price(Confidence(0.01, 16), 2000, skip=1000)
+    ]
+    assert means[0] < 4 < means[1]
 
 
 def test_fixed_lengths_are_never_held_back() -> None:
-    speculation = Speculation()
+    controller = LengthController()
     for _ in range(100):
-        speculation.observe("t", 1, 1.0, "target")
-        speculation.observe("d", 1, 5.0, "first")
-        speculation.observe("d", 1, 5.0, "later")
-        speculation.verified("d", "t", "r", Fixed(4), 4, 0, 4)
-        found = speculation.rule(Fixed(4), "d", "t", "r", Load(1))
+        controller.observe_pass("t", 1, 1.0)
+        controller.observe_pass("d", 1, 5.0, drafting=True)
+        found = controller.length_rule(Fixed(4), "d", "t", 1)
         assert found is not None
         assert found.max_tokens == 4
+        controller.observe_block(found, 0)
 
 
 # --------------------------------------------------------------------------------------------------------------- copies
@@ -399,27 +403,28 @@ def test_fixed_lengths_are_never_held_back() -> None:
 @pytest.mark.parametrize("machine", sorted(MACHINES))
 def test_copies_are_as_long_as_pays(machine: str, load: int, chance: float) -> None:
     target, _ = MACHINES[machine]
-    speculation = Speculation()
+    controller = LengthController()
     for n in (1, 2, 4, 5, 8, 9, 12, 16, 24, 32):
         for _ in range(20):
-            speculation.observe("t", n, target(n), "target")
-    found = speculation.copies("t", chance, 16, Load(load))
+            controller.observe_pass("t", n, target(n))
+    found = controller.copies("t", chance, 16, load)
     plain = target(load)
     gain = {k: sum(chance**i for i in range(1, k + 1)) * plain / load - target(load + k) + plain for k in range(17)}
     best = max(gain.values())
     assert gain[found] >= best - 0.02 * plain / load
-    assert speculation.copies("t", chance, 0, Load(load)) == 0
+    assert controller.copies("t", chance, 0, load) == 0
 
 
 def test_copies_are_tried_until_costs_are_known() -> None:
-    speculation = Speculation()
-    assert speculation.copies("t", 0.5, 16, Load(1)) == 4
+    controller = LengthController()
+    assert controller.copies("t", 0.5, 16, 1) == 4
     for _ in range(50):
-        speculation.observe("t", 1, 1.0, "target")
-    assert speculation.copies("t", 0.5, 16, Load(1)) == 4
-    assert speculation.copies("t", 0.5, 2, Load(1)) == 2
-    speculation.observe("t", 5, 5.0, "target")
-    assert speculation.copies("t", 0.5, 16, Load(1)) == 0
-    for _ in range(300):
-        speculation.observe("t", 1, 1.0, "target")
-    assert speculation.copies("t", 0.5, 16, Load(1)) == 4, "what was measured long ago is measured again"
+        controller.observe_pass("t", 1, 1.0)
+    assert controller.copies("t", 0.5, 16, 1) == 4
+    assert controller.copies("t", 0.5, 2, 1) == 2
+    for _ in range(4):
+        controller.observe_pass("t", 5, 5.0)
+    assert controller.copies("t", 0.5, 16, 1) == 0
+    for _ in range(500):
+        controller.observe_pass("t", 1, 1.0)
+    assert controller.copies("t", 0.5, 16, 1) == 4, "what was measured long ago is measured again"
