@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from trimtab.decode.config import EngineOptions, ModelConfig
+from trimtab.decode.engine import runner
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.loop import tick
+from trimtab.decode.engine.plan import Output, Plan
 from trimtab.decode.engine.sampler import read
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.work import SHORT
@@ -269,3 +271,55 @@ def test_best_of_n_over_every_draw(engine: Engine, draw: Speculative | None) -> 
     assert len({tuple(t.id for t in c.tokens) for c in result.candidates}) > 1
     one = engine.generate(prompts(2)[1], search=BestOfN(1, "short"), **options)
     assert ids(one) == ids(engine.generate(prompts(2)[1], **options))
+
+
+PLAIN: dict[str, Any] = {"temperature": 0.9, "top_p": 0.8, "repetition_penalty": 1.3, "seed": 7, "max_new_tokens": 20}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"draw": Speculative(PromptLookup(2), Fixed(3))},
+        {"policy": Mixture((Weighted("chat", 0.5),), plausibility=0.01)},
+        {"policy": Mixture((Weighted("chat", 0.5),)), "draw": Speculative(PromptLookup(2), Fixed(3))},
+        {"policy": Nudged("chat", when=Entropy(above=3.0)), "top_logprobs": 2},
+    ],
+    ids=["plain", "lookup", "mixture", "mixture, lookup", "nudged"],
+)
+def test_a_plan_that_is_run_twice_gives_the_same(
+    engine: Engine, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a pass needs is in its plan; nothing is kept from one to the next, and nothing is used up."""
+    expected = engine.generate(prompts(5), **PLAIN, **options)
+    run, count = runner.run, 0
+
+    def twice(plan: Plan) -> Output:
+        nonlocal count
+        first, second = run(plan), run(plan)
+        assert not first.failures
+        assert first.answers == second.answers
+        assert first.reads == second.reads
+        assert first.rows.keys() == second.rows.keys()
+        count += 1
+        return second
+
+    monkeypatch.setattr(runner, "run", twice)
+    found = engine.generate(prompts(5), **PLAIN, **options)
+    assert count > 10
+    assert [ids(result) for result in found] == [ids(result) for result in expected]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_joined_as_if_they_were_copied(seed: int) -> None:
+    """Neighbours in memory, the same in another order, with gaps, from several passes, of padded rows."""
+    generator = torch.Generator().manual_seed(seed)
+    passes = [torch.randn(9, 16, generator=generator)[:, :11] for _ in range(2)]
+    pieces = [part for logits in passes for part in logits.split_with_sizes([1, 2, 1, 4, 1])]
+    for count in range(1, len(pieces)):
+        for _ in range(20):
+            chosen = [pieces[i] for i in torch.randperm(len(pieces), generator=generator)[:count].tolist()]
+            assert torch.equal(runner._joined(chosen), torch.cat(chosen))
+        assert torch.equal(runner._joined(pieces[:count]), torch.cat(pieces[:count]))
+    whole = runner._joined(pieces[:5])
+    assert whole.data_ptr() == passes[0].data_ptr(), "what lies in order is not copied"

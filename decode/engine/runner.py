@@ -85,12 +85,12 @@ def _forward(model: ModelInstance, entries: Sequence[Entry]) -> Iterable[_Passed
     forward_hidden = model.model.forward_hidden
     if forward_hidden is not None and any(e.block is not None and e.block.rule.wants_acceptance for e in entries):
         logits, states = forward_hidden(*arguments)
-        hidden = torch.split(states, sizes)
+        hidden = states.split_with_sizes(sizes)
     else:
         logits = model.model.forward(*arguments)
     if logits.shape[1] > model.width and model.model.labels is None:
         logits = logits[:, : model.width]
-    return map(_Passed, entries, torch.split(logits, sizes), hidden)
+    return map(_Passed, entries, logits.split_with_sizes(sizes), hidden)
 
 
 def _grow(model: ModelInstance, passed: Sequence[_Passed], output: Output) -> None:
@@ -100,7 +100,7 @@ def _grow(model: ModelInstance, passed: Sequence[_Passed], output: Output) -> No
     blocks = [row.entry.block for row in passed if row.entry.block is not None]
     accepts: list[float | None] = [None] * len(blocks)
     hidden = [row.hidden for row in passed if row.hidden is not None]
-    if hidden and model.model.acceptance is not None:
+    if len(hidden) == len(blocks) and model.model.acceptance is not None:
         greedy = torch.tensor([block.op.picks[0].filters.temperature == 0 for block in blocks])
         accepts = model.model.acceptance(_joined(hidden), greedy.to(hidden[0].device)).tolist()
     for row, on in zip(passed, grow(blocks, _joined([row.logits for row in passed]), accepts), strict=True):
@@ -112,7 +112,7 @@ def _grow(model: ModelInstance, passed: Sequence[_Passed], output: Output) -> No
 
 def _read(passed: Sequence[_Passed], whole: set[Pending], output: Output) -> None:
     """Read what can be read by now, and keep the rows of the rest."""
-    output.rows.update((row.entry.item, row.logits) for row in passed if len(row.logits))
+    output.rows.update((row.entry.item, row.logits) for row in passed if row.entry.span.reads)
     asked: list[_Asked] = []
     for pending in dict.fromkeys(row.entry.item.pending for row in passed):
         first = pending.items[0]
@@ -142,15 +142,13 @@ def _asked(pending: Pending, start: int, parts: Sequence[Tensor]) -> Iterable[_A
     op, item = pending.op, pending.items[0]
     assert isinstance(op, (Extend, Verify))
     blend = op.seq.blend if isinstance(op.seq, Mixed) else None
-    rows = [_row(item, op, start + i) for i in range(len(parts[0]))]
+    rows = [_row(item, op, start + i) for i in range(parts[0].shape[0])]
     if isinstance(op, Verify):
         source = op.drafted.source
         draft = None if op.coupled else source.draft if isinstance(source, Source) else CERTAIN
         return [_Asked(pending, Window(rows, op.drafted.tokens, draft, blend), tuple(parts))]
-    return [
-        _Asked(pending, Window((row,), blend=blend), tuple(part[i : i + 1] for part in parts))
-        for i, row in enumerate(rows)
-    ]
+    each = zip(*(part.split_with_sizes([1] * len(rows)) for part in parts), strict=True)
+    return [_Asked(pending, Window((row,), blend=blend), own) for row, own in zip(rows, each, strict=True)]
 
 
 def _row(item: Item, op: Extend | Verify, index: int) -> Row:
@@ -193,12 +191,12 @@ def _answer_to(pending: Pending, block: Block | None, output: Output) -> Any:
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Rows one below another, [sum of n, V]; those of one pass that lie so already are not copied."""
     first, count = parts[0], 0
+    if len(parts) == 1:
+        return first
+    memory, stride, offset = first.untyped_storage().data_ptr(), first.stride(), first.storage_offset()
     for part in parts:
-        if (
-            part.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-            or part.stride() != first.stride()
-            or part.storage_offset() != first.storage_offset() + count * first.stride(0)
-        ):
+        here = offset + count * stride[0]
+        if (part.storage_offset(), part.stride(), part.untyped_storage().data_ptr()) != (here, stride, memory):
             return torch.cat(list(parts))
-        count += len(part)
-    return first if len(parts) == 1 else first.as_strided((count, first.shape[1]), first.stride())
+        count += part.shape[0]
+    return first.as_strided((count, first.shape[1]), stride)

@@ -178,20 +178,14 @@ class Scheduler:
         the next tick, with the others.
         """
         for model in self.models.values():
-            behind = [item for item in self._drafts(model) if item.missing > SHORT]
-            if plan := self._plan(model, behind, "target"):
+            if plan := self._plan(model, [item for item in self._drafts(model) if item.missing > SHORT]):
                 yield plan
-            while True:
-                growing = [item for item in self._drafts(model) if item.missing <= SHORT]
-                begun = all((block := self._blocks.of(i.pending)) is not None and block.tokens for i in growing)
-                plan = self._plan(model, growing, "later" if begun else "first")
-                if plan is None:  # there are none, or no pages for any of them
-                    break
+            # Until there are none, or no pages for any of them.
+            while plan := self._plan(model, [i for i in self._drafts(model) if i.missing <= SHORT], drafting=True):
                 yield plan
         for model in self.models.values():
-            if plan := self._plan(
-                model, [i for i in self._live(model) if not isinstance(i.pending.op, Draft)], "target"
-            ):
+            writing = [item for item in self._live(model) if not isinstance(item.pending.op, Draft)]
+            if plan := self._plan(model, writing):
                 yield plan
 
     def _live(self, model: ModelInstance) -> list[Item]:
@@ -226,12 +220,14 @@ class Scheduler:
             name = item.sequence.model
             self._waiting[name] = [other for other in self._waiting[name] if other is not item]
 
-    def _plan(self, model: ModelInstance, waiting: Sequence[Item], part: Part) -> Plan | None:
+    def _plan(self, model: ModelInstance, waiting: Sequence[Item], drafting: bool = False) -> Plan | None:
         """A pass over some items that wait for a model, as many as there is room for; their pages are reserved.
 
         Who writes goes before who reads a prompt: a chunk of a prompt must not delay answers under way. But not twice
         in a row for later requests' sake: the oldest would wait for as long as new ones come.
         """
+        if not waiting:
+            return None
         waiting = sorted(waiting, key=lambda i: (not i.overtaken and i.missing > SHORT, i.state.arrival))
         chosen: list[Entry] = []
         budget = self.token_budget
@@ -251,6 +247,9 @@ class Scheduler:
         latest = max((item.state.arrival for item in taken), default=-1)
         for item in waiting:
             item.overtaken = item not in taken and item.state.arrival < latest
+        part: Part = "target"
+        if drafting:
+            part = "later" if all(entry.block is not None and entry.block.tokens for entry in chosen) else "first"
         return Plan(model, tuple(chosen), part) if chosen else None
 
     def _reserve(self, item: Item, budget: int) -> Span | None:
