@@ -32,11 +32,12 @@ from trimtab.bench.record import Recorder
 from trimtab.bench.speculation import answers
 from trimtab.bench.speculation_replay import Blocks, Replay
 from trimtab.bench.statistics import bootstrap_interval, median_ratio, percentile
-from trimtab.decode.draws.lengths import Rule
 from trimtab.decode.engine.speculation import LengthController
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.notation import parse_draw
-from trimtab.decode.types import Acceptance, Length, Speculative
+from trimtab.decode.methods.draws.length import Acceptance, Length
+from trimtab.decode.methods.draws.lengths import Rule
+from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.request.spec_string import parse_draw
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine
@@ -190,7 +191,7 @@ def _made(
     """One measurement."""
     scheduler, recording = engine._loop.scheduler, _Recording()
     if step[0] == "costs":
-        scheduler.lengths = recording
+        scheduler.blocks.lengths = recording
         for batch, tokens in product(sorted({1, 2, 4, *options.batches}), (0, 1, 2, 3, 4, 8)):
             draw = parse_draw(f"speculative:draft,length=fixed:{tokens}" if tokens else "autoregressive")
             answers(engine, prompts[:batch], draw, 0.0, batch, 32)
@@ -200,7 +201,7 @@ def _made(
         }
     if step[0] == "blocks":
         _, temperature, index = step
-        scheduler.lengths = recording
+        scheduler.blocks.lengths = recording
         answers(
             engine,
             prompts[index : index + 1],
@@ -211,7 +212,7 @@ def _made(
         )
         return {"blocks": recording.blocks}
     _, temperature, batch, repeat, arm = step
-    scheduler.lengths = controllers[arm]
+    scheduler.blocks.lengths = controllers[arm]
     count = max(_FEWEST, 2 * batch)
     asked = [prompts[(repeat * count + i) % len(prompts)] for i in range(count)]
     used = time.process_time()

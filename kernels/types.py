@@ -210,7 +210,7 @@ class RowPick(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """How one row's models are mixed; made once per request and checked then. See ``Mixture`` of ``decode.types``.
+    """How one row's models are mixed; made once per request and checked then. See ``decode``'s ``Mixture``.
 
     Attributes:
         weights: one per model, the base's first. The base's is >= 0, others may be negative.

@@ -20,7 +20,7 @@ from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.methods.draws.blocks import Drafter, ModelDrafter, SpeculativeDraw
 from trimtab.decode.methods.draws.foreign import ForeignDrafter
-from trimtab.decode.methods.draws.length import Confidence, Fixed
+from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
 from trimtab.decode.methods.draws.lengths import TokenValue, rule
 from trimtab.decode.methods.draws.lookup import CopyingDrafter, LookupDrafter, PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.decode.draws.acceptance import AcceptanceStatistics
+from trimtab.decode.methods.draws.acceptance import AcceptanceStatistics
 
 
 def learned(true: Callable[[float], float], blocks: int = 6000, seed: int = 0) -> AcceptanceStatistics:

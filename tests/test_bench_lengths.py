@@ -14,7 +14,7 @@ from trimtab.bench.speculation_replay import Blocks, Replay
 from trimtab.bench.tables import table
 from trimtab.decode.engine.speculation import LengthController
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.types import Fixed, Length
+from trimtab.decode.methods.draws.length import Fixed, Length
 
 # Six tokens of text: of four drafted ones two are accepted and the third corrected; then one and a correction, and then
 # a rejected one's correction.

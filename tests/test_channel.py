@@ -14,7 +14,7 @@ import pytest
 
 from trimtab.decode.engine.channel import Channel, aevents, aresults, results
 from trimtab.decode.engine.request_state import Job
-from trimtab.decode.types import Progress
+from trimtab.decode.request.events import Progress
 
 WAIT = 30.0
 

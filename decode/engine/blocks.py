@@ -29,7 +29,7 @@ class Blocks:
         self, models: Mapping[str, ModelInstance], same_ids: Callable[[str, str], bool], max_rows: int
     ) -> None:
         self._models, self._same_ids, self._max_rows = models, same_ids, max_rows
-        self._lengths = LengthController()
+        self.lengths = LengthController()
         self._blocks: dict[Pending, Block] = {}
         self._columns: dict[tuple[str, str], Columns | None] = {}
         self._rows: dict[str, int] = {}  # of the last pass that wrote, by model
@@ -48,7 +48,7 @@ class Blocks:
         op = item.pending.op
         assert isinstance(op, Draft)
         draft, target = item.sequence.instance, self._models[op.target]
-        rule = self._lengths.length_rule(op.length, draft.name, op.target, self._load(op.target, rows))
+        rule = self.lengths.length_rule(op.length, draft.name, op.target, self._load(op.target, rows))
         if rule is None:
             return False
         key = (draft.name, target.name)
@@ -62,7 +62,7 @@ class Blocks:
         """A block has stopped."""
         block = self._blocks.pop(pending)
         if block.rule.dropped and not block.tokens:  # no verification will tell
-            self._lengths.observe_block(block.rule, 0)
+            self.lengths.observe_block(block.rule, 0)
 
     def verified(self, pending: Pending, accepted: int) -> None:
         """So many of the tokens that a ``Verify`` op has from a draft were accepted."""
@@ -70,7 +70,7 @@ class Blocks:
         assert isinstance(op, Verify)
         source = op.drafted.source
         if isinstance(source, Source) and op.drafted.tokens:
-            self._lengths.observe_block(source.rule, accepted)
+            self.lengths.observe_block(source.rule, accepted)
 
     def forget(self, state: RequestState) -> None:
         """A request has ended."""
@@ -83,7 +83,7 @@ class Blocks:
 
     def copies(self, target: str, chance: float, most: int, rows: int) -> int:
         """See ``Context``; so many rows wait for the target, or will."""
-        return self._lengths.copies(target, chance, most, self._load(target, rows))
+        return self.lengths.copies(target, chance, most, self._load(target, rows))
 
     def _load(self, target: str, rows: int) -> int:
         """Rows that will probably share the target's next pass: some of the last may only be about to ask."""
@@ -96,6 +96,6 @@ class Blocks:
             return
         size = len(spans) if plan.drafting else sum(len(span.tokens) for span in spans)
         took = time.perf_counter() - output.began
-        self._lengths.observe_pass(plan.model.name, size, took, drafting=plan.drafting)
+        self.lengths.observe_pass(plan.model.name, size, took, drafting=plan.drafting)
         if not plan.drafting:
             self._rows[plan.model.name] = len(spans)

@@ -11,7 +11,6 @@ from torch import Tensor
 from trimtab.decode.engine.batch import Span
 from trimtab.decode.engine.drafting import Block
 from trimtab.decode.engine.model_instance import ModelInstance
-from trimtab.decode.engine.speculation import Part
 from trimtab.decode.engine.work import Item, Pending
 from trimtab.decode.ops import Read
 
@@ -41,12 +40,12 @@ class Plan:
     Attributes:
         model: that runs.
         entries: at least one, in a stable order.
-        part: what the pass is for.
+        drafting: it grows blocks.
     """
 
     model: ModelInstance
     entries: tuple[Entry, ...]
-    part: Part
+    drafting: bool
 
 
 class Failure(NamedTuple):

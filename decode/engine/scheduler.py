@@ -26,7 +26,6 @@ from trimtab.decode.engine.model_instance import ModelInstance
 from trimtab.decode.engine.pages import OutOfPages
 from trimtab.decode.engine.plan import Entry, Output, Plan
 from trimtab.decode.engine.request_state import RequestState
-from trimtab.decode.engine.speculation import Part
 from trimtab.decode.engine.tasks import Op, Task
 from trimtab.decode.engine.work import SHORT, Item, Pending
 from trimtab.decode.errors import EngineFailed, RequestCancelled, TrimtabError
@@ -60,7 +59,7 @@ class Scheduler:
         self.queue: deque[RequestState] = deque()
         self.running: list[RequestState] = []
         self._waiting: dict[str, list[Item]] = {name: [] for name in models}
-        self._blocks = Blocks(models, same_ids, max_rows)
+        self.blocks = Blocks(models, same_ids, max_rows)
         self._calls = Calls(wake)
 
     @property
@@ -76,7 +75,7 @@ class Scheduler:
 
     def copies(self, target: str, chance: float, most: int) -> int:
         """How many copied tokens pay to verify at the present load; each stands with probability ``chance``."""
-        return self._blocks.copies(target, chance, most, self._rows(target))
+        return self.blocks.copies(target, chance, most, self._rows(target))
 
     def close(self) -> None:
         """Stop the workers of calls."""
@@ -150,7 +149,7 @@ class Scheduler:
         self.running.remove(state)
         for name, waiting in self._waiting.items():
             self._waiting[name] = [item for item in waiting if item.state is not state]
-        self._blocks.forget(state)
+        self.blocks.forget(state)
         self._calls.forget(state)
         try:
             state.release()
@@ -200,13 +199,13 @@ class Scheduler:
         """
         for item in list(self._live(model)):
             op = item.pending.op
-            if not isinstance(op, Draft) or self._blocks.of(item.pending) or item.pending.task.done:
+            if not isinstance(op, Draft) or self.blocks.of(item.pending) or item.pending.task.done:
                 continue
-            if not self._blocks.begin(item, self._rows(op.target)):
+            if not self.blocks.begin(item, self._rows(op.target)):
                 item.sequence.rewind(len(item.sequence.tokens) - len(op.tokens))
                 self._take_back(item.pending)
                 self._reply(item.state, item.pending.task, Drafted(()))
-        return [item for item in self._live(model) if self._blocks.of(item.pending) is not None]
+        return [item for item in self._live(model) if self.blocks.of(item.pending) is not None]
 
     def _rows(self, target: str) -> int:
         """Rows that wait for a target, or draft for it."""
@@ -215,7 +214,7 @@ class Scheduler:
 
     def _take_back(self, pending: Pending) -> None:
         """An op waits no longer."""
-        self._blocks.drop(pending)
+        self.blocks.drop(pending)
         for item in pending.items:
             name = item.sequence.model
             self._waiting[name] = [other for other in self._waiting[name] if other is not item]
@@ -241,16 +240,13 @@ class Scheduler:
                 span = self._preempt(item, budget)
             if span is not None:
                 last = span.end == len(item.sequence.tokens)
-                chosen.append(Entry(item, span, self._blocks.of(item.pending), last))
+                chosen.append(Entry(item, span, self.blocks.of(item.pending), last))
                 budget -= len(span.tokens)
         taken = {entry.item for entry in chosen}
         latest = max((item.state.arrival for item in taken), default=-1)
         for item in waiting:
             item.overtaken = item not in taken and item.state.arrival < latest
-        part: Part = "target"
-        if drafting:
-            part = "later" if all(entry.block is not None and entry.block.tokens for entry in chosen) else "first"
-        return Plan(model, tuple(chosen), part) if chosen else None
+        return Plan(model, tuple(chosen), drafting) if chosen else None
 
     def _reserve(self, item: Item, budget: int) -> Span | None:
         """Make room for the next part of an item; None if there are no pages for it."""
@@ -317,23 +313,24 @@ class Scheduler:
                 finished.add(item)
                 item.pending.open -= 1
         self._waiting[model.name] = [item for item in self._waiting[model.name] if item not in finished]
-        written = sum(self._answer(pending, answer) for pending, answer in output.answers.items())
-        self._blocks.observe(plan, output, written)
+        for pending, answer in output.answers.items():
+            self._answer(pending, answer)
+        self.blocks.observe(plan, output)
 
-    def _answer(self, pending: Pending, answer: Any) -> int:
-        """Answer an op that is done; returns how many tokens that wrote."""
+    def _answer(self, pending: Pending, answer: Any) -> None:
+        """Answer an op that is done."""
         state, op = pending.state, pending.op
         if state not in self.running or pending.task.done:
-            return 0  # it has ended with another row of its own
+            return  # it has ended with another row of its own
         if isinstance(op, Draft):
-            self._blocks.drafted(pending)
+            self.blocks.drafted(pending)
         if not isinstance(op, (Extend, Verify)):
             self._reply(state, pending.task, answer)
-            return 0
+            return
         if isinstance(op, Verify):
             state.drawn += 1
             accepted = len(answer) - 1
-            self._blocks.verified(pending, accepted)
+            self.blocks.verified(pending, accepted)
             for item in pending.items:
                 item.sequence.rewind(len(item.sequence.tokens) - len(op.drafted.tokens) + accepted)
         else:
@@ -342,4 +339,3 @@ class Scheduler:
         if any(read.token < 0 for read in answer):
             error = EngineFailed(f"model {op.seq.model!r} gave no finite logits")
         self._reply(state, pending.task, answer, error)
-        return len(answer)

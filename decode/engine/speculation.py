@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from trimtab.decode.draws.acceptance import AcceptanceStatistics
-from trimtab.decode.draws.lengths import Rule, TokenValue, rule
 from trimtab.decode.engine.costs import CostModel
-from trimtab.decode.types import Fixed, Length
+from trimtab.decode.methods.draws.acceptance import AcceptanceStatistics
+from trimtab.decode.methods.draws.length import Fixed, Length
+from trimtab.decode.methods.draws.lengths import Rule, TokenValue, rule
 
 __all__ = ["LengthController"]
 

@@ -31,10 +31,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from trimtab.decode.draws.acceptance import AcceptanceStatistics
-from trimtab.decode.types import Acceptance, Confidence, Draw, Fixed, Length, Speculative
+from trimtab.decode.methods.draws.acceptance import AcceptanceStatistics
+from trimtab.decode.methods.draws.length import (
+    Acceptance,
+    Confidence,
+    Fixed,
+    Length,
+)
 
-__all__ = ["Rule", "TokenValue", "longest", "reproducible", "rule", "together"]
+__all__ = ["Rule", "TokenValue", "longest", "rule", "together"]
 
 
 class TokenValue:
@@ -174,14 +179,3 @@ def rule(
             return Rule(most, top_prob_below, statistics=statistics, value=value, drops=drops)
         case Acceptance(stop=stop):
             return Rule(most, 0.0, stop, True, statistics, value if stop is None else None, drops)
-
-
-def reproducible(draw: Draw, temperature: float) -> bool:
-    """Whether the tokens depend on the request and its seed alone (law 3).
-
-    Greedy and coupled decoding write what plain decoding would, however long the blocks are. Otherwise lengths decide
-    which random number decides what: ``Fixed`` ones are the request's own, the others also follow measured costs.
-    """
-    if not isinstance(draw, Speculative) or draw.coupled or temperature == 0:
-        return True
-    return isinstance(draw.length, Fixed)
