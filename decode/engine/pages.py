@@ -10,8 +10,8 @@ Invariants, tested by ``check``:
 * a page whose content is registered in the tree is immutable: whoever writes beyond or into it gets a copy. So forks,
   rewinds and reuse across requests need no coordination;
 * the tree is a radix tree over whole pages of token ids. Children are found by comparing token ids, not hashes of them,
-  so a collision can't hand one request another's context. One pool serves one view of a model (its weights), hence a
-  page is identified by the view and all the tokens before it.
+  so a collision can't hand one request another's context. One pool serves one model instance (its weights), hence a
+  page is identified by the instance and all the tokens before it.
 
 The lowest free page is handed out first: on a CPU, pages of sequences that run together then lie side by side, and
 attention reads them through a view instead of a copy (see ``attention``).

@@ -1,4 +1,4 @@
-"""Tensors behind the pages of one model view: keys and values of every layer, and attention over them.
+"""Tensors behind the pages of one model instance: keys and values of every layer, and attention over them.
 
 A CPU attends as ``attention`` plans it; on a GPU the paged kernels of ``trimtab.kernels`` read the pages, and where
 Triton is missing the CPU's way serves there too.
