@@ -29,7 +29,7 @@ from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Candidate
 from trimtab.decode.request.sampling import Sampling, Stopping
-from trimtab.decode.text.vocabulary import Detokenizer
+from trimtab.decode.text.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from trimtab.decode.engine.engine import Engine

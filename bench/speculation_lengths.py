@@ -32,10 +32,10 @@ from trimtab.bench.record import Recorder
 from trimtab.bench.speculation import answers
 from trimtab.bench.speculation_replay import Blocks, Replay
 from trimtab.bench.statistics import bootstrap_interval, median_ratio, percentile
-from trimtab.decode.engine.speculation import LengthController
+from trimtab.decode.engine.lengths import LengthController
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.draws.length import Acceptance, Length
-from trimtab.decode.methods.draws.lengths import Rule
+from trimtab.decode.methods.draws.length_rules import Rule
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.request.spec_string import parse_draw
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from trimtab.decode.engine.speculation import LengthController
+from trimtab.decode.engine.lengths import LengthController
 from trimtab.decode.methods.draws.length import Length
-from trimtab.decode.methods.draws.lengths import Rule, together
+from trimtab.decode.methods.draws.length_rules import Rule, together
 
 __all__ = ["Block", "Blocks", "Replay"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, replace
-from math import log
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from trimtab.decode.methods.draws.length import Length
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.result import TokenDraw, TopLogprob
+from trimtab.decode.text.view import VocabularyView
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.base import Reward
@@ -35,8 +35,6 @@ __all__ = [
     "Seq",
     "Value",
     "Verify",
-    "VocabularyView",
-    "blind",
     "gather",
 ]
 
@@ -328,31 +326,6 @@ class Gather:
 async def gather(*children: Coroutine[Any, Any, T]) -> list[T]:
     """Results of ``children``, run side by side, in order."""
     return await Gather(children)
-
-
-class VocabularyView(Protocol):
-    """The part of a vocabulary that methods use; see ``trimtab.decode.text.vocabulary.Vocabulary``."""
-
-    size: int
-    eos_token_ids: tuple[int, ...]
-    special_ids: frozenset[int]
-
-    def encode(self, text: str, add_special_tokens: bool = True, *, continues: bool = False) -> list[int]: ...
-
-    def encode_with_offsets(
-        self, text: str, add_special_tokens: bool = True, *, continues: bool = False
-    ) -> tuple[list[int], list[int]]: ...
-
-    def piece(self, token_id: int) -> bytes: ...
-
-
-def blind(vocabulary: VocabularyView) -> float:
-    """ln p, in nats, of a token that is drawn blindly from a vocabulary: what stands for an answer that says nothing.
-
-    A mean over no tokens has no value. Zero would be the largest there is, as if saying nothing were certain; a model
-    that says anything at all of a text is better than blind on average, so emptiness comes last.
-    """
-    return -log(vocabulary.size)
 
 
 class Context(Protocol):

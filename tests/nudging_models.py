@@ -17,7 +17,7 @@ import transformers as hf
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.build import Prepared, write
 from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.ops import Extend, Pick, Read
@@ -299,7 +299,7 @@ class Case:
     ) -> tuple[Candidate, Tables]:
         """Through the composition root, as the engine does it."""
         context = Tables(self.models, out_of_time)
-        plan = Plan(
+        plan = Prepared(
             self.request,
             {"base": tuple(self.base_prompt), "nudger": tuple(self.nudger_prompt)},
             Drawing(self.filters, self.filters, Key(self.seed)),

@@ -126,7 +126,7 @@ class Told:
 
 
 class Oracle:
-    """Writes one answer; see ``handover``'s rules."""
+    """Writes one answer; see ``cross_vocabulary``'s rules."""
 
     def __init__(
         self, base: Speaker, nudger: Speaker, policy: Nudged, stopping: Stopping, template_stops: Sequence[str] = ()

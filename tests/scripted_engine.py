@@ -37,7 +37,7 @@ from trimtab.decode.request.result import (
     Usage,
 )
 from trimtab.decode.request.validate import validate
-from trimtab.decode.text.vocabulary import Detokenizer
+from trimtab.decode.text.detokenizer import Detokenizer
 
 TEXT = "Größe naïve 日本語 🙂 — plain words, and ends. "  # characters of one to four bytes
 VOCAB = 300

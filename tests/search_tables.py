@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from trimtab.decode.engine.tasks import Task
-from trimtab.decode.methods.build import Maker, Plan, write
+from trimtab.decode.methods.build import Maker, Prepared, write
 from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.methods.draws.autoregressive import Autoregressive
 from trimtab.decode.methods.draws.length import Fixed
@@ -194,7 +194,7 @@ def families(seed: int = 0, order: int = 2) -> dict[str, Any]:
 POLICIES: dict[str, Any] = {
     "base": Base(),
     "nudged": Nudged("chat", Entropy(1.0)),
-    "handover": Nudged("foreign", Entropy(1.0), 6),
+    "cross vocabulary": Nudged("foreign", Entropy(1.0), 6),
     "mixture": Mixture((Weighted("expert", 0.7), Weighted("chat", -0.3)), plausibility=0.01),
     "token_reward": TokenReward("liked", 2.0, 4),
 }
@@ -228,7 +228,7 @@ def made(
     seed: int = 0,
     prompt: Any = PROMPT,
     **options: Any,
-) -> Plan:
+) -> Prepared:
     """A prepared request for ``base``."""
     names = ["base"]
     match policy:
@@ -253,7 +253,7 @@ def made(
     prompts = {name: (*ids, 1) if name in ("chat", "foreign", "expert") else tuple(ids) for name in names}
     own = filters or Filters(temperature=1.0)
     same = frozenset({"base", "chat", "expert", "draft"} & set(names))
-    return Plan(request, prompts, Drawing(own, own, Key(seed)), (), same)
+    return Prepared(request, prompts, Drawing(own, own, Key(seed)), (), same)
 
 
 @dataclass
@@ -300,6 +300,6 @@ def run(models: dict[str, Any], *, context: Tables | None = None, **options: Any
     return Ran(outcome, context, events)
 
 
-def writer_of(context: Tables, plan: Plan, key: Key | None = None, **options: Any) -> Any:
+def writer_of(context: Tables, plan: Prepared, key: Key | None = None, **options: Any) -> Any:
     """A writer of the request's policy and draw."""
     return Maker(context, plan, rating.rate).root(key or plan.drawing.key, **options)

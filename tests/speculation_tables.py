@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.drawing import Drawing
-from trimtab.decode.methods.draws.blocks import Drafter, ModelDrafter, SpeculativeDraw
-from trimtab.decode.methods.draws.foreign import ForeignDrafter
+from trimtab.decode.methods.draws.block_draw import Drafter, ModelDrafter, SpeculativeDraw
+from trimtab.decode.methods.draws.cross_vocabulary import CrossVocabularyDrafter
 from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
-from trimtab.decode.methods.draws.lengths import TokenValue, rule
+from trimtab.decode.methods.draws.length_rules import TokenValue, rule
 from trimtab.decode.methods.draws.lookup import CopyingDrafter, LookupDrafter, PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.ops import Draft, Drafted, Extend, Gather, Given, Mixed, Pick, Read, Verify
@@ -368,7 +368,7 @@ def speculate(context: Any, answer: Any, seq: Any, draw: Speculative, prompt: Se
             drafter = ModelDrafter(own, seq.model, text, length, limit)
         else:
             spoken, heard = context.vocabulary(draw.draft), context.vocabulary(seq.model)
-            drafter = ForeignDrafter(own, spoken, seq.model, heard, text, length, limit)
+            drafter = CrossVocabularyDrafter(own, spoken, seq.model, heard, text, length, limit)
         if draw.copying is not None:
             tokens = length.tokens if isinstance(length, Fixed) else None
             pays = partial(context.copies, seq.model)

@@ -12,7 +12,7 @@ from trimtab.bench.record import Row, newest
 from trimtab.bench.speculation_lengths import ARMS, Options, record, speculation_lengths
 from trimtab.bench.speculation_replay import Blocks, Replay
 from trimtab.bench.tables import table
-from trimtab.decode.engine.speculation import LengthController
+from trimtab.decode.engine.lengths import LengthController
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.draws.length import Fixed, Length
 

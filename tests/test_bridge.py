@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.methods.policies.bridge import Spelling, incomplete, starts_word, text_of
 from trimtab.decode.methods.policies.repetition import MAX_PERIOD, repeats
+from trimtab.decode.text.spelling import Spelling, incomplete, starts_word, text_of
 from trimtab.decode.text.vocabulary import Vocabulary
 
 

@@ -45,7 +45,7 @@ from trimtab.decode.request.result import (
     TopLogprob,
     Usage,
 )
-from trimtab.decode.text.vocabulary import Detokenizer
+from trimtab.decode.text.detokenizer import Detokenizer
 from trimtab.server.cli import demo
 from trimtab.server.cli.attribution import Attribution, Span, spans_of
 from trimtab.server.cli.commands import _interruptible

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.engine.speculation import LengthController
+from trimtab.decode.engine.lengths import LengthController
 from trimtab.decode.methods.draws.length import (
     Acceptance,
     Confidence,
     Fixed,
     Length,
 )
-from trimtab.decode.methods.draws.lengths import Rule, TokenValue, longest, rule, together
+from trimtab.decode.methods.draws.length_rules import Rule, TokenValue, longest, rule, together
 
 # --------------------------------------------------------------------------------------------------------------- rules
 

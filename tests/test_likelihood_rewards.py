@@ -43,7 +43,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "base": {},
     "nudged": {"policy": Nudged("chat", Entropy(3.0))},
     "always nudged": {"policy": Nudged("chat", Entropy(0.0))},
-    "handover": {"policy": Nudged("foreign", Entropy(3.0))},
+    "cross vocabulary": {"policy": Nudged("foreign", Entropy(3.0))},
     "mixture": {"policy": Mixture((Weighted("chat", -0.5),))},
     "token reward": {"policy": TokenReward("vowels", 3.0, 4)},
 }

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.build import Prepared, write
 from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.methods.draws.length import Fixed
 from trimtab.decode.methods.draws.speculative import Speculative
@@ -277,7 +277,7 @@ def test_a_nudger_of_another_vocabulary_reads_exactly_what_was_written(cut: str)
     )
     filters = Filters(temperature=0.0)
     context = nm.Tables(models)
-    plan = Plan(request, {kind: tuple(ids) for kind, ids in prompt.items()}, Drawing(filters, filters, Key(0)))
+    plan = Prepared(request, {kind: tuple(ids) for kind, ids in prompt.items()}, Drawing(filters, filters, Key(0)))
     outcome = context.drive(write(context, plan))
     (candidate,) = outcome.candidates
     assert candidate.text == rest.decode()

@@ -471,7 +471,7 @@ def test_best_of_n_is_the_law_of_the_largest(n: int) -> None:
 
 def test_the_prompt_is_read_once() -> None:
     models = s.families(1)
-    for name, models_read in (("base", 1), ("nudged", 2), ("handover", 2), ("mixture", 3)):
+    for name, models_read in (("base", 1), ("nudged", 2), ("cross vocabulary", 2), ("mixture", 3)):
         ran = s.run(models, search=BestOfN(8, LIKED), policy=s.POLICIES[name])
         assert ran.context.opened == models_read
 

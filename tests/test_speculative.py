@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trimtab.decode.methods.draws.autoregressive import AutoregressiveDraw
-from trimtab.decode.methods.draws.blocks import SpeculativeDraw
+from trimtab.decode.methods.draws.block_draw import SpeculativeDraw
 from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
 from trimtab.decode.methods.draws.lookup import CopyingDrafter, PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
@@ -310,7 +310,7 @@ async def write_replacing(draw: Any, answer: Any, own: dict[str, Any]) -> None:
             pick = Pick(answer.filters, answer.key.child(0, 7), len(answer.tokens))
             token = read
             if tables.number(pick, "replaces") < 0.5:
-                p = tables.law(own["target"].logits(draw.settle()), pick, ())
+                p = tables.law(own["target"].logits(draw.tokens()), pick, ())
                 token = replace(read, token=tables.inverse(p, tables.number(pick, "token")))
             answer.write([answer.token("target", token)])
             draw.accept([token.token])
@@ -355,7 +355,7 @@ class Tended:
 
     def check(self) -> None:
         draw = self.draw
-        assert draw.settle() == self.text
+        assert draw.tokens() == self.text
         seq = draw.seq.parts[0] if isinstance(draw.seq, Mixed) else draw.seq
         assert seq.tokens[: len(self.text)] == self.text[: len(seq.tokens)]
         if isinstance(draw.seq, Mixed):
@@ -461,7 +461,7 @@ def test_a_fork_with_a_key_of_its_own_draws_anew() -> None:
     differing = 0
     for k in range(10):
         other = draw.fork(answer.fork(answer.key.child(0, k)))
-        assert other.settle() == list(PROMPT)
+        assert other.tokens() == list(PROMPT)
         differing += [read.token for read in context.drive(other.propose())] != [read.token for read in offered]
     assert differing >= 8
 

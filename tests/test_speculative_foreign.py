@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from trimtab.decode.methods.draws.autoregressive import AutoregressiveDraw
-from trimtab.decode.methods.draws.foreign import shared_tokens
+from trimtab.decode.methods.draws.cross_vocabulary import shared_tokens
 from trimtab.decode.methods.draws.length import Confidence, Fixed
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.ops import Pick
@@ -253,7 +253,7 @@ def test_texts_stay_in_step(seed: int, data: st.DataObject) -> None:
                 draw.close()
                 del alive[k]
         for other_draw, other_text in alive:
-            assert other_draw.settle() == other_text
+            assert other_draw.tokens() == other_text
     for draw, _ in alive:
         draw.close()
     assert not context.open_sequences

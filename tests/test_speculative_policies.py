@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.build import Prepared, write
 from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.methods.draws.autoregressive import Autoregressive
 from trimtab.decode.methods.draws.length import Confidence, Fixed
@@ -70,7 +70,7 @@ def run(
     request = Request(
         model="target", prompt=prompts["target"], policy=policy, draw=draw, stopping=stopping, top_logprobs=1
     )
-    plan = Plan(
+    plan = Prepared(
         request,
         {name: tuple(ids) for name, ids in prompts.items()},
         Drawing(filters, filters, Key(seed)),

@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from trimtab.decode.errors import UnsupportedModel
-from trimtab.decode.text.vocabulary import Detokenizer, StopMatcher, Vocabulary
+from trimtab.decode.text.detokenizer import Detokenizer, StopMatcher
+from trimtab.decode.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -41,7 +41,7 @@ PLAUSIBILITY = 0.02
 POLICIES: dict[str, Any] = {
     "base": None,
     "nudged": Nudged("chat", Entropy(2.0)),
-    "handover": Nudged("foreign", Entropy(2.2), max_span_tokens=2),
+    "cross vocabulary": Nudged("foreign", Entropy(2.2), max_span_tokens=2),
     "mixture": Mixture(tuple(Weighted(name, weight) for name, weight in WEIGHTS.items()), PLAUSIBILITY),
     "token reward": TokenReward("vowels", 2.0, 4),
 }
@@ -178,7 +178,7 @@ def test_figures_are_whose_they_are_said_to_be(engine: Engine, forwards: Forward
         )
         written.append(token)
     authors = {token.author for token in result.tokens}
-    assert authors == {"nudged": {"base", "chat"}, "handover": {"base", "foreign"}}.get(policy, {"base"})
+    assert authors == {"nudged": {"base", "chat"}, "cross vocabulary": {"base", "foreign"}}.get(policy, {"base"})
     assert result.chosen.sum_logprob == pytest.approx(sum(token.logprob or 0.0 for token in result.tokens))
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decode.methods.policies.handover import HandoverWriter
+from trimtab.decode.methods.policies.cross_vocabulary import CrossVocabularyWriter
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Filters, Key
@@ -148,7 +148,7 @@ def test_a_fork_is_what_a_fresh_writer_makes_of_the_answer(policy: str, draw: st
 @pytest.mark.parametrize(("policy", "draw"), PAIRS)
 def test_where_nothing_is_random_every_fork_is_the_original(policy: str, draw: str) -> None:
     """So what a fork decides anew, it decides by the same rules."""
-    for seed in range(12 if policy == "handover" else 3):
+    for seed in range(12 if policy == "cross vocabulary" else 3):
         context, plan = case(policy, draw, seed)
         plan = replace(plan, drawing=replace(plan.drawing, filters=Filters(), foreign=Filters()))
         writer, rng = s.writer_of(context, plan), random.Random(seed)
@@ -195,7 +195,7 @@ def test_random_programs_leave_nothing_open(seed: int, pair: tuple[str, str]) ->
 
 
 def test_the_end_of_a_request_closes_a_stopped_writer() -> None:
-    context, plan = case("handover", "speculative", 1)
+    context, plan = case("cross vocabulary", "speculative", 1)
     writer = s.writer_of(context, plan)
     coroutine = writer.advance()
     coroutine.send(None)
@@ -224,9 +224,9 @@ def _no_span(self: Any) -> None:
 def test_a_wrong_fork_is_seen(
     monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[[Any], None], law: Callable[[str, str], None]
 ) -> None:
-    monkeypatch.setattr(HandoverWriter, name, wrong)
+    monkeypatch.setattr(CrossVocabularyWriter, name, wrong)
     with pytest.raises(AssertionError):
-        law("handover", "plain")
+        law("cross vocabulary", "plain")
 
 
 def test_every_end_is_met() -> None:

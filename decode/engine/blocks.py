@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Mapping
 
 from trimtab.decode.engine.drafting import Block, Columns, Source, columns
+from trimtab.decode.engine.lengths import LengthController
 from trimtab.decode.engine.model_instance import ModelInstance
 from trimtab.decode.engine.plan import Output, Plan
 from trimtab.decode.engine.request_state import RequestState
-from trimtab.decode.engine.speculation import LengthController
 from trimtab.decode.engine.work import SHORT, Item, Pending
 from trimtab.decode.ops import Draft, Verify
 

@@ -13,8 +13,8 @@ from trimtab.decode.engine.isolate import isolated
 from trimtab.decode.engine.model_instance import ModelInstance
 from trimtab.decode.engine.sampler import row_pick
 from trimtab.decode.engine.work import Item
-from trimtab.decode.methods.draws.foreign import shared_tokens
-from trimtab.decode.methods.draws.lengths import Rule, together
+from trimtab.decode.methods.draws.cross_vocabulary import shared_tokens
+from trimtab.decode.methods.draws.length_rules import Rule, together
 from trimtab.decode.ops import Draft, Drafted
 from trimtab.kernels import dispatch, types
 from trimtab.kernels.types import RowPick

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from trimtab.decode.engine.model_instance import ModelInstance
-from trimtab.decode.engine.request_state import Method
+from trimtab.decode.engine.request_state import Body
 from trimtab.decode.errors import InvalidRequest, NotFound
-from trimtab.decode.methods.build import Plan, prompts_of
+from trimtab.decode.methods.build import Prepared, prompts_of
 from trimtab.decode.methods.drawing import resolve_sampling
 from trimtab.decode.methods.scoring import check_prompts, score_by_model, score_by_reward
 from trimtab.decode.request.info import Limits, ModelInfo
@@ -73,7 +73,7 @@ class Preparer:
             same_ids=self.same_ids,
         )
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: Request) -> Prepared:
         """Tokenise the prompt for every model and fill what the request leaves open."""
         instance, policy = self._models[request.model], request.policy
         same = frozenset(name for name in self._models if self.same_ids(request.model, name))
@@ -101,7 +101,7 @@ class Preparer:
         if prompt_kind(request.prompt) is PromptKind.TOKEN_IDS:  # rewards and searches read text
             text = instance.vocabulary.decode_bytes(prompts[request.model]).decode(errors="replace")
             request = replace(request, prompt=text)
-        return Plan(request, prompts, drawing, stops, same)
+        return Prepared(request, prompts, drawing, stops, same)
 
     def _rendered(self, model: str, request: Request) -> list[int]:
         """The prompt as a model reads it."""
@@ -110,13 +110,13 @@ class Preparer:
             own = as_text(own, self._models[request.model].vocabulary)
         return self._models[model].template.encode(own)
 
-    def models_of(self, plan: Plan) -> set[str]:
+    def models_of(self, plan: Prepared) -> set[str]:
         """All models that a request may use."""
         methods = (plan.request.policy, plan.request.draw, plan.request.search)
         names = {*plan.prompts, *(name for method in methods for name in method.models())}
         return names.union(*(self._rewards[name].info.models for method in methods for name in method.rewards()))
 
-    def needed_pages(self, plan: Plan) -> dict[str, int]:
+    def needed_pages(self, plan: Prepared) -> dict[str, int]:
         """Pages to admit a request with: its prompts and some room to write.
 
         Raises:
@@ -149,7 +149,7 @@ class Preparer:
 
     def score(
         self, items: Sequence[tuple[Prompt, str]], reward: str | None, model: str | None
-    ) -> tuple[Request, Sequence[str], Method]:
+    ) -> tuple[Request, Sequence[str], Body]:
         """What scores (prompt, answer) pairs, by a reward or by a model: a request, its models and its coroutine."""
         if (reward is None) == (model is None):
             raise InvalidRequest.of("scorer", {"reward": reward, "model": model}, "a reward or a model")

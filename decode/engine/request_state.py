@@ -17,7 +17,7 @@ from trimtab.decode.request.result import ModelUsage
 from trimtab.decode.rewards.base import Reward
 from trimtab.decode.text.vocabulary import Vocabulary
 
-__all__ = ["Counter", "Job", "Method", "OnEvent", "RequestState"]
+__all__ = ["Counter", "Job", "Body", "OnEvent", "RequestState"]
 
 OnEvent = Callable[[Any], None]  # takes events, and last a result or an exception; called on the engine's thread
 
@@ -66,7 +66,7 @@ class RequestState:
     job: Job
     arrival: int
     request: Request
-    method: Method
+    method: Body
     models: dict[str, ModelInstance]
     rewards: Mapping[str, Reward]
     needed_pages: dict[str, int]
@@ -134,4 +134,4 @@ class RequestState:
             sequence.close()
 
 
-Method = Callable[[RequestState], Coroutine[Any, Any, Any]]
+Body = Callable[[RequestState], Coroutine[Any, Any, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from trimtab.decode.engine.request_state import RequestState
-from trimtab.decode.methods.build import Plan, write
+from trimtab.decode.methods.build import Prepared, write
 from trimtab.decode.methods.searches.setting import Outcome
 from trimtab.decode.request.events import (
     Chunk,
@@ -18,7 +18,7 @@ from trimtab.decode.request.result import Result, Usage
 __all__ = ["answer"]
 
 
-async def answer(state: RequestState, plan: Plan) -> Completed:
+async def answer(state: RequestState, plan: Prepared) -> Completed:
     """Emits Started and chunks; returns the last event."""
     request = plan.request
     authors, seed = (request.model, *request.policy.models()), plan.drawing.key.seed
@@ -45,7 +45,7 @@ async def answer(state: RequestState, plan: Plan) -> Completed:
     )
 
 
-def _usage(state: RequestState, plan: Plan, outcome: Outcome) -> Usage:
+def _usage(state: RequestState, plan: Prepared, outcome: Outcome) -> Usage:
     """What the answer took, now that it is written."""
     now, model = time.monotonic(), plan.request.model
     prompt_tokens = len(plan.prompts[model])

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.methods.chance import Line
 from trimtab.decode.methods.drawing import Drawing
-from trimtab.decode.ops import Context, Pick, Picks, Read, blind
+from trimtab.decode.ops import (
+    Context,
+    Pick,
+    Picks,
+    Read,
+)
 from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import (
@@ -19,8 +24,9 @@ from trimtab.decode.request.result import (
     Token,
     TokenDraw,
 )
+from trimtab.decode.text.detokenizer import Detokenizer
 from trimtab.decode.text.ends import Ends
-from trimtab.decode.text.vocabulary import Detokenizer
+from trimtab.decode.text.view import blind
 
 if TYPE_CHECKING:
     from trimtab.kernels.types import Filters, Key

@@ -22,11 +22,11 @@ from trimtab.decode.rewards import rating
 from trimtab.decode.text.templates import BASE_STOPS
 from trimtab.kernels.types import Key
 
-__all__ = ["Maker", "Plan", "prompts_of", "write"]
+__all__ = ["Maker", "Prepared", "prompts_of", "write"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Prepared:
     """A request after preparation.
 
     Attributes:
@@ -67,7 +67,7 @@ def prompts_of(
 
 async def write(
     context: Context,
-    plan: Plan,
+    plan: Prepared,
     emit: Emit | None = None,
     *,
     rate: Rate = rating.rate,
@@ -101,7 +101,7 @@ def _silent(_: Chunk | Progress) -> None:
 class Maker:
     """Makes the writers of a request."""
 
-    def __init__(self, context: Context, plan: Plan, rate: Rate) -> None:
+    def __init__(self, context: Context, plan: Prepared, rate: Rate) -> None:
         self.context, self.plan, self.rate = context, plan, rate
         self.team = Team()
 

@@ -15,11 +15,18 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol, Self
 from weakref import WeakKeyDictionary
 
-from trimtab.decode.ops import Context, Extend, Pick, Seq, VocabularyView, gather
+from trimtab.decode.ops import (
+    Context,
+    Extend,
+    Pick,
+    Seq,
+    gather,
+)
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.rewards.base import EngineReward, Reward, Sample, prompt_key
 from trimtab.decode.rewards.evaluation import evaluate
 from trimtab.decode.rewards.options import OptionError, choice, number, text, whole
+from trimtab.decode.text.view import VocabularyView
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.registry import Site

@@ -17,9 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.decode.ops import Context, Extend, Given, Read, blind, gather
+from trimtab.decode.ops import (
+    Context,
+    Extend,
+    Given,
+    Read,
+    gather,
+)
 from trimtab.decode.rewards.base import EngineReward, Sample, distinct_prompts, turns
 from trimtab.decode.rewards.options import OptionError, flag, number
+from trimtab.decode.text.view import blind
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.registry import Site

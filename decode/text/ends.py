@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from trimtab.decode.errors import InvalidRequest, Violation
-from trimtab.decode.ops import VocabularyView
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Token
+from trimtab.decode.text.view import VocabularyView
 
 if TYPE_CHECKING:
     from trimtab.decode.request.info import ModelInfo

@@ -58,7 +58,7 @@ class AutoregressiveDraw:
         """Append tokens to the sequence: proposed ones, or others in their place."""
         self._accepted.extend(tokens)
 
-    def settle(self) -> list[int]:
+    def tokens(self) -> list[int]:
         """All tokens of the sequence, accepted ones included; the next ``propose`` starts from these."""
         return [*self.seq.tokens, *self._accepted]
 

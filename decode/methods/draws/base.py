@@ -42,7 +42,7 @@ class TokenDraws(Protocol):
         """Append tokens to the sequence: proposed ones, or others in their place."""
         ...
 
-    def settle(self) -> list[int]:
+    def tokens(self) -> list[int]:
         """All tokens of the sequence, accepted ones included; the next ``propose`` starts from these."""
         ...
 

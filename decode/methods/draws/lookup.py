@@ -18,7 +18,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from trimtab.decode.methods.draws.blocks import Drafter
+from trimtab.decode.methods.draws.block_draw import Drafter
 from trimtab.decode.ops import Drafted, Pick
 from trimtab.decode.request.fields import Range
 

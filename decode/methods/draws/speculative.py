@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar, Self
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.desk import Desk
 from trimtab.decode.methods.draws.base import TokenDraws
-from trimtab.decode.methods.draws.blocks import Drafter, ModelDrafter, SpeculativeDraw
-from trimtab.decode.methods.draws.foreign import ForeignDrafter
+from trimtab.decode.methods.draws.block_draw import Drafter, ModelDrafter, SpeculativeDraw
+from trimtab.decode.methods.draws.cross_vocabulary import CrossVocabularyDrafter
 from trimtab.decode.methods.draws.length import (
     LENGTHS,
     Acceptance,
@@ -92,7 +92,7 @@ class Speculative(Draw):
             drafter = ModelDrafter(own, seq.model, prompt, length, limit)
         else:
             vocabularies = context.vocabulary(self.draft), context.vocabulary(seq.model)
-            drafter = ForeignDrafter(
+            drafter = CrossVocabularyDrafter(
                 own, vocabularies[0], seq.model, vocabularies[1], prompt, length, limit, desk.begun
             )
         return drafter if self.copying is None else CopyingDrafter(lookup(self.copying), drafter)

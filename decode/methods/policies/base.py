@@ -70,7 +70,7 @@ class BaseWriter(Writer):
 
     def _resume(self, other: Self) -> None:
         self._reads.clear()
-        self._draw.reset(self._prompt, other._draw.settle()[other._prompt :])
+        self._draw.reset(self._prompt, other._draw.tokens()[other._prompt :])
 
     def _release(self) -> None:
         self._draw.close()

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Self
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.desk import Desk
 from trimtab.decode.methods.draws.base import TokenDraws
-from trimtab.decode.methods.policies.handover import HandoverWriter
+from trimtab.decode.methods.policies.cross_vocabulary import CrossVocabularyWriter
 from trimtab.decode.methods.policies.trigger import DEFAULT_TRIGGER, TRIGGERS, Trigger, fires
 from trimtab.decode.methods.writer import Team, Writer
 from trimtab.decode.ops import Context, Extend, Read, Seq, gather
@@ -55,7 +55,7 @@ class Nudged(Policy):
         if desk.shares_ids(self.nudger):
             return NudgedWriter(desk.context, draws, nudger, answer, desk.team, when, self.max_span_tokens)
         span, stops, begun = self.max_span_tokens, desk.stops, desk.begun
-        return HandoverWriter(desk.context, draws, nudger, answer, desk.team, when, span, stops, begun)
+        return CrossVocabularyWriter(desk.context, draws, nudger, answer, desk.team, when, span, stops, begun)
 
 
 class NudgedWriter(Writer):
@@ -146,7 +146,7 @@ class NudgedWriter(Writer):
 
     def _resume(self, other: Self) -> None:
         self._forget()
-        written = other._base.settle()[other._base_prompt :]
+        written = other._base.tokens()[other._base_prompt :]
         self._base.reset(self._base_prompt, written)
         self._missing, self._span = written, other._span
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from trimtab.decode.ops import VocabularyView
 from trimtab.decode.request.prompt import ChatMessage, Prompt, PromptKind, beginning, parse_messages, prompt_kind
+from trimtab.decode.text.view import VocabularyView
 
 __all__ = ["instruction_of", "said_so_far", "turns_of", "with_instruction"]
 

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 
-from trimtab.decode.ops import VocabularyView
+from trimtab.decode.text.view import VocabularyView
 
 __all__ = ["Spelling", "incomplete", "starts_word", "text_of"]
 

@@ -15,11 +15,18 @@ from copy import copy
 from typing import Protocol
 
 from trimtab.decode.methods.draws.length import Fixed, Length
-from trimtab.decode.methods.draws.lengths import longest
-from trimtab.decode.methods.policies.bridge import Spelling, incomplete, text_of
-from trimtab.decode.ops import Draft, Drafted, Pick, Picks, Seq, VocabularyView
+from trimtab.decode.methods.draws.length_rules import longest
+from trimtab.decode.ops import (
+    Draft,
+    Drafted,
+    Pick,
+    Picks,
+    Seq,
+)
+from trimtab.decode.text.spelling import Spelling, incomplete, text_of
+from trimtab.decode.text.view import VocabularyView
 
-__all__ = ["ForeignDrafter", "shared_tokens"]
+__all__ = ["CrossVocabularyDrafter", "shared_tokens"]
 
 
 class _Whole(VocabularyView, Protocol):
@@ -60,7 +67,7 @@ def _writes(vocabulary: _Whole, piece: bytes, token: int) -> bool:
         return False
 
 
-class ForeignDrafter:
+class CrossVocabularyDrafter:
     """Drafts with a model that has token ids of its own.
 
     Args:
@@ -142,7 +149,7 @@ class ForeignDrafter:
             del self._ends[count:]
             del self._answer[self._ends[-1] if self._ends else 0 :]
 
-    def fork(self) -> ForeignDrafter:
+    def fork(self) -> CrossVocabularyDrafter:
         twin = copy(self)
         twin.seq = self.seq.fork()
         twin._answer, twin._ends = bytearray(self._answer), list(self._ends)

@@ -23,7 +23,7 @@ from typing import Protocol, Self
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.draws.length import Fixed, Length
-from trimtab.decode.methods.draws.lengths import longest
+from trimtab.decode.methods.draws.length_rules import longest
 from trimtab.decode.ops import Context, Draft, Drafted, Extend, Mixed, Pick, Picks, Read, Seq, Verify
 
 __all__ = ["Drafter", "ModelDrafter", "SpeculativeDraw"]
@@ -117,7 +117,7 @@ class SpeculativeDraw:
         plain = self._coupled or self._answer.filters.temperature == 0
         return plain or self._drafter.reproducible
 
-    def settle(self) -> list[int]:
+    def tokens(self) -> list[int]:
         """All tokens of the sequence, accepted ones included; the next ``propose`` starts from these."""
         tokens = self.seq.tokens
         return [*tokens[: len(tokens) - self._ahead], *self._accepted]
@@ -139,7 +139,7 @@ class SpeculativeDraw:
 
     async def _next(self) -> list[Read]:
         answer, model = self._answer, self.seq.model
-        text = self.settle()
+        text = self.tokens()
         # The last token of the longest block is read at a length that plain decoding would read, too.
         longest = min(answer.remaining - 1, self._room - 1, self._drafter.room(len(text)))
         picks = answer.picks(model, max(longest, 0) + 1)

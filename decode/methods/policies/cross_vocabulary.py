@@ -31,14 +31,22 @@ from typing import Self
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.draws.base import TokenDraws
-from trimtab.decode.methods.policies.bridge import Spelling, incomplete, starts_word, text_of
 from trimtab.decode.methods.policies.repetition import repeats
 from trimtab.decode.methods.policies.trigger import Trigger, fires
 from trimtab.decode.methods.writer import Team, Writer
-from trimtab.decode.ops import Context, Extend, Pick, Read, Seq, VocabularyView, gather
+from trimtab.decode.ops import (
+    Context,
+    Extend,
+    Pick,
+    Read,
+    Seq,
+    gather,
+)
 from trimtab.decode.request.result import FinishReason, Token
+from trimtab.decode.text.spelling import Spelling, incomplete, starts_word, text_of
+from trimtab.decode.text.view import VocabularyView
 
-__all__ = ["HandoverWriter"]
+__all__ = ["CrossVocabularyWriter"]
 
 _MAX_WORD = 16  # tokens of the longest word: some scripts have no spaces, and white space may never end
 _MAX_BLOCK = 16  # words drafted before the base reads them
@@ -83,7 +91,7 @@ class _Span:
         return replace(self, words=[list(word) for word in self.words], backs=self.backs.copy())
 
 
-class HandoverWriter(Writer):
+class CrossVocabularyWriter(Writer):
     """Writes one answer with two models of different vocabularies.
 
     Args:

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.decode.methods.answer import Answer
-from trimtab.decode.methods.policies import handover
-from trimtab.decode.methods.policies.bridge import Spelling
+from trimtab.decode.methods.policies import cross_vocabulary
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import (
     Branching,
@@ -29,6 +28,7 @@ from trimtab.decode.ops import Pick
 from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.result import Candidate, FinishReason
 from trimtab.decode.request.sampling import Stopping
+from trimtab.decode.text.spelling import Spelling
 from trimtab.kernels.types import Filters, Key
 
 
@@ -188,7 +188,7 @@ def test_blocks_only_change_the_cost(known: list[tuple[Any, Any]], monkeypatch: 
     """One word at a time gives the same answers, by more forward passes of the base."""
     passes = Counter[str]()
     for size in (1, 3, 16):
-        monkeypatch.setattr(handover, "_MAX_BLOCK", size)
+        monkeypatch.setattr(cross_vocabulary, "_MAX_BLOCK", size)
         for case, expected in known[:120]:
             candidate, context = case.run()
             assert same(candidate, expected), (case.seed, size)
@@ -202,33 +202,33 @@ def _wrong_position(self: Answer, model: str, ahead: int = 0) -> Pick:
 
 _pick = Answer.pick
 _respell = Spelling.respell
-_takes_over = handover.HandoverWriter._takes_over
-_is_whole = handover.HandoverWriter._is_whole
+_takes_over = cross_vocabulary.CrossVocabularyWriter._takes_over
+_is_whole = cross_vocabulary.CrossVocabularyWriter._is_whole
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "wrong"),
     [
         (Answer, "pick", _wrong_position),
-        (handover, "_LOOP", 10**6),
-        (handover, "_STUCK", 10**6),
-        (handover, "_CHECK_EVERY", 1),
-        (handover, "_MAX_WORD", 3),
-        (handover, "incomplete", lambda data: False),
-        (handover, "text_of", lambda vocabulary, token: vocabulary.piece(token)),
-        (handover.HandoverWriter, "_gives_up", lambda self, read: False),
+        (cross_vocabulary, "_LOOP", 10**6),
+        (cross_vocabulary, "_STUCK", 10**6),
+        (cross_vocabulary, "_CHECK_EVERY", 1),
+        (cross_vocabulary, "_MAX_WORD", 3),
+        (cross_vocabulary, "incomplete", lambda data: False),
+        (cross_vocabulary, "text_of", lambda vocabulary, token: vocabulary.piece(token)),
+        (cross_vocabulary.CrossVocabularyWriter, "_gives_up", lambda self, read: False),
         (
-            handover.HandoverWriter,
+            cross_vocabulary.CrossVocabularyWriter,
             "_takes_over",
             lambda self, read, follower, spent: _takes_over(self, read, None, spent),
         ),
         (
-            handover.HandoverWriter,
+            cross_vocabulary.CrossVocabularyWriter,
             "_takes_over",
             lambda self, read, follower, spent: _takes_over(self, read, follower, False),
         ),
-        (handover.HandoverWriter, "_guard", lambda self: None),
-        (handover.HandoverWriter, "_is_last", lambda self, draft, index, ahead: True),
+        (cross_vocabulary.CrossVocabularyWriter, "_guard", lambda self: None),
+        (cross_vocabulary.CrossVocabularyWriter, "_is_last", lambda self, draft, index, ahead: True),
         (Spelling, "respell", lambda self, answer, fixed=0: _respell(self, answer.replace(b"\n", b" "), fixed)),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
@@ -447,7 +447,7 @@ def test_text_without_spaces_comes_back_to_the_base() -> None:
     assert text.startswith(scene.candidate.text)
     assert len(scene.pieces) == 45
     longest = max(len(b) - len(a) for a, b in zip(scene.seen["base"], scene.seen["base"][1:], strict=False))
-    assert handover._MAX_WORD <= longest <= 2 * handover._MAX_WORD
+    assert cross_vocabulary._MAX_WORD <= longest <= 2 * cross_vocabulary._MAX_WORD
     assert scene.passes("base") == 3
 
 
@@ -493,7 +493,7 @@ def test_a_full_context_ends_the_answer_when_it_is_needed() -> None:
 def test_white_space_without_end_is_cut() -> None:
     scene = Scene(lambda text: (" on", 0.9) if len(text) > 20 else ("<eos>", 0.9), lambda text: ("\n", 0.9))
     first = next(i for i, (author, _) in enumerate(scene.pieces) if author == "b")
-    assert first == 2 * handover._MAX_WORD, "the base is asked after every word's worth of it"
+    assert first == 2 * cross_vocabulary._MAX_WORD, "the base is asked after every word's worth of it"
 
 
 def test_the_time_budget_holds_while_drafting() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from trimtab.decode.engine.costs import CostModel
 from trimtab.decode.methods.draws.acceptance import AcceptanceStatistics
 from trimtab.decode.methods.draws.length import Fixed, Length
-from trimtab.decode.methods.draws.lengths import Rule, TokenValue, rule
+from trimtab.decode.methods.draws.length_rules import Rule, TokenValue, rule
 
 __all__ = ["LengthController"]
 
