@@ -17,7 +17,7 @@ from trimtab.decode.engine.channel import Channel, aevents, aresults, results
 from trimtab.decode.engine.loading import describe, load_models, share_ids
 from trimtab.decode.engine.loop import Loop
 from trimtab.decode.engine.prepare import Preparer
-from trimtab.decode.engine.request_state import Job, Method, OnEvent, RequestState
+from trimtab.decode.engine.request_state import Body, Job, OnEvent, RequestState
 from trimtab.decode.engine.root import answer
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.engine.stats import EngineStats, check, snapshot
@@ -176,7 +176,7 @@ class Engine:
         self,
         request: Request,
         models: Iterable[str],
-        method: Method,
+        method: Body,
         on_event: OnEvent,
         needed_pages: dict[str, int] | None = None,
         submitted: float | None = None,

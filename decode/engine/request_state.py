@@ -17,7 +17,7 @@ from trimtab.decode.request.result import ModelUsage
 from trimtab.decode.rewards.base import Reward
 from trimtab.decode.text.vocabulary import Vocabulary
 
-__all__ = ["Counter", "Job", "Body", "OnEvent", "RequestState"]
+__all__ = ["Body", "Counter", "Job", "OnEvent", "RequestState"]
 
 OnEvent = Callable[[Any], None]  # takes events, and last a result or an exception; called on the engine's thread
 
