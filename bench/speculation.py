@@ -1,11 +1,11 @@
 """Speculation measured: every length rule beside plain decoding, on several kinds of text, greedy and sampled.
 
 Two things are asked of each method. *How well it drafts*: passes of the target per written token (verification rate),
-drafted tokens that were rejected per written token (discard rate), tokens accepted per block. And *how fast it is*:
-tokens per second end to end, at several numbers of answers at a time. Methods take turns at small shares of the
-prompts, so that a slow minute of the machine hits all of them. Every prompt is read once before its case is timed: none
-is new to one method and known to another. Each measurement is appended to a file of its own, so a run that was cut
-short goes on where it was.
+rejected tokens per written token (discard rate), tokens accepted per block. And *how fast it is*: tokens per second end
+to end, at several numbers of answers at a time. Methods take turns at small shares of the prompts, so that a slow
+minute of the machine hits all of them. Every prompt is read once before its case is timed: none is new to one method
+and known to another. Each measurement is appended to a file of its own, so a run that was cut short goes on where it
+was.
 """
 
 from __future__ import annotations

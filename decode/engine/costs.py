@@ -11,6 +11,7 @@ __all__ = ["CostModel"]
 _WINDOW = 31  # passes of a size whose median is taken: a few slow ones don't matter, and a drift is followed
 _FIRST = 4  # passes of a size before they are believed: the first may have been disturbed
 _STALE = 400  # passes after which what one of a size takes is measured again
+_FRESH = 8  # passes for which the curve is kept: it changes slowly, and making it takes longer than a decision should
 
 
 class CostModel:
@@ -26,6 +27,8 @@ class CostModel:
     def __init__(self) -> None:
         self._latest: dict[int, deque[tuple[float, int]]] = {}
         self._seen: dict[int, int] = {}
+        self._curve: list[tuple[float, float]] = []
+        self._made = 0  # the curve, after so many passes
         self.passes = 0
 
     def observe(self, size: int, seconds: float) -> None:
@@ -47,14 +50,17 @@ class CostModel:
         """
         if not self._latest:
             raise ValueError("no pass has been seen: accepted: a model with passes")
-        classes = sorted(filter(self._believed, self._latest))
-        if len(classes) < 2:  # a slope that is doubtful is better than none
-            classes = sorted(self._latest)
-        at = min(max(bisect_left(classes, size), 1), len(classes) - 1)
-        low, here = median_low(self._latest[classes[at - 1]])[::-1]
-        if len(classes) == 1 or (at == 1 and size <= low):
-            return here
-        high, there = median_low(self._latest[classes[at]])[::-1]
+        if self.passes >= self._made + (_FRESH if self.passes > _STALE else 1):
+            self._made = self.passes
+            believed = sorted(filter(self._believed, self._latest))
+            # A slope that is doubtful is better than none.
+            classes = believed if len(believed) > 1 else sorted(self._latest)
+            self._curve = [median_low(self._latest[each])[::-1] for each in classes]
+        curve = self._curve
+        if len(curve) == 1 or size <= curve[0][0]:
+            return curve[0][1]
+        at = min(bisect_left(curve, (size, 0.0)), len(curve) - 1)
+        (low, here), (high, there) = curve[at - 1 : at + 1]
         return here + max(0.0, there - here) * (size - low) / (high - low)
 
     def added(self, size: int, more: int) -> float:

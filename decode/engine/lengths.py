@@ -131,17 +131,19 @@ class LengthController:
         if draft.passes < _UNMEASURED or not now:
             pair.value = None
             return
+        if pair.value is None:
+            statistics.blocks = 0.0  # drafted without regard to costs, they say nothing of what those will be that are
         plain = target.seconds(rows) / rows
-        price = self._seconds_per_token(statistics, draft, target, rows) if statistics.believed else None
+        price = _seconds_per_token(statistics, draft, target, rows) if statistics.believed else None
         alone, all_rows = draft.seconds(1), draft.seconds(rows)
         each = (all_rows - alone) / (rows - 1) if rows > 1 else alone
         verify = target.added(rows, max(rows, _SPREAD))
         saves = plain if price is None else min(plain, price)
         pair.value = TokenValue(statistics.chances, saves, verify, each, alone - each)
-        pair.drops = rows * pair.value.surplus(1.0) > alone - each
-        # What few blocks say doesn't end it.
+        worth = rows * pair.value.surplus(1.0) > alone - each
         slack = _SLACK * (statistics.uncertainty if pair.trial is None else 0.0) - _MARGIN
-        pays = pair.drops if price is None else price < plain * (1 + slack)
+        pays = worth if price is None else price < plain * (1 + slack)
+        pair.drops = worth or pays  # else a trial would verify nothing, and learn nothing
         pair.drafts = self._resumes(pair, now, rows, pays)
 
     def _resumes(self, pair: _Pair, now: int, rows: int, pays: bool) -> bool:
@@ -157,9 +159,8 @@ class LengthController:
             pair.trial = now + pair.wait
         return now >= pair.trial
 
-    def _seconds_per_token(
-        self, statistics: AcceptanceStatistics, draft: CostModel, target: CostModel, rows: int
-    ) -> float:
-        """Of rounds with blocks as they were of late."""
-        seconds = statistics.passes * draft.seconds(rows) + target.seconds(rows * (1 + statistics.drafted))
-        return seconds / (rows * (1 + statistics.accepted))
+
+def _seconds_per_token(statistics: AcceptanceStatistics, draft: CostModel, target: CostModel, rows: int) -> float:
+    """Of rounds with blocks as they were of late."""
+    seconds = statistics.passes * draft.seconds(rows) + target.seconds(rows * (1 + statistics.drafted))
+    return seconds / (rows * (1 + statistics.accepted))

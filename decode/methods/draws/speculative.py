@@ -39,7 +39,7 @@ class Speculative(Draw):
             ``Confidence``.
         coupled: draw as plain decoding would, token for token, and accept what agrees. Accepts somewhat fewer tokens.
         copying: beside a draft model: copy in its place where the text's last n-gram occurred before and such copies
-            have mostly stood. ``length = Fixed(k)`` holds for copies, too; otherwise theirs adapt.
+            were mostly accepted. ``length = Fixed(k)`` holds for copies, too; otherwise theirs adapt.
     """
 
     draft: Annotated[str | PromptLookup, OneOf("drafter", {"draft_model": str, "lookup": PromptLookup}), Model()]
