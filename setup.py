@@ -110,6 +110,7 @@ setup(
     entry_points={
         "console_scripts": ["trimtab = trimtab.decode.commands:main"],
         "trimtab.commands": [
+            "methods = trimtab.decode.methods.commands:register",
             "models = trimtab.decode.models.commands:register",
             "server = trimtab.server.cli.commands:register",
             "bench = trimtab.bench.commands:register",

@@ -11,13 +11,12 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
-from trimtab.decode.methods.draws.length import Length
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.result import TokenDraw, TopLogprob
 from trimtab.decode.text.view import VocabularyView
 
 if TYPE_CHECKING:
-    from trimtab.decode.rewards.base import Reward
+    from trimtab.decode.methods.draws.length import Length
     from trimtab.kernels.types import Blend, Filters, Key
 
 __all__ = [
@@ -353,8 +352,8 @@ class Context(Protocol):
         """Token ids that a model's template writes after an answer of the assistant's; none for most base models."""
         ...
 
-    def reward(self, name: str) -> Reward:
-        """A reward that the engine serves."""
+    def reward(self, name: str) -> Any:
+        """A reward that the engine serves, a ``trimtab.decode.rewards.base.Reward``: rewards are made of these ops."""
         ...
 
     def count(self, drafted: int, accepted: int) -> None:

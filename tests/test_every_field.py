@@ -329,7 +329,7 @@ USED_ELSEWHERE = {
     "client_request_id",
     "response.tokens",
     "response.max_candidates",
-    *(f"{axis}.extension.fields" for axis in ("policy", "draw", "search")),  # what a package adds: test_plugins
+    *(f"{axis}.extension.fields" for axis in ("policy", "draw", "search")),  # what a package adds: test_examples
 }
 
 

@@ -1,4 +1,8 @@
-"""Imports point down: server, bench -> decode -> kernels. Imports inside functions count, and so do dynamic ones."""
+"""Imports point down: server, bench -> decode -> kernels, and inside decode from floor to floor; never in circles.
+
+Between the layers, imports inside functions count, and so do dynamic ones. Of the floors and the circles those count
+that run when a module is imported. See docs/architecture.md.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterable, Iterator, Mapping
     from pathlib import Path
 
 # What a layer may import besides itself. bench drives the server from outside, so it knows the client and the proto.
@@ -22,6 +26,20 @@ MAY_IMPORT = {
     "bench": {"kernels", "decode", "server", "v1"},
 }
 FOLDERS = ("kernels", "decode", "server", "bench")
+# The floors inside decode, lowest first: a module imports from its own floor and from those below it.
+FLOORS = (
+    {"errors", "frozen", "plugins", "options", "commands"},
+    {"request", "config"},
+    {"text"},
+    {"ops"},
+    {"rewards"},
+    {"methods"},
+    {"extending", "engine", "models"},
+    {"__init__"},
+)
+# What these import on no line at all, but for annotations.
+BELOW_THE_ENGINE = ("request", "text", "ops", "methods")
+NEVER = ("trimtab.decode.engine", "trimtab.decode.models", "torch")
 # Plain data and errors, which methods and clients import without an engine.
 PLAIN = ("decode/request",)
 PLAIN_KERNELS = "trimtab.kernels.types"
@@ -83,6 +101,161 @@ def files(repository: Path) -> Iterator[tuple[str, str, str, str]]:
             else:
                 package = ".".join(("trimtab", *relative.parent.parts))
                 yield str(relative), layer, package, path.read_text(encoding="utf-8")
+
+
+# -------------------------------------------------------------------------- floors inside decode, and circles anywhere
+
+
+def running(nodes: list[ast.stmt], *, functions: bool) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported, with ``functions`` also those that run later; no annotations'."""
+    for node in nodes:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from running(node.orelse, functions=functions)
+            continue
+        yield node
+        if functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+                yield from running(getattr(node, block, []), functions=functions)
+
+
+def targets(source: str, package: str, known: Container[str] = (), *, functions: bool = False) -> Iterator[Import]:
+    """The modules that a file needs when it is imported, each as exactly as ``known`` modules tell.
+
+    That a module's package is imported before it is left out: a package only gathers its modules.
+    """
+    for node in running(ast.parse(source).body, functions=functions):
+        if isinstance(node, ast.Import):
+            yield from (Import(node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base, *members = [module for _, module in imports(ast.unparse(node), package)]
+            modules = [member for member in members if member in known]
+            yield from (Import(node.lineno, module) for module in modules or [base])
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of a module of decode; None of any other module."""
+    top, layer, name = [*module.split("."), "", ""][:3]
+    if (top, layer) != ("trimtab", "decode"):
+        return None
+    floors = [i for i, floor in enumerate(FLOORS) if (name or "__init__") in floor]
+    assert floors, f"{module}: which floor of decode is it on?"
+    return floors[0]
+
+
+def upward(module: str, imported: Iterable[Import]) -> list[str]:
+    """What a module of decode imports from a floor above its own."""
+    own = floor_of(module)
+    above = [(line, name) for line, name in imported if (floor := floor_of(name)) is not None and floor > (own or 0)]
+    return [f"line {line}: {module} must not import {name}, which is above it" for line, name in above]
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last the first; none if there is no circle."""
+    path: dict[str, None] = {}
+    done: set[str] = set()
+
+    def visit(module: str) -> list[str]:
+        if module in path:
+            modules = list(path)
+            return modules[modules.index(module) :]
+        if module in done or module not in graph:
+            return []
+        path[module] = None
+        found = next(filter(None, map(visit, sorted(graph[module]))), [])
+        del path[module]
+        done.add(module)
+        return found
+
+    return next(filter(None, map(visit, sorted(graph))), [])
+
+
+def sources(repository: Path) -> dict[str, tuple[str, str]]:
+    """Package and source of every module but the generated ones."""
+    found = {}
+    for path, layer, package, source in files(repository):
+        name = path.removesuffix(".py").rpartition("/")[2]
+        if layer != "v1":
+            found[package if name == "__init__" else f"{package}.{name}"] = (package, source)
+    return found
+
+
+def test_the_floors_of_decode(repository: Path) -> None:
+    modules = sources(repository)
+    found = [
+        fault
+        for module, (package, source) in modules.items()
+        if floor_of(module) is not None
+        for fault in upward(module, targets(source, package, modules))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_nothing_below_the_engine_knows_it(repository: Path) -> None:
+    modules = sources(repository)
+    below = [f"trimtab.decode.{floor}" for floor in BELOW_THE_ENGINE]
+    looked_at = [module for module in modules if module.startswith(tuple(below))]
+    assert len(looked_at) > 50
+    found = [
+        f"{module}: line {line}: {name}"
+        for module in looked_at
+        for line, name in targets(modules[module][1], modules[module][0], modules, functions=True)
+        if name.startswith(NEVER)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_no_modules_import_each_other_in_a_circle(repository: Path) -> None:
+    modules = sources(repository)
+    graph = {
+        module: {name for _, name in targets(source, package, modules)} for module, (package, source) in modules.items()
+    }
+    assert sum(map(len, graph.values())) > 500
+    assert not (found := circle(graph)), " -> ".join([*found, found[0]])
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("ops", "from trimtab.decode.methods.writer import Writer"),
+        ("text.ends", "from trimtab.decode.ops import Read"),
+        ("text.ends", "from trimtab.decode import ops"),
+        ("request.method", "class A:\n    from trimtab.decode.methods import desk"),
+        ("rewards.base", "try:\n    import trimtab.decode.methods.answer\nexcept ImportError:\n    pass"),
+        ("methods.build", "if True:\n    from trimtab.decode.engine.loop import Loop"),
+        ("engine.loop", "import trimtab.decode"),
+    ],
+)
+def test_the_floors_are_guarded(repository: Path, module: str, source: str) -> None:
+    module = f"trimtab.decode.{module}"
+    assert upward(module, targets(source, module.rpartition(".")[0], sources(repository)))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("ops", "from trimtab.decode.text.view import VocabularyView"),
+        ("methods.build", "from trimtab.decode.rewards import rating"),
+        ("models.load", "from trimtab.decode.engine.storage import Step"),
+        ("request.method", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import trimtab.decode.ops"),
+        ("rewards.base", "def f():\n    from trimtab.decode.methods.chance import Line"),
+    ],
+)
+def test_the_floors_pass_what_is_right(repository: Path, module: str, source: str) -> None:
+    module = f"trimtab.decode.{module}"
+    assert not upward(module, targets(source, module.rpartition(".")[0], sources(repository)))
+
+
+@pytest.mark.parametrize(
+    ("graph", "found"),
+    [
+        ({"a": ["b"], "b": ["a"]}, {"a", "b"}),
+        ({"a": ["b", "d"], "b": ["c"], "c": ["b"], "d": []}, {"b", "c"}),
+        ({"a": ["a"]}, {"a"}),
+        ({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": ["torch"]}, set()),
+    ],
+)
+def test_circles_are_found(graph: dict[str, list[str]], found: set[str]) -> None:
+    assert set(circle(graph)) == found
 
 
 def test_imports_point_down(repository: Path) -> None:

@@ -97,7 +97,7 @@ class Rated:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text that is not empty.
+    """Text that is looked for in answers, not empty.
 
     Attributes:
         most: the field of ``Limits`` that bounds its UTF-8 bytes.

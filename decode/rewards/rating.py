@@ -49,7 +49,7 @@ async def rate(context: Context, objective: AnyObjective, samples: Sequence[Samp
     if not samples:
         return []
     names = tuple(dict.fromkeys(term.reward for term in objective.terms))
-    rewards = {name: context.reward(name) for name in names}
+    rewards: dict[str, Reward] = {name: context.reward(name) for name in names}
     for name, reward in rewards.items():
         if reward.pairwise:
             accepted = "a reward that rates single answers; this one compares two, for choose = 'tournament'"
@@ -97,7 +97,7 @@ async def compare(context: Context, objective: AnyObjective, pairs: Sequence[tup
     if not pairs:
         return []
     flat = [sample for pair in pairs for sample in pair]
-    rewards = {term.reward: context.reward(term.reward) for term in objective.terms}
+    rewards: dict[str, Reward] = {term.reward: context.reward(term.reward) for term in objective.terms}
     if not any(reward.pairwise for reward in rewards.values()):
         ratings = await _rate(context, objective, rewards, flat)
         return [sigmoid(a.value - b.value) for a, b in zip(ratings[::2], ratings[1::2], strict=True)]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from trimtab.decode.errors import InvalidRequest, Violation
-from trimtab.decode.methods.searches.segments import Segments
+from trimtab.decode.request.fields import Text, described
 from trimtab.decode.request.request import Request
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["check_stops"]
 
 
 def check_stops(request: Request, writers: Mapping[str, Vocabulary]) -> None:
-    """Refuse stop strings, and a delimiter of segments, that hold the name of a special token beside other text.
+    """Refuse stop strings, and texts that a method looks for, that hold the name of a special token beside other text.
 
     Args:
         request: a checked one.
@@ -32,8 +32,9 @@ def check_stops(request: Request, writers: Mapping[str, Vocabulary]) -> None:
         InvalidRequest: naming every such text, and what to write in its place.
     """
     texts = [(f"stopping.stop[{i}]", stop) for i, stop in enumerate(request.stopping.stop)]
-    if isinstance(request.search, Segments) and request.search.delimiter is not None:
-        texts.append(("search.segments.delimiter", request.search.delimiter))
+    for method in (request.policy, request.draw, request.search):
+        fields = (field.name for field in described(type(method)) if field.mark(Text) is not None)
+        texts += [(f"{method.path}.{name}", text) for name in fields if (text := getattr(method, name)) is not None]
     found = [violation for path, text in texts for violation in _violations(path, text, writers)]
     if found:
         raise InvalidRequest(found)

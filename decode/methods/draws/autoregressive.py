@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.desk import Desk
 from trimtab.decode.methods.draws.base import TokenDraws
-from trimtab.decode.ops import Context, Extend, Mixed, Read, Seq
+from trimtab.decode.ops import Context, Extend, Mixed, Pick, Read, Seq
 from trimtab.decode.request.method import Draw
 
-__all__ = ["Autoregressive", "AutoregressiveDraw"]
+__all__ = ["Autoregressive", "AutoregressiveDraw", "Edit"]
+
+# How the next token is drawn in view of all tokens before it, the prompt's too: the answer's pick, changed.
+Edit = Callable[[Pick, Sequence[int]], Pick]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +32,13 @@ class AutoregressiveDraw:
         context: of the request.
         answer: for the pick of each position.
         seq: the model's sequence, prompt included, or a mixture; tokens are appended to it as they are accepted.
+        edit: for policies that ban or bias tokens by those that are there already.
     """
 
     reproducible = True
 
-    def __init__(self, context: Context, answer: Answer, seq: Seq) -> None:
-        self._context, self._answer, self.seq = context, answer, seq
+    def __init__(self, context: Context, answer: Answer, seq: Seq, edit: Edit | None = None) -> None:
+        self._context, self._answer, self.seq, self._edit = context, answer, seq, edit
         self._accepted: list[int] = []
 
     @property
@@ -51,8 +55,11 @@ class AutoregressiveDraw:
 
     async def propose(self) -> list[Read]:
         """Next tokens with the statistics of the distribution that each was drawn from, at least one."""
+        pick = self._answer.pick(self.seq.model)
+        if self._edit is not None:
+            pick = self._edit(pick, self.tokens())
         accepted, self._accepted = self._accepted, []
-        return await Extend(self.seq, accepted, (self._answer.pick(self.seq.model),), self._answer.top)
+        return await Extend(self.seq, accepted, (pick,), self._answer.top)
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Append tokens to the sequence: proposed ones, or others in their place."""
@@ -70,7 +77,7 @@ class AutoregressiveDraw:
 
     def fork(self, answer: Answer) -> AutoregressiveDraw:
         """A second draw with the same accepted tokens, for a copy of the answer."""
-        twin = AutoregressiveDraw(self._context, answer, self.seq.fork())
+        twin = AutoregressiveDraw(self._context, answer, self.seq.fork(), self._edit)
         twin._accepted = list(self._accepted)
         return twin
 

@@ -1,0 +1,13 @@
+"""A base model writes; where it is unsure, a small aligned model of another family writes the word for it."""
+
+from trimtab.decode import Engine, Entropy, Nudged
+
+with Engine(models={"base": "gemma-3-270m", "chat": "smollm2-135m-instruct"}) as engine:
+    question = [{"role": "user", "content": "Give me three tips for staying healthy."}]
+    options = {"model": "base", "temperature": 0, "max_new_tokens": 24}
+    plain = engine.generate(question, **options)
+    nudged = engine.generate(question, policy=Nudged("chat", when=Entropy(above=1.5)), **options)
+    print("alone: ", plain.text.strip())
+    print("nudged:", nudged.text.strip())
+    print("written by:", ", ".join(dict.fromkeys(token.author for token in nudged.tokens)))
+    print(f"nudged tokens: {nudged.usage.nudged_tokens} of {nudged.usage.returned_tokens}")
