@@ -20,6 +20,7 @@ from trimtab.kernels.checks import (
     check_windows,
     check_write,
 )
+from trimtab.kernels.cpu.operations import CPU
 from trimtab.kernels.paging import Schedule, Spans
 from trimtab.kernels.paths import Path, resolve
 from trimtab.kernels.results import Picked, Stats, Verified
@@ -31,10 +32,10 @@ __all__ = ["blend", "mix", "paged_attend", "paged_write", "pick", "stats", "top_
 def _run(op: str, path: Path, device: torch.device, *args: object) -> Any:
     """The operation on the path that ``path`` comes to; Triton is imported only where it runs."""
     if resolve(op, path, device) == "torch":
-        from trimtab.kernels.cpu.operations import OPERATIONS
-    else:
-        from trimtab.kernels.triton.operations import OPERATIONS
-    return OPERATIONS[op](*args)
+        return CPU[op](*args)
+    from trimtab.kernels.triton.operations import TRITON
+
+    return TRITON[op](*args)
 
 
 def stats(logits: torch.Tensor, tokens: torch.Tensor | None = None, *, path: Path = "auto") -> Stats:

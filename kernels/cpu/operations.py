@@ -11,9 +11,9 @@ from trimtab.kernels.cpu.pick import pick
 from trimtab.kernels.cpu.stats import stats, top_logprobs
 from trimtab.kernels.cpu.verify import verify
 
-__all__ = ["OPERATIONS"]
+__all__ = ["CPU"]
 
-OPERATIONS: Mapping[str, Callable[..., Any]] = {
+CPU: Mapping[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (stats, top_logprobs, pick, mix, blend, verify, paged_write, paged_attend)
 }

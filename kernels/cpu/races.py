@@ -163,8 +163,11 @@ def race(keys: Keys, ids: Sequence[Ids], weights: Sequence[Floats]) -> Ids:
     index = np.concatenate(ids)
     u = rng.uniform_ragged(np.repeat(keys[0], sizes), np.repeat(keys[1], sizes), Stream.TOKEN, index)
     ratio = np.concatenate(weights) / rng.exponential(u)
-    ends = np.cumsum(sizes)
-    return np.array([own[np.argmax(ratio[end - len(own) : end])] for own, end in zip(ids, ends, strict=True)], np.int64)
+    winners, end = np.empty(len(ids), np.int64), 0
+    for n, own in enumerate(ids):
+        winners[n] = own[np.argmax(ratio[end : end + len(own)])]
+        end += len(own)
+    return winners
 
 
 def needs_mass(row: RowPick, vocabulary: int) -> bool:

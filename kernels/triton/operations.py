@@ -9,9 +9,9 @@ from trimtab.kernels.triton.logits import blend, mix, pick, stats, top_logprobs
 from trimtab.kernels.triton.paged import paged_attend, paged_write
 from trimtab.kernels.triton.verify import verify
 
-__all__ = ["OPERATIONS"]
+__all__ = ["TRITON"]
 
-OPERATIONS: Mapping[str, Callable[..., Any]] = {
+TRITON: Mapping[str, Callable[..., Any]] = {
     operation.__name__: operation
     for operation in (stats, top_logprobs, pick, mix, blend, verify, paged_write, paged_attend)
 }
