@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["greedy", "mixed", "plausible", "sampled", "statistics", "temperature_law", "verified"]
+__all__ = ["greedy", "mixed", "plausible", "sampled", "statistics", "temperature_distribution", "verified"]
 
 Read = tuple[Tensor, Tensor, Tensor, Tensor]  # token, logprob, entropy, top probability, each [R]
 
@@ -33,7 +33,7 @@ def greedy(logits: Tensor) -> Read:
     return token, best, -(logprobs.exp() * logprobs).sum(-1), best.exp()
 
 
-def temperature_law(logits: Tensor, temperature: float, top_p: float = 1.0) -> tuple[Tensor, Tensor | None]:
+def temperature_distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> tuple[Tensor, Tensor | None]:
     """What a token is drawn from: probabilities [R, V], and the token of each column unless it is the column."""
     scaled = logits.float() / temperature
     if top_p >= 1:
@@ -47,7 +47,7 @@ def temperature_law(logits: Tensor, temperature: float, top_p: float = 1.0) -> t
 def sampled(logits: Tensor, temperature: float, top_p: float = 1.0) -> Read:
     """A token drawn under a temperature and from a nucleus."""
     z = logits.float()
-    law, ids = temperature_law(z, temperature, top_p)
+    law, ids = temperature_distribution(z, temperature, top_p)
     token = torch.multinomial(law, 1)
     if ids is not None:
         token = ids.gather(-1, token)

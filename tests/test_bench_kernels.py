@@ -90,7 +90,7 @@ def test_both_draw_from_one_law(temperature: float, top_p: float) -> None:
         row = RowPick(Filters(temperature, top_p=top_p))
         return oracles.cpu_logprobs(x, [row] * 4).exp()
 
-    law, ids = eager.temperature_law(x, temperature, top_p)
+    law, ids = eager.temperature_distribution(x, temperature, top_p)
     placed = law if ids is None else torch.zeros_like(law).scatter(1, ids, law)
     torch.testing.assert_close(placed, ours(top_p), rtol=1e-4, atol=1e-6)
     assert float((placed - ours(0.7 * top_p)).abs().max()) > 1e-3

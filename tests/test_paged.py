@@ -6,15 +6,14 @@ interpreter, and on a GPU (``-m gpu``) as they are.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
-import json
-import os
 import random
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,16 +23,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.decode.config import ModelConfig
-from trimtab.decode.engine.batch import RaggedBatch, Span
-from trimtab.decode.engine.storage import Storage
-from trimtab.decode.models.load import load
 from trimtab.kernels import dispatch, paging, paths
 from trimtab.kernels.paging import LONG_SPLIT, SHORT_SPAN, SHORT_SPLIT
 from trimtab.kernels.paths import Path as KernelPath
 from trimtab.kernels.paths import available
 
-CPU = torch.device("cpu")
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pc = _load("paged_cases")
+CPU, Shape, Case, path, error = pc.CPU, pc.Shape, pc.Case, pc.path, pc.error
+_device = pc._device
+
 # What a kernel's error may exceed eager's own in the same dtype by; values of the tests are of size 1.
 SLACK = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
@@ -44,119 +52,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=["interpret", pytest.param("triton", marks=pytest.mark.gpu)])
-def path(request: pytest.FixtureRequest) -> KernelPath:
-    """The path that runs the kernels on this machine."""
-    found: KernelPath = request.param
-    if found not in available(_device(found)):
-        pytest.skip(
-            f"the path {found!r} needs Triton and a {_device(found).type} device, with TRITON_INTERPRET to suit"
-        )
-    return found
-
-
-def _device(path: str) -> torch.device:
-    return torch.device("cuda" if path == "triton" else "cpu")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One case. ``spans`` are (cached positions, new tokens)."""
-
-    spans: tuple[tuple[int, int], ...]
-    window: int | None = None
-    heads: int = 2
-    group: int = 3
-    dim: int = 16
-    page: int = 64
-    softcap: float = 0.0
-    dtype: torch.dtype = torch.float32
-
-    def __str__(self) -> str:
-        own = {k: v for k, v in vars(self).items() if v != Shape.__dataclass_fields__[k].default}
-        return "-".join(f"{k}={v}" for k, v in own.items()).replace("torch.", "").replace(" ", "")
-
-
-class Case:
-    """Sequences on scattered pages of a pool that holds NaN wherever nothing was written."""
-
-    def __init__(self, shape: Shape, path: str = "interpret", seed: int = 0) -> None:
-        self.shape, self.device = shape, _device(path)
-        rng, g = random.Random(seed), torch.Generator().manual_seed(seed)
-        needed = [-(-(start + new) // shape.page) for start, new in shape.spans]
-        free = rng.sample(range(sum(needed) + 2), sum(needed))
-        self.pages = [[free.pop() for _ in range(n)] for n in needed]
-        self.keys, self.values = (
-            [
-                torch.randn(start + new, shape.heads, shape.dim, generator=g).to(shape.dtype)
-                for start, new in shape.spans
-            ]
-            for _ in range(2)
-        )
-        total = sum(new for _, new in shape.spans)
-        self.q = (2 * torch.randn(total, shape.heads * shape.group, shape.dim, generator=g)).to(shape.dtype)
-        size = (2, sum(needed) + 2, shape.heads, shape.page, shape.dim)
-        self.pool = torch.full(size, float("nan"), dtype=shape.dtype, device=self.device)
-        self.scale = shape.dim**-0.5
-        old = [start for start, _ in shape.spans]
-        self._write([0] * len(old), old, "torch")
-
-    def _kv(self, starts: list[int], lengths: list[int]) -> Tensor:
-        both = [
-            torch.cat((k[s : s + n], v[s : s + n]), 1)
-            for k, v, s, n in zip(self.keys, self.values, starts, lengths, strict=True)
-        ]
-        return torch.cat(both).to(self.device) if both else self.q.new_empty(0, 2 * self.shape.heads, self.shape.dim)
-
-    def _write(self, starts: list[int], lengths: list[int], path: KernelPath) -> None:
-        some = [i for i, n in enumerate(lengths) if n]
-        batch = paging.spans(
-            [starts[i] for i in some],
-            [lengths[i] for i in some],
-            [self.pages[i] for i in some],
-            self.shape.page,
-            self.device,
-        )
-        dispatch.paged_write(self.pool, self._kv(starts, lengths), batch.slots, path=path)
-
-    def spans(self, rows: int | None = None) -> paging.Spans:
-        starts, lengths = ([s[i] for s in self.shape.spans] for i in (0, 1))
-        return paging.spans(starts, lengths, self.pages, self.shape.page, self.device, rows)
-
-    def attend(self, path: KernelPath, window: int | None = -1, rows: int | None = None) -> Tensor:
-        """Write the new keys and values and attend; ``window`` -1 is the shape's own."""
-        shape, batch = self.shape, self.spans(rows)
-        new, q = self._kv(*([s[i] for s in shape.spans] for i in (0, 1))), self.q.to(self.device)
-        if rows is not None:
-            padding = rows - len(q)
-            new = torch.cat((new, new.new_full((padding, *new.shape[1:]), 1e4)))
-            q = torch.cat((q, q.new_full((padding, *q.shape[1:]), 1e4)))
-        dispatch.paged_write(self.pool, new, batch.slots, path=path)
-        window = shape.window if window == -1 else window
-        work = paging.schedule(batch, window, shape.group, shape.dim * shape.dtype.itemsize)
-        out = dispatch.paged_attend(q, self.pool, batch, work, self.scale, shape.softcap, path=path)
-        return out[: len(self.q)].cpu()
-
-    def dense(self) -> Tensor:
-        """By definition, in float64, one query at a time."""
-        shape, rows, row = self.shape, [], 0
-        for (start, new), k, v in zip(shape.spans, self.keys, self.values, strict=True):
-            for position in range(start, start + new):
-                low = 0 if shape.window is None else max(0, position - shape.window + 1)
-                keys, values = (x[low : position + 1].double().repeat_interleave(shape.group, 1) for x in (k, v))
-                scores = torch.einsum("hd,lhd->hl", self.q[row].double(), keys) * self.scale
-                if shape.softcap:
-                    scores = shape.softcap * torch.tanh(scores / shape.softcap)
-                rows.append(torch.einsum("hl,lhd->hd", scores.softmax(-1), values))
-                row += 1
-        return torch.stack(rows)
-
-
-def error(found: Tensor, truth: Tensor) -> float:
-    assert found.isfinite().all()
-    return float((found.double() - truth).abs().max())
 
 
 DECODE = ((0, 1), (63, 1), (64, 1), (255, 1), (256, 1), (600, 1))
@@ -479,123 +374,3 @@ def test_wrong_tensors_are_refused_by_name(path: KernelPath) -> None:
     ):
         with pytest.raises(kind, match=named):
             call()
-
-
-# ---------------------------------------------------------------------------------------------- in engine and compiler
-
-
-@pytest.mark.parametrize("kind", ["gemma3", "gpt2"])
-def test_a_whole_model_on_the_paged_kernels(kind: str, tiny_folder: Callable[..., Path], path: KernelPath) -> None:
-    """The engine's storage on this path gives the logits of the torch path: prefill, then verification and decode."""
-    device = _device(path)
-    model = load("tiny", ModelConfig(source=str(tiny_folder(kind)), device=device.type, dtype="float32"))
-    logits: dict[str, list[Tensor]] = {}
-    for way in ("torch", path):
-        shape = (model.layers, 8, 64, model.kv_heads, model.head_dim, model.kv_dtype, device)
-        storage = Storage(*shape, path=way)
-        found = logits[way] = []
-        for spans in ([(0, 70), (0, 3)], [(70, 5), (3, 1)]):
-            batch = RaggedBatch.pack(
-                [
-                    Span([(7 * i + 31 * k) % 200 for i in range(start, start + new)], start, pages, min(new, 5))
-                    for k, ((start, new), pages) in enumerate(zip(spans, ([5, 2], [4]), strict=True))
-                ],
-                64,
-            )
-            tensors = (torch.from_numpy(x).to(device) for x in (batch.tokens, batch.positions, batch.rows))
-            tokens, positions, rows = tensors
-            with torch.inference_mode(), paths.record() as calls:
-                found.append(model.forward(tokens, positions, storage.begin(batch), rows))
-            assert ("paged", way) in calls
-            assert [c.op for c in calls].count("paged_attend") == (0 if way == "torch" else model.layers)
-    for expected, got in zip(logits["torch"], logits[path], strict=True):
-        assert float((expected - got).abs().max() / expected.std()) < 1e-4
-
-
-def test_torch_compile_sees_whole_operators(path: KernelPath) -> None:
-    case = Case(Shape(((70, 1), (10, 20)), heads=1), path)
-    expected = case.attend(path)
-    batch = case.spans()
-    work = paging.schedule(batch, None, 3, 64)
-    new, q = case._kv([70, 10], [1, 20]), case.q.to(case.device)
-
-    def step(q: Tensor, pool: Tensor, new: Tensor) -> Tensor:
-        dispatch.paged_write(pool, new, batch.slots, path=path)
-        return dispatch.paged_attend(q, pool, batch, work, case.scale, path=path) * 1
-
-    found = torch.compile(step, backend="aot_eager", fullgraph=True)(q, case.pool, new)
-    assert torch.equal(found.cpu(), expected)
-
-
-def test_the_operators_keep_what_they_promise(path: KernelPath) -> None:
-    from trimtab.kernels.triton import paged
-
-    case = Case(Shape(((70, 1), (300, 2)), heads=1), path)
-    case.attend(path)
-    batch = case.spans()
-    work = paging.schedule(batch, None, 3, 64)
-    pool, q, new = case.pool.nan_to_num(), case.q.to(case.device), case._kv([70, 300], [1, 2])
-    lists = (batch.table, batch.pages, work.short, work.long, work.merges)
-    torch.library.opcheck(paged._write_op, (pool, new, batch.slots))
-    torch.library.opcheck(paged._attend_op, (q, pool, *lists, work.slots, *work.rows, 0, case.scale, 0.0))
-
-
-@pytest.mark.gpu
-def test_a_captured_graph_follows_its_buffers() -> None:
-    """One capture serves another batch of its bucket; nothing waits for the host."""
-    first = Case(Shape(((70, 1), (300, 1))), "triton", 0)
-    second = Case(Shape(((40, 1), (290, 1))), "triton", 1)
-    truth = second.dense()
-    batch, other = first.spans(), second.spans()
-    works = [paging.schedule(b, None, 3, 64) for b in (batch, other)]
-    pool = torch.zeros(2, 16, *first.pool.shape[2:], device="cuda")
-    q, new = first.q.cuda(), first._kv([70, 300], [1, 1])
-
-    def step() -> Tensor:
-        dispatch.paged_write(pool, new, batch.slots, path="triton")
-        return dispatch.paged_attend(q, pool, batch, works[0], first.scale, path="triton")
-
-    step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
-    pool[:, : second.pool.shape[1]].copy_(second.pool.nan_to_num())
-    batch.buffer.copy_(other.buffer)
-    works[0].buffer.copy_(works[1].buffer)
-    q.copy_(second.q)
-    new.copy_(second._kv([40, 290], [1, 1]))
-    graph.replay()
-    assert error(out.cpu(), truth) < 5e-6
-
-
-def compiled(name: str) -> dict[str, dict[str, Any]]:
-    """What ``sm90.py`` says of these kernels."""
-    pytest.importorskip("triton")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("sm90.py")
-    done = subprocess.run([sys.executable, script, name], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
-    return found
-
-
-def test_compiled_for_hopper() -> None:
-    """Without spills, with 16-byte loads, asynchronous ones for keys and values, and on the tensor cores."""
-    found = compiled("paged")
-    for kernel in found.values():
-        assert kernel["spilled"] == 0
-    for name, mma in (("decode", "HMMA"), ("prefill", "HGMMA")):
-        counts = found[name]["instructions"]
-        assert any(op.startswith(mma) for op in counts)
-        assert counts["LDGSTS.E.BYPASS.128"] > 0
-        assert not any(op.startswith("LDG") and op.endswith((".U16", ".U8")) for op in counts)
-    assert found["merge"]["instructions"]["LDG.E.128"] > 0
-    assert found["write"]["instructions"]["STG.E.128"] > 0
-
-
-@pytest.mark.full
-def test_all_head_shapes_compile_for_hopper() -> None:
-    for name, kernel in compiled("paged-all").items():
-        assert kernel["shared"] <= 227 * 1024, name
-        assert kernel["spilled"] == 0 or name == "fp32 256", name

@@ -7,44 +7,23 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from trimtab.kernels import dispatch, paths, rng
+from trimtab.kernels import dispatch, rng
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Picked, Stats
 from trimtab.kernels.types import Blend, Filters, Key, RowPick, Stream
 
 INF = float("inf")
 NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-class Where(NamedTuple):
-    """A device and the path that runs Triton kernels there."""
-
-    device: torch.device
-    path: Any
-
-
-CPU, CUDA = Where(torch.device("cpu"), "interpret"), Where(torch.device("cuda"), "triton")
-no_cpu = pytest.mark.skipif(
-    CPU.path not in paths.available(CPU.device), reason="Triton is missing, or compiles for CUDA"
-)
-no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.fixture(params=[pytest.param(CPU, marks=no_cpu), pytest.param(CUDA, marks=[pytest.mark.gpu, no_cuda])], ids=str)
-def where(request: pytest.FixtureRequest) -> Where:
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,16 +44,11 @@ def sibling(name: str) -> ModuleType:
     return module
 
 
-SAMPLING, MIX, oracles = sibling("test_sampling"), sibling("test_mix"), sibling("kernel_oracles")
+tw = sibling("triton_where")
+Where, CPU, CUDA, no_cuda, where, host = tw.Where, tw.CPU, tw.CUDA, tw.no_cuda, tw.where, tw.host
+lr, MIX, oracles = sibling("logit_rows"), sibling("test_mix"), sibling("kernel_oracles")
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow that is meant
-
-
-def host(found: Any) -> Any:
-    """Results on the CPU."""
-    if isinstance(found, torch.Tensor):
-        return found.cpu()
-    return type(found)(*map(host, found))
 
 
 def close(a: Any, b: Any) -> None:
@@ -136,7 +110,7 @@ def test_random_numbers_are_those_of_numpy(where: Where, key: Key, position: int
     ("vocabulary", "dtype"), list(zip([1, 2, 64, 65, 4095, 4096, 4097, 50257], itertools.cycle(DTYPES), strict=False))
 )
 def test_statistics_against_float64(where: Where, vocabulary: int, dtype: torch.dtype) -> None:
-    for name, raw in SAMPLING.families(2, vocabulary).items():
+    for name, raw in lr.families(2, vocabulary).items():
         logits = raw.to(dtype)
         tokens = torch.tensor([vocabulary - 1, -1])
         got = host(dispatch.stats(logits.to(where.device), tokens.to(where.device), path=where.path))
@@ -163,7 +137,7 @@ def test_statistics_against_float64(where: Where, vocabulary: int, dtype: torch.
 
 
 def test_statistics_of_a_large_vocabulary(where: Where) -> None:
-    logits = SAMPLING.families(1, 262_144, 1)["wide"].bfloat16()
+    logits = lr.families(1, 262_144, 1)["wide"].bfloat16()
     close(host(dispatch.stats(logits.to(where.device), path=where.path)), dispatch.stats(logits))
 
 
@@ -204,16 +178,16 @@ def agree(where: Where, logits: torch.Tensor, rows: Sequence[RowPick], least: fl
 )
 def test_tokens_are_those_of_torch(where: Where, vocabulary: int, dtype: torch.dtype) -> None:
     count = 40 if where.device.type == "cuda" else 12
-    logits = torch.cat([f[: count // 4] for f in SAMPLING.families(count // 4, vocabulary, 11).values()]).to(dtype)
+    logits = torch.cat([f[: count // 4] for f in lr.families(count // 4, vocabulary, 11).values()]).to(dtype)
     logits[1, ::7] = -INF
     if vocabulary > 2:
         logits[2, 1] = NAN
         logits[3, 0] = INF
-    agree(where, logits, SAMPLING.mixed(count, vocabulary, vocabulary))
+    agree(where, logits, lr.mixed(count, vocabulary, vocabulary))
 
 
 def test_tokens_of_a_large_vocabulary(where: Where) -> None:
-    logits = torch.cat([f[:1] for f in SAMPLING.families(1, 151_936, 12).values()])[1:].bfloat16()
+    logits = torch.cat([f[:1] for f in lr.families(1, 151_936, 12).values()])[1:].bfloat16()
     agree(where, logits, [RowPick(Filters(0.9), Key(1)), RowPick(Filters(1.0, top_p=0.9), Key(2)), RowPick()])
 
 
@@ -248,7 +222,7 @@ def test_odd_rows(where: Where) -> None:
 def test_edits(where: Where) -> None:
     """Long lists, ids given twice, ids in every tile, everything banned, logits that leave float32."""
     vocabulary = 9000
-    logits = SAMPLING.families(6, vocabulary, 13)["wide"]
+    logits = lr.families(6, vocabulary, 13)["wide"]
     seen = np.random.default_rng(1).integers(0, vocabulary, 700)
     everything = np.arange(vocabulary)
     best = logits.argmax(-1).tolist()
@@ -320,10 +294,10 @@ def test_the_most_likely_tokens(where: Where) -> None:
 @pytest.mark.parametrize("vocabulary", [pytest.param(500, marks=pytest.mark.full), 4097])
 def test_rows_do_not_depend_on_the_batch(where: Where, vocabulary: int) -> None:
     count = 8
-    logits = torch.cat([f[:2] for f in SAMPLING.families(2, vocabulary, 16).values()]).bfloat16().to(where.device)
+    logits = torch.cat([f[:2] for f in lr.families(2, vocabulary, 16).values()]).bfloat16().to(where.device)
     logits[1, ::7] = -INF
     logits[2, 1] = NAN
-    rows = SAMPLING.mixed(count, vocabulary, 5)
+    rows = lr.mixed(count, vocabulary, 5)
 
     def pick(z: torch.Tensor, chosen: Sequence[RowPick]) -> Any:
         return host(dispatch.pick(z, chosen, path=where.path))
@@ -480,189 +454,10 @@ def test_tokens_follow_their_law(where: Where, filters: Filters) -> None:
     """On CUDA a million draws, which tell two percent of temperature; interpreted a few hundred: gross errors."""
     cuda = where.device.type == "cuda"
     draws, error = (1_000_000, 1.02) if cuda else (400, 2.5)
-    logits = SAMPLING.families(1, 60, 5)["normal"] * 1.5
+    logits = lr.families(1, 60, 5)["normal"] * 1.5
     found = counts(where, logits, filters, draws)
-    assert SAMPLING.chi_square(found, SAMPLING.law(logits, filters)) > 1e-4
-    hotter = SAMPLING.law(logits / error, filters) + 1e-12
-    assert SAMPLING.chi_square(found, hotter) < 1e-4
+    assert lr.chi_square(found, lr.expected(logits, filters)) > 1e-4
+    hotter = lr.expected(logits / error, filters) + 1e-12
+    assert lr.chi_square(found, hotter) < 1e-4
     if filters.top_k or filters.top_p < 1:
-        assert SAMPLING.chi_square(found, SAMPLING.law(logits, Filters(filters.temperature))) < 1e-4
-
-
-# ------------------------------------------------------------------------------------------------ operators, dispatch
-
-
-def plans(where: Where, vocabulary: int) -> tuple[Any, Any]:
-    from trimtab.kernels.triton import pack
-
-    rows = [RowPick(Filters(1.0, top_p=0.9), Key(1)), RowPick(Filters(0.5, top_k=3), Key(2), banned=[1])]
-    blends = [Blend((1.0, 0.5)), Blend((1.0, -0.5), plausibility=0.1)]
-    return pack.pack(rows, vocabulary, where.device), pack.pack(rows, vocabulary, where.device, blends)
-
-
-def test_operators_are_sound(where: Where) -> None:
-    """Schemas, fake implementations and gradients, as torch checks them."""
-
-    x, y = (m.to(where.device) for m in MIX.models(2, 2, 130, 21))
-    one, both = plans(where, 130)
-    ops = torch.ops.trimtab
-    torch.library.opcheck(ops.stats.default, (x, torch.tensor([1, -1], device=where.device)))
-    torch.library.opcheck(ops.mix.default, ([x], *one.flat))
-    torch.library.opcheck(ops.mix.default, ([x, y], *both.flat))
-    torch.library.opcheck(ops.blend.default, ([x, y], *both.flat))
-
-
-def test_operators_compile_into_one_graph(where: Where) -> None:
-
-    x, y = (m.to(where.device) for m in MIX.models(2, 2, 130, 22))
-    one, both = plans(where, 130)
-    ops = torch.ops.trimtab
-
-    def step(hidden: torch.Tensor, other: torch.Tensor) -> Any:
-        numbers, ids, flags = ops.mix([hidden * 2], *one.flat)
-        mixed = ops.mix([hidden, other * 1], *both.flat)
-        return numbers + 1, ids, flags, *mixed, ops.stats(other, ids[0])
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    assert MIX.same(compiled(x, y), step(x, y))
-
-
-@pytest.mark.gpu
-@no_cuda
-def test_operators_go_into_a_cuda_graph() -> None:
-
-    x, y = (m.cuda() for m in MIX.models(2, 2, 50_257, 23))
-    _, both = plans(CUDA, 50_257)
-    wanted = torch.ops.trimtab.mix([x, y], *both.flat)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = torch.ops.trimtab.mix([x, y], *both.flat)
-    for _ in range(3):
-        graph.replay()
-        assert MIX.same(found, wanted)
-    old = x.clone()
-    x.copy_(x.flip(1))
-    both.lists.ints[:, 1] += 1  # positions move on in the tensors that the graph reads
-    graph.replay()
-    assert MIX.same(found, torch.ops.trimtab.mix([x, y], *both.flat))
-    assert not torch.equal(x, old)
-
-
-def test_calls_are_recorded(where: Where) -> None:
-    x = torch.zeros(1, 10, device=where.device)
-    with paths.record() as calls:
-        dispatch.stats(x, path=where.path)
-        dispatch.pick(x, [RowPick()], path=where.path)
-        dispatch.mix([x], [Blend((1.0,))], [RowPick()], path=where.path)
-        dispatch.stats(x)
-    first = paths.available(where.device)[0]
-    assert [tuple(call) for call in calls] == [
-        ("stats", where.path),
-        ("pick", where.path),
-        ("mix", where.path),
-        ("stats", first),
-    ]
-
-
-X = torch.zeros(2, 10)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda p, x: dispatch.stats(x.double(), path=p), TypeError, r"logits.dtype = torch.float64: accepted"),
-        (lambda p, x: dispatch.stats(x[0], path=p), ValueError, r"logits.shape = \(10,\)"),
-        (lambda p, x: dispatch.stats(x, torch.zeros(2), path=p), TypeError, r"tokens.dtype = torch.float32"),
-        (lambda p, x: dispatch.stats(x, torch.zeros(3).long(), path=p), ValueError, r"tokens.shape = \(3,\)"),
-        (lambda p, x: dispatch.stats(x, torch.zeros(2).long().to("meta"), path=p), ValueError, r"tokens.device = meta"),
-        (lambda p, x: dispatch.pick(x, [RowPick()], path=p), ValueError, r"rows: 1 of them: accepted: 2"),
-        (lambda p, x: dispatch.pick(x, [RowPick(position=-1)] * 2, path=p), ValueError, r"position = -1"),
-        (lambda p, x: dispatch.pick(x, [RowPick(banned=[10])] * 2, path=p), ValueError, r"banned = 10: accepted"),
-        (
-            lambda p, x: dispatch.pick(x, [RowPick(Filters(repetition_penalty=2.0), seen=[-1])] * 2, path=p),
-            ValueError,
-            r"seen = -1: accepted",
-        ),
-        (
-            lambda p, x: dispatch.pick(x, [RowPick(Filters(bias={12: 1.0}))] * 2, path=p),
-            ValueError,
-            r"bias = 12: accepted",
-        ),
-        (lambda p, x: dispatch.mix([x, x], [Blend((1.0,))] * 2, [RowPick()] * 2, path=p), ValueError, r"weights = \(1"),
-    ],
-)
-def test_bad_input_is_named(
-    where: Where, call: Callable[[Any, torch.Tensor], object], error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        call(where.path, X.to(where.device))
-
-
-def fresh(code: str, **environment: str) -> str:
-    """Run code in a process without the interpreter and return what it prints."""
-    import os
-
-    settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=settings)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def test_the_package_works_without_triton() -> None:
-    code = """
-import sys
-sys.modules["triton"] = None
-import torch
-from trimtab.kernels import dispatch, paths
-from trimtab.kernels.types import RowPick
-print(int(dispatch.pick(torch.eye(3), [RowPick()] * 3).token[2]))
-try:
-    dispatch.stats(torch.eye(3), path="interpret")
-except paths.PathUnavailable as error:
-    print(error)
-"""
-    token, error = fresh(code).splitlines()
-    assert token == "2"
-    assert error == "path = 'interpret': accepted for stats on cpu: 'auto', 'torch'"
-
-
-BUILD = """
-from trimtab.kernels.triton import build
-from trimtab.kernels.results import Picked, Stats
-for vocabulary, models, dtype in {cases}:
-    for name, variant in build.variants(vocabulary, models, dtype):
-        if {only} is None or name in {only}:
-            built = build.build(variant)
-            text = build.sass(built.code.asm["cubin"])
-            print(name, built.spills, text.count("LDG.E.128"), sep=",")
-"""
-
-
-def built(cases: list[tuple[int, int, str]], only: tuple[str, ...] | None = None) -> dict[str, tuple[int, int]]:
-    """Name -> (bytes spilled, vector loads) of kernels compiled for sm_90."""
-    lines = fresh(BUILD.format(cases=cases, only=only), TRITON_DEFAULT_FP_FUSION="1").splitlines()
-    rows = [line.split(",") for line in lines]
-    return {name: (int(spills), int(loads)) for name, spills, loads in rows}
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is missing")
-@pytest.mark.parametrize(
-    ("cases", "only"),
-    [
-        ([(128_256, 1, "bf16")], ("scan", "settle_stats", "gather")),
-        ([(50_257, 2, "bf16")], ("scan",)),
-        *(
-            pytest.param(case, None, marks=pytest.mark.full)
-            for case in itertools.chain(
-                ([(v, m, d)] for v, m, d in [(128_256, 1, "bf16"), (262_144, 3, "bf16"), (50_257, 2, "fp32")]),
-                [[(60, 1, "fp16"), (60, 2, "fp16")]],
-            )
-        ),
-    ],
-)
-def test_kernels_compile_for_sm_90(cases: list[tuple[int, int, str]], only: tuple[str, ...] | None) -> None:
-    for name, (spills, loads) in built(cases, only).items():
-        assert spills == 0, name
-        if cases[0][0] % 16 == 0 and "scan" in name:
-            assert loads, name
+        assert lr.chi_square(found, lr.expected(logits, Filters(filters.temperature))) < 1e-4
