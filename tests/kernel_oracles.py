@@ -1,4 +1,4 @@
-"""What the operations over logits should answer, each in the plainest way and in float64; and how to load helpers."""
+"""What the operations over logits should answer, each in the plainest way and in float64."""
 
 from __future__ import annotations
 
