@@ -20,6 +20,11 @@ FOLDERS = {
 # Every folder with Python files, by name: a test compares this list with the tree.
 PACKAGES = [
     *FOLDERS,
+    "trimtab.bench.decode",
+    "trimtab.bench.kernels",
+    "trimtab.bench.nudging",
+    "trimtab.bench.searches",
+    "trimtab.bench.speculation",
     "trimtab.bench.training",
     "trimtab.decode.engine",
     "trimtab.decode.methods",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trimtab.bench.record import Row
 
-__all__ = ["interval", "share", "spread"]
+__all__ = ["interval", "run_of", "share", "spread"]
 
 
 def spread(row: Row) -> str:
@@ -24,3 +24,12 @@ def interval(row: Row, form: str, scale: float = 1) -> str:
 def share(row: Row, form: str = "{:.0f}") -> str:
     """A share in percent, with its interval."""
     return f"{100 * row.value:.1f} % {interval(row, form, 100)}".rstrip()
+
+
+def run_of(row: Row) -> str:
+    """Where, with what and by which command a row was measured."""
+    device = row.device
+    threads = f"{device.threads} thread{'s' * (device.threads != 1)}"
+    versions = f"torch {device.torch}, transformers {device.transformers}"
+    at = f" at {row.commit}" if row.commit else ""
+    return f"{device.name}, {threads}, {versions}; trimtab {device.trimtab}{at}, {row.time[:10]}: `{row.command}`."

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.bench.arguments import RESULTS, options_of, recorded, results_option
-from trimtab.bench.search_commands import register as register_searches
-from trimtab.bench.speculation_commands import register as register_speculation
+from trimtab.bench.searches.commands import register as register_searches
+from trimtab.bench.speculation.commands import register as register_speculation
 from trimtab.bench.training.commands import register as register_training
 from trimtab.decode.options import InputFile, OutputFile, OutputFolder
 
@@ -137,17 +137,17 @@ def _nudging_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _decode(args: argparse.Namespace) -> int:
-    from trimtab.bench.decode import Options, bench_decode
+    from trimtab.bench.decode.run import Options, bench_decode
 
     return recorded(args, bench_decode(options_of(args, Options)))
 
 
 def _kernels(args: argparse.Namespace) -> int:
-    from trimtab.bench.kernels import Options, bench_kernels
+    from trimtab.bench.kernels.run import Options, bench_kernels
 
     recorder = bench_kernels(options_of(args, Options))
     if args.plot:
-        from trimtab.bench.plot import plot_kernels
+        from trimtab.bench.kernels.plot import plot_kernels
 
         plot_kernels(recorder.rows, args.plot)
         print(args.plot)
@@ -161,7 +161,7 @@ def _memory(args: argparse.Namespace) -> int:
 
 
 def _nudging(args: argparse.Namespace) -> int:
-    from trimtab.bench.quality import Options, nudging
+    from trimtab.bench.nudging.run import Options, nudging
 
     names = ("data", "out", "trigger", "split", "limit", "max_new_tokens", "concurrency", "config", "base", "nudger")
     options = Options(methods=tuple(args.methods), **{name: getattr(args, name) for name in names})
@@ -171,8 +171,8 @@ def _nudging(args: argparse.Namespace) -> int:
 
 
 def _nudging_report(args: argparse.Namespace) -> int:
-    from trimtab.bench.ifeval import Checkers
-    from trimtab.bench.quality import collect, record, score
+    from trimtab.bench.nudging.ifeval import Checkers
+    from trimtab.bench.nudging.run import collect, record, score
 
     return recorded(args, record(score(collect(args.responses), Checkers()), args.case))
 
@@ -193,7 +193,7 @@ def _report(args: argparse.Namespace) -> int:
     for path in update(documents, results):
         print(path)
     if args.plot:
-        from trimtab.bench.plot import plot_decode
+        from trimtab.bench.decode.plot import plot_decode
 
         plot_decode(latest(load(results / "decode.jsonl")), args.plot)
         print(args.plot)

@@ -11,13 +11,14 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from trimtab.bench.record import Recorder
+from trimtab.bench.cells import run_of
+from trimtab.bench.record import Recorder, Row
 
-__all__ = ["bench_memory"]
+__all__ = ["bench_memory", "memory_table"]
 
 _MB = 1 << 20
 _CYCLES = 3  # engines, one after the other
@@ -79,3 +80,11 @@ if __name__ == "__main__":
     with _quiet():
         result = _example()
     print(json.dumps(result))
+
+
+def memory_table(rows: Sequence[Row]) -> list[str]:
+    lines = [f"| {' | '.join(row.metric for row in rows)} |", "|---" * len(rows) + "|"]
+    cells = (f"**{row.value:.0f}**" if row.metric == "peak" else f"{row.value:.0f}" for row in rows)
+    models = " and ".join(rows[0].settings["models"])
+    caption = f"MB resident in a process that runs {rows[0].case} with {models}. {run_of(rows[0])}"
+    return [*lines, f"| {' | '.join(cells)} |", "", caption]

@@ -19,11 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.bench import decode, quality
-from trimtab.bench.answers import Method, answer, methods, parse_trigger, trigger_text
 from trimtab.bench.commands import register
 from trimtab.bench.contestants import Apart, Batch
 from trimtab.bench.data import append_rows, prompt_of, read_rows, select
+from trimtab.bench.decode import run as decode
+from trimtab.bench.nudging import run as quality
+from trimtab.bench.nudging.answers import Method, answer, methods, parse_trigger, trigger_text
 from trimtab.bench.prompts import PROMPTS, spaced
 from trimtab.bench.record import Recorder, Row, _command, latest, load
 from trimtab.bench.report import default_documents, rendered, stale, update
@@ -441,7 +442,7 @@ def test_the_public_checkers_check() -> None:
     pytest.importorskip("lm_eval")
     for package in ("nltk", "langdetect", "immutabledict"):
         pytest.importorskip(package)
-    from trimtab.bench.ifeval import Checkers
+    from trimtab.bench.nudging.ifeval import Checkers
 
     before = {name for name in sys.modules if name.startswith("lm_eval")}
     checkers = Checkers()
@@ -459,7 +460,7 @@ def test_the_public_checkers_check() -> None:
 def test_a_score_does_not_depend_on_the_run() -> None:
     pytest.importorskip("lm_eval")
     langdetect = pytest.importorskip("langdetect")
-    from trimtab.bench.ifeval import Checkers
+    from trimtab.bench.nudging.ifeval import Checkers
 
     text = "station de service"  # of several languages; the detector draws at random
     row = {"prompt": "", "instruction_id_list": ["language:response_language"], "kwargs": [{"language": "it"}]}
@@ -469,7 +470,7 @@ def test_a_score_does_not_depend_on_the_run() -> None:
 
 
 def test_missing_checkers_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trimtab.bench import ifeval
+    from trimtab.bench.nudging import ifeval
 
     monkeypatch.setattr(ifeval.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ifeval.CheckersMissing, match="pip install --no-deps lm-eval"):
@@ -613,7 +614,7 @@ def test_report_check_fails_where_tables_are_old(tmp_path: Path, capsys: pytest.
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from trimtab.bench.plot import plot_decode
+    from trimtab.bench.decode.plot import plot_decode
 
     rows = decode_results(tmp_path)
     plot_decode(rows, tmp_path / "decode.png")

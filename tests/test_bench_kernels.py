@@ -18,13 +18,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.bench import eager, kernel_clock, kernels
 from trimtab.bench.commands import register
-from trimtab.bench.kernel_cases import KERNELS, Work, logits
-from trimtab.bench.kernel_clock import copy_rate, seconds
-from trimtab.bench.kernel_names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, TITLES, Case, share_of
-from trimtab.bench.kernel_tables import GOALS
-from trimtab.bench.kernels import Options, bench_kernels
+from trimtab.bench.kernels import clock as kernel_clock
+from trimtab.bench.kernels import eager
+from trimtab.bench.kernels import run as kernels
+from trimtab.bench.kernels.cases import KERNELS, Work, logits
+from trimtab.bench.kernels.clock import copy_rate, seconds
+from trimtab.bench.kernels.names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, TITLES, Case, share_of
+from trimtab.bench.kernels.run import Options, bench_kernels
+from trimtab.bench.kernels.table import GOALS
 from trimtab.bench.record import Device, Recorder, Row, latest, load
 from trimtab.bench.tables import table
 from trimtab.bench.timing import paired_ratio
@@ -450,7 +452,7 @@ def test_the_table_of_a_gpu_has_goals_beside_readings() -> None:
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from trimtab.bench.plot import plot_kernels
+    from trimtab.bench.kernels.plot import plot_kernels
 
     cases = {
         Case(name, rows, 49_152, "bfloat16", threads): {PLAIN: {OURS: [1e-3], EAGER: [2e-3]}}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from trimtab.bench.record import Row, newest
-from trimtab.bench.speculation_lengths import ARMS, Options, record, speculation_lengths
-from trimtab.bench.speculation_replay import Blocks, Replay
+from trimtab.bench.speculation.lengths import ARMS, Options, record, speculation_lengths
+from trimtab.bench.speculation.replay import Blocks, Replay
 from trimtab.bench.tables import table
 from trimtab.decode.engine.lengths import LengthController
 from trimtab.decode.errors import InvalidRequest

@@ -16,17 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trimtab.bench import best_of_n, rejection, searching
-from trimtab.bench.best_of_n import Candidates, Held, Returned, held_pages
 from trimtab.bench.commands import register
-from trimtab.bench.constraints import reward_for
 from trimtab.bench.contestants import Batch
 from trimtab.bench.data import append_rows, read_rows
-from trimtab.bench.plot import plot_rejection
-from trimtab.bench.pool import Asked, Deadline, best, collect, kept_rows, messages, seed_of
 from trimtab.bench.record import Recorder, Row, load
-from trimtab.bench.rejection import Rated, Rule, beginning, choose, fill, point, rated, replay
-from trimtab.bench.searching import Tried, record, tried
+from trimtab.bench.searches import best_of_n, rejection
+from trimtab.bench.searches import ifeval_search as searching
+from trimtab.bench.searches.best_of_n import Candidates, Held, Returned, held_pages
+from trimtab.bench.searches.constraints import reward_for
+from trimtab.bench.searches.ifeval_search import Tried, record, tried
+from trimtab.bench.searches.plot import plot_rejection
+from trimtab.bench.searches.pool import Asked, Deadline, best, collect, kept_rows, messages, seed_of
+from trimtab.bench.searches.rejection import Rated, Rule, beginning, choose, fill, point, rated, replay
 from trimtab.bench.tables import table
 from trimtab.decode.commands import main
 from trimtab.decode.config import EngineOptions

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from trimtab.bench.assisted import Assisted, bench_assisted
-from trimtab.bench.assisted import Options as AssistedOptions
 from trimtab.bench.record import Row
-from trimtab.bench.speculation import Options, record, speculation
-from trimtab.bench.speculation_plots import plot_rates, plot_speed
+from trimtab.bench.speculation.assisted import Assisted, bench_assisted
+from trimtab.bench.speculation.assisted import Options as AssistedOptions
+from trimtab.bench.speculation.plots import plot_rates, plot_speed
+from trimtab.bench.speculation.run import Options, record, speculation
 from trimtab.bench.tables import table
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.models.draft import bundled_draft

@@ -151,7 +151,7 @@ def test_benchmarks_refuse_to_begin_where_results_cannot_be_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bench").write_text("a file where the folder of results should be")
-    monkeypatch.setattr("trimtab.bench.decode.bench_decode", lambda options: pytest.fail("it has begun"))
+    monkeypatch.setattr("trimtab.bench.decode.run.bench_decode", lambda options: pytest.fail("it has begun"))
     assert "--results = 'bench/results'" in refused(["bench", "decode"], capsys)
 
 

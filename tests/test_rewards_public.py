@@ -1,7 +1,7 @@
 """Rules of IFEval's instructions against its public checkers, on texts where the two could differ.
 
 Which texts keep a rule was computed by the checkers of lm-eval 0.4.13 with nltk 3.10.4 and langdetect 1.0.9 (seed 0),
-with sentences and words split by the plain rules that ``bench/ifeval.py`` gives them.
+with sentences and words split by the plain rules that ``bench/nudging/ifeval.py`` gives them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.bench.constraints import constraints_of
+from trimtab.bench.searches.constraints import constraints_of
 from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.constraints import Constraints
 

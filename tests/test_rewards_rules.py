@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.bench.constraints import constraints_of, reward_for
+from trimtab.bench.searches.constraints import constraints_of, reward_for
 from trimtab.decode.config import ConfigError
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.rewards.base import Sample

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.bench import eager
+from trimtab.bench.kernels import eager
 from trimtab.kernels import dispatch
 from trimtab.kernels.types import Blend, Draft, Filters, Key, RowPick, Window
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trimtab.bench.data import append_rows, prompt_of, read_rows, select
-from trimtab.bench.pool import Asked, Deadline, best, candidates, collect, kept_rows, messages, seed_of
 from trimtab.bench.record import Recorder
+from trimtab.bench.searches.pool import Asked, Deadline, best, candidates, collect, kept_rows, messages, seed_of
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.searches.best_of_n import BestOfN

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab.bench.answers import METHODS, answer, methods, parse_trigger, trigger_text
 from trimtab.bench.data import read_rows, select
+from trimtab.bench.nudging.answers import METHODS, answer, methods, parse_trigger, trigger_text
 from trimtab.bench.record import Recorder
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
 from trimtab.decode.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from trimtab.bench.ifeval import Checkers
+    from trimtab.bench.nudging.ifeval import Checkers
 
 __all__ = ["Options", "Scored", "collect", "nudging", "record", "score"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from trimtab.bench.kernel_names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, TITLES, Case, share_of
+from trimtab.bench.kernels.names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, TITLES, Case, share_of
 from trimtab.bench.record import Row
 
 __all__ = ["GOALS", "Goal", "kernels_table"]
@@ -85,7 +85,7 @@ def _cpu(found: Found) -> list[str]:
         f"The path of a CPU on {dtypes} logits: time of a call on {most} thread{'s' * (most != 1)}, and how many times "
         f"as long the eager formula takes there{also}; medians of {_range(repeats)} interleaved repeats. Each gives "
         "token, logprob, entropy and top probability; rows of a verification are windows of 4 drafted tokens.\n"
-        "Figures on an H200 are not measured yet: its goals are in `bench/kernel_tables.py`, and what can be checked "
+        "Figures on an H200 are not measured yet: its goals are in `bench/kernels/table.py`, and what can be checked "
         "without one, the machine code for sm_90, passes its gates (`tests/test_kernel_gates.py`)."
     )
     return [*lines, "", caption]

@@ -88,11 +88,11 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_speculation(args: argparse.Namespace) -> int:
-    from trimtab.bench.speculation import Options, speculation
+    from trimtab.bench.speculation.run import Options, speculation
 
     recorder = speculation(options_of(args, Options))
     if recorder is not None and args.plots:
-        from trimtab.bench.speculation_plots import plot_rates, plot_speed
+        from trimtab.bench.speculation.plots import plot_rates, plot_speed
 
         plot_rates(recorder.rows, args.plots / "speculation-rates.svg")
         plot_speed(recorder.rows, args.plots / "speculation-speed.svg")
@@ -100,12 +100,12 @@ def _run_speculation(args: argparse.Namespace) -> int:
 
 
 def _run_lengths(args: argparse.Namespace) -> int:
-    from trimtab.bench.speculation_lengths import Options, speculation_lengths
+    from trimtab.bench.speculation.lengths import Options, speculation_lengths
 
     return recorded(args, speculation_lengths(options_of(args, Options)))
 
 
 def _run_assisted(args: argparse.Namespace) -> int:
-    from trimtab.bench.assisted import Options, bench_assisted
+    from trimtab.bench.speculation.assisted import Options, bench_assisted
 
     return recorded(args, bench_assisted(options_of(args, Options)))

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab.bench.constraints import reward_for
 from trimtab.bench.data import read_rows, select
-from trimtab.bench.pool import Asked, Deadline, best, candidates, collect, kept_rows, messages, seed_of
 from trimtab.bench.record import Recorder
+from trimtab.bench.searches.constraints import reward_for
+from trimtab.bench.searches.pool import Asked, Deadline, best, candidates, collect, kept_rows, messages, seed_of
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.policies.base import Base
@@ -34,7 +34,7 @@ from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Sampling, Stopping
 
 if TYPE_CHECKING:
-    from trimtab.bench.ifeval import Checkers
+    from trimtab.bench.nudging.ifeval import Checkers
     from trimtab.decode.config import ModelConfig
     from trimtab.decode.engine.engine import Engine
     from trimtab.decode.request.result import Result
@@ -133,7 +133,7 @@ def ifeval_search(options: Options) -> Recorder | None:
     Raises:
         InvalidRequest: an option or the data can't be used. CheckersMissing: the public checkers aren't installed.
     """
-    from trimtab.bench.ifeval import Checkers
+    from trimtab.bench.nudging.ifeval import Checkers
 
     options = options.checked()
     checkers = Checkers()  # first: what can't be scored isn't worth writing

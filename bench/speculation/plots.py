@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.bench.figures import COLOURS, figure_module, save
 from trimtab.bench.record import Row
-from trimtab.bench.speculation_tables import Case, cases_of
+from trimtab.bench.speculation.tables import Case, cases_of
 from trimtab.decode.errors import InvalidRequest
 
 __all__ = ["plot_rates", "plot_speed"]

@@ -26,7 +26,7 @@ from trimtab.bench.contestants import Apart, Batch, Contestant
 from trimtab.bench.data import prompt_of, read_rows, select
 from trimtab.bench.prompts import PROMPTS
 from trimtab.bench.record import Recorder
-from trimtab.bench.speculation import answers
+from trimtab.bench.speculation.run import answers
 from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
 from trimtab.decode.methods.draws.autoregressive import Autoregressive

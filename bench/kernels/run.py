@@ -15,10 +15,10 @@ from functools import partial
 
 import torch
 
-from trimtab.bench.kernel_cases import KERNELS, Work
-from trimtab.bench.kernel_clock import Graph, copy_rate, seconds
-from trimtab.bench.kernel_names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, Case, share_of
-from trimtab.bench.kernel_tables import GOALS
+from trimtab.bench.kernels.cases import KERNELS, Work
+from trimtab.bench.kernels.clock import Graph, copy_rate, seconds
+from trimtab.bench.kernels.names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, Case, share_of
+from trimtab.bench.kernels.table import GOALS
 from trimtab.bench.record import Recorder
 from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest

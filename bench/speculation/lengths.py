@@ -29,8 +29,8 @@ import numpy as np
 
 from trimtab.bench.data import append_rows, prompt_of, read_rows, select
 from trimtab.bench.record import Recorder
-from trimtab.bench.speculation import answers
-from trimtab.bench.speculation_replay import Blocks, Replay
+from trimtab.bench.speculation.replay import Blocks, Replay
+from trimtab.bench.speculation.run import answers
 from trimtab.bench.statistics import bootstrap_interval, median_ratio, percentile
 from trimtab.decode.engine.lengths import LengthController
 from trimtab.decode.errors import InvalidRequest

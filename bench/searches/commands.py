@@ -112,23 +112,23 @@ def _running(parser: argparse.ArgumentParser, resumes: bool = True) -> None:
 
 
 def _run_ifeval_search(args: argparse.Namespace) -> int:
-    from trimtab.bench.searching import Options, ifeval_search
+    from trimtab.bench.searches.ifeval_search import Options, ifeval_search
 
     return recorded(args, ifeval_search(options_of(args, Options)))
 
 
 def _run_rejection(args: argparse.Namespace) -> int:
-    from trimtab.bench.rejection import Options, rejection
+    from trimtab.bench.searches.rejection import Options, rejection
 
     recorder = rejection(options_of(args, Options))
     if recorder is not None and args.plot:
-        from trimtab.bench.plot import plot_rejection
+        from trimtab.bench.searches.plot import plot_rejection
 
         plot_rejection(recorder.rows, args.plot)
     return recorded(args, recorder)
 
 
 def _run_best_of_n(args: argparse.Namespace) -> int:
-    from trimtab.bench.best_of_n import Options, bench_best_of_n
+    from trimtab.bench.searches.best_of_n import Options, bench_best_of_n
 
     return recorded(args, bench_best_of_n(options_of(args, Options)))

@@ -1,0 +1,1 @@
+"""Nudging, by IFEval's checkers."""

@@ -1,0 +1,1 @@
+"""Searches: what they reach and what they cost."""

@@ -1,0 +1,1 @@
+"""Speculation: how fast, how well drafted, and how lengths are decided."""
