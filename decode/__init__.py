@@ -36,7 +36,7 @@ from trimtab.decode.methods.searches.segments import Logprob, Segments
 from trimtab.decode.methods.searches.single import Single
 from trimtab.decode.request import events, objective, request, result, sampling
 from trimtab.decode.request.events import *  # noqa: F403
-from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
+from trimtab.decode.request.info import FieldInfo, Limits, MethodInfo, ModelInfo, RewardInfo
 from trimtab.decode.request.method import AXES, Draw, Policy, Search, methods
 from trimtab.decode.request.objective import *  # noqa: F403
 from trimtab.decode.request.prompt import ChatMessage, Prompt
@@ -68,11 +68,13 @@ __all__ = [
     "EngineStats",
     "Entropy",
     "Evolution",
+    "FieldInfo",
     "Fixed",
     "Length",
     "Limits",
     "LocalReward",
     "Logprob",
+    "MethodInfo",
     "Mixture",
     "ModelConfig",
     "ModelInfo",

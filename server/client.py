@@ -8,7 +8,7 @@ with Client("localhost:50051") as client:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,12 +19,13 @@ from grpc_status import rpc_status
 
 from trimtab.decode.errors import TrimtabError
 from trimtab.decode.request.events import Event
-from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
+from trimtab.decode.request.info import Limits, MethodInfo, ModelInfo, RewardInfo
 from trimtab.decode.request.keywords import request_from_kwargs
 from trimtab.decode.request.method import Draw, Policy, Search
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result, Scored
+from trimtab.server.wire.alike import made
 from trimtab.server.wire.answer import Assembler, result_of
 from trimtab.server.wire.listing import info_of, reward_info_of
 from trimtab.server.wire.numbers import seconds
@@ -152,27 +153,29 @@ class Client:
 
     def models(self) -> Mapping[str, ModelInfo]:
         """The models served, by name."""
-        found: dict[str, ModelInfo] = {}
-        token = ""
-        while True:
-            with _errors():
-                page = self._stub.ListModels(pb.ListModelsRequest(page_token=token), timeout=self._timeout)
-            found.update((model.id, info_of(model)) for model in page.models)
-            token = page.next_page_token
-            if not token:
-                return found
+        pages = self._pages(self._stub.ListModels, pb.ListModelsRequest)
+        return {model.id: info_of(model) for page in pages for model in page.models}
 
     def rewards(self) -> Mapping[str, RewardInfo]:
         """The rewards served, by name."""
-        found: dict[str, RewardInfo] = {}
+        pages = self._pages(self._stub.ListRewards, pb.ListRewardsRequest)
+        return {reward.id: reward_info_of(reward) for page in pages for reward in page.rewards}
+
+    def methods(self) -> Mapping[str, MethodInfo]:
+        """The policies, draws and searches that the server knows, by name with axis: ``search.best_of_n``."""
+        pages = self._pages(self._stub.ListMethods, pb.ListMethodsRequest)
+        return {method.name: made(MethodInfo, method) for page in pages for method in page.methods}
+
+    def _pages(self, call: Callable[..., Any], request: Callable[..., Any]) -> Iterator[Any]:
+        """All pages of a list."""
         token = ""
         while True:
             with _errors():
-                page = self._stub.ListRewards(pb.ListRewardsRequest(page_token=token), timeout=self._timeout)
-            found.update((reward.id, reward_info_of(reward)) for reward in page.rewards)
+                page = call(request(page_token=token), timeout=self._timeout)
+            yield page
             token = page.next_page_token
             if not token:
-                return found
+                return
 
     def score(
         self,

@@ -137,6 +137,7 @@ def told(engine: Engine) -> tuple[list[Message], list[Any]]:
         values.append(heard.generate(LONG, model="base", max_new_tokens=4, top_logprobs=1))
         values += heard.models().values()
         values += heard.rewards().values()
+        values += heard.methods().values()
         values += heard.score([("a", "b c")], model="base")
         values += heard.score([("a", "b c")], reward="vowels")
         values.append(heard.info())
@@ -144,6 +145,7 @@ def told(engine: Engine) -> tuple[list[Message], list[Any]]:
         heard.detokenize("base", [70])
         messages.append(stub.ListModels(pb.ListModelsRequest(page_size=1)))
         messages.append(stub.ListRewards(pb.ListRewardsRequest(page_size=1)))
+        messages.append(stub.ListMethods(pb.ListMethodsRequest(page_size=1)))
         values += _while_draining(server, heard)
     return messages, values
 

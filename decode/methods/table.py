@@ -10,9 +10,10 @@ from enum import Enum
 from typing import Any
 
 from trimtab.decode.request.fields import Accepts, Field, Many, Model, OneOf, Range, Rated, described, name_of
+from trimtab.decode.request.info import FieldInfo, MethodInfo
 from trimtab.decode.request.method import AXES, methods
 
-__all__ = ["as_markdown", "as_text"]
+__all__ = ["as_markdown", "as_text", "method_infos"]
 
 _HEADINGS = {"policy": "Policies", "draw": "Draws", "search": "Searches"}
 _ABOUT = """\
@@ -45,6 +46,15 @@ class _Entry:
         meanings = _attributes(self.cls)
         for field in described(self.cls):
             yield field.name, _accepted(field), _default(field), meanings.get(field.name, "")
+
+
+def method_infos() -> list[MethodInfo]:
+    """All methods, those of other packages among them, by axis."""
+    entries = [(axis, _Entry(cls)) for axis in AXES for cls in methods(axis).values()]
+    return [
+        MethodInfo(f"{axis}.{name_of(entry.cls)}", entry.summary, tuple(FieldInfo(*row) for row in entry.rows))
+        for axis, entry in entries
+    ]
 
 
 def as_text(plugins: bool = True) -> str:

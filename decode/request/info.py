@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Limits", "ModelInfo", "RewardInfo", "same_model"]
+__all__ = ["FieldInfo", "Limits", "MethodInfo", "ModelInfo", "RewardInfo", "same_model"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +68,38 @@ class ModelInfo:
     acceptance_head: bool = False
     nudge_models: tuple[str, ...] = ()
     draft_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FieldInfo:
+    """One field of a method, in words.
+
+    Attributes:
+        name: in spec strings, JSON and the proto.
+        accepts: what it takes.
+        default: what an unset one is; ``required`` where there is none.
+        meaning: what it does.
+    """
+
+    name: str
+    accepts: str
+    default: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodInfo:
+    """What a policy, a draw or a search says of itself.
+
+    Attributes:
+        name: with its axis: ``search.best_of_n``.
+        summary: a sentence or two.
+        fields: in order.
+    """
+
+    name: str
+    summary: str
+    fields: tuple[FieldInfo, ...] = ()
 
 
 def same_model(one: ModelInfo, other: ModelInfo) -> bool:

@@ -19,6 +19,7 @@ from trimtab.decode.errors import (
     UnsupportedRequest,
     Violation,
 )
+from trimtab.decode.methods.table import method_infos
 from trimtab.decode.request.info import ModelInfo
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.validate import validate
@@ -27,6 +28,7 @@ from trimtab.server.rpc.backend import Backend
 from trimtab.server.rpc.bridge import StreamMessages, answer, events_of
 from trimtab.server.rpc.reporting import Generation, Reporting
 from trimtab.server.rpc.unary import fitting, unary_response, unary_violations
+from trimtab.server.wire.alike import filled
 from trimtab.server.wire.listing import model_message, page_of, reward_message
 from trimtab.server.wire.numbers import duration
 from trimtab.server.wire.request import Reading, read_spec
@@ -179,6 +181,14 @@ class DecodingService(DecodingServiceServicer):
         async with self._reporting(context):
             page, token = page_of(self._ready().rewards, request.page_size, request.page_token)
             return pb.ListRewardsResponse(rewards=map(reward_message, page), next_page_token=token)
+
+    async def ListMethods(
+        self, request: pb.ListMethodsRequest, context: ServicerContext[Any, Any]
+    ) -> pb.ListMethodsResponse:
+        async with self._reporting(context):
+            known = {info.name: info for info in method_infos()}
+            page, token = page_of(known, request.page_size, request.page_token)
+            return pb.ListMethodsResponse(methods=[filled(pb.Method(), info) for info in page], next_page_token=token)
 
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: ServicerContext[Any, Any]

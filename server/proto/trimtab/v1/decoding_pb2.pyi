@@ -2189,6 +2189,93 @@ class Reward(google.protobuf.message.Message):
 global___Reward = Reward
 
 @typing.final
+class ListMethodsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    page_token: builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+
+global___ListMethodsRequest = ListMethodsRequest
+
+@typing.final
+class ListMethodsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    METHODS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    @property
+    def methods(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Method]: ...
+    def __init__(
+        self,
+        *,
+        methods: collections.abc.Iterable[global___Method] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["methods", b"methods", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListMethodsResponse = ListMethodsResponse
+
+@typing.final
+class Method(google.protobuf.message.Message):
+    """A policy, a draw or a search, in words for people."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SUMMARY_FIELD_NUMBER: builtins.int
+    FIELDS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """as in Model.methods, e.g. "search.best_of_n" """
+    summary: builtins.str
+    @property
+    def fields(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___MethodField]: ...
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        summary: builtins.str = ...,
+        fields: collections.abc.Iterable[global___MethodField] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fields", b"fields", "name", b"name", "summary", b"summary"]) -> None: ...
+
+global___Method = Method
+
+@typing.final
+class MethodField(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ACCEPTS_FIELD_NUMBER: builtins.int
+    DEFAULT_FIELD_NUMBER: builtins.int
+    MEANING_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    accepts: builtins.str
+    default: builtins.str
+    """what an unset one is; "required" where there is none"""
+    meaning: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        accepts: builtins.str = ...,
+        default: builtins.str = ...,
+        meaning: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepts", b"accepts", "default", b"default", "meaning", b"meaning", "name", b"name"]) -> None: ...
+
+global___MethodField = MethodField
+
+@typing.final
 class GetServerInfoRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

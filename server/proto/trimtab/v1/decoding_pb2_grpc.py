@@ -70,6 +70,11 @@ class DecodingServiceStub(object):
                 request_serializer=trimtab_dot_v1_dot_decoding__pb2.ListRewardsRequest.SerializeToString,
                 response_deserializer=trimtab_dot_v1_dot_decoding__pb2.ListRewardsResponse.FromString,
                 _registered_method=True)
+        self.ListMethods = channel.unary_unary(
+                '/trimtab.v1.DecodingService/ListMethods',
+                request_serializer=trimtab_dot_v1_dot_decoding__pb2.ListMethodsRequest.SerializeToString,
+                response_deserializer=trimtab_dot_v1_dot_decoding__pb2.ListMethodsResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/trimtab.v1.DecodingService/GetServerInfo',
                 request_serializer=trimtab_dot_v1_dot_decoding__pb2.GetServerInfoRequest.SerializeToString,
@@ -130,6 +135,13 @@ class DecodingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMethods(self, request, context):
+        """The policies, draws and searches that this server knows, in the order of their names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Version and limits of the server.
         """
@@ -174,6 +186,11 @@ def add_DecodingServiceServicer_to_server(servicer, server):
                     servicer.ListRewards,
                     request_deserializer=trimtab_dot_v1_dot_decoding__pb2.ListRewardsRequest.FromString,
                     response_serializer=trimtab_dot_v1_dot_decoding__pb2.ListRewardsResponse.SerializeToString,
+            ),
+            'ListMethods': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMethods,
+                    request_deserializer=trimtab_dot_v1_dot_decoding__pb2.ListMethodsRequest.FromString,
+                    response_serializer=trimtab_dot_v1_dot_decoding__pb2.ListMethodsResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -371,6 +388,33 @@ class DecodingService(object):
             '/trimtab.v1.DecodingService/ListRewards',
             trimtab_dot_v1_dot_decoding__pb2.ListRewardsRequest.SerializeToString,
             trimtab_dot_v1_dot_decoding__pb2.ListRewardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMethods(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/trimtab.v1.DecodingService/ListMethods',
+            trimtab_dot_v1_dot_decoding__pb2.ListMethodsRequest.SerializeToString,
+            trimtab_dot_v1_dot_decoding__pb2.ListMethodsResponse.FromString,
             options,
             channel_credentials,
             insecure,

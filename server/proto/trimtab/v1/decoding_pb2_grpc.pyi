@@ -72,6 +72,12 @@ class DecodingServiceStub:
     ]
     """The rewards served here, in the order of their names."""
 
+    ListMethods: grpc.UnaryUnaryMultiCallable[
+        trimtab.v1.decoding_pb2.ListMethodsRequest,
+        trimtab.v1.decoding_pb2.ListMethodsResponse,
+    ]
+    """The policies, draws and searches that this server knows, in the order of their names."""
+
     GetServerInfo: grpc.UnaryUnaryMultiCallable[
         trimtab.v1.decoding_pb2.GetServerInfoRequest,
         trimtab.v1.decoding_pb2.GetServerInfoResponse,
@@ -122,6 +128,12 @@ class DecodingServiceAsyncStub:
         trimtab.v1.decoding_pb2.ListRewardsResponse,
     ]
     """The rewards served here, in the order of their names."""
+
+    ListMethods: grpc.aio.UnaryUnaryMultiCallable[
+        trimtab.v1.decoding_pb2.ListMethodsRequest,
+        trimtab.v1.decoding_pb2.ListMethodsResponse,
+    ]
+    """The policies, draws and searches that this server knows, in the order of their names."""
 
     GetServerInfo: grpc.aio.UnaryUnaryMultiCallable[
         trimtab.v1.decoding_pb2.GetServerInfoRequest,
@@ -187,6 +199,14 @@ class DecodingServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[trimtab.v1.decoding_pb2.ListRewardsResponse, collections.abc.Awaitable[trimtab.v1.decoding_pb2.ListRewardsResponse]]:
         """The rewards served here, in the order of their names."""
+
+    @abc.abstractmethod
+    def ListMethods(
+        self,
+        request: trimtab.v1.decoding_pb2.ListMethodsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[trimtab.v1.decoding_pb2.ListMethodsResponse, collections.abc.Awaitable[trimtab.v1.decoding_pb2.ListMethodsResponse]]:
+        """The policies, draws and searches that this server knows, in the order of their names."""
 
     @abc.abstractmethod
     def GetServerInfo(
