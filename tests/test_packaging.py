@@ -45,7 +45,7 @@ def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scratch = tmp_path_factory.mktemp("wheel")
     source = scratch / "source"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         if (repository / name).exists():
             shutil.copy(repository / name, source)
     for name in ("decode", "kernels", "server", "bench"):
@@ -92,6 +92,15 @@ def test_the_wheel_has_its_data(wheel: Path) -> None:
     typed = {f"trimtab/{part}/py.typed" for part in ("decode", "kernels", "server", "v1", "bench")}
     assert typed <= names
     assert any(name.startswith("trimtab/v1/") and name.endswith(".proto") for name in names)
+
+
+def test_the_wheel_says_its_licence(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (info,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+    metadata = archive.read(f"{info}/METADATA").decode()
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert "\nAuthor: The trimtab authors\n" in metadata
+    assert "Version 2.0, January 2004" in archive.read(f"{info}/licenses/LICENSE").decode()
 
 
 def test_the_wheel_owns_nothing_but_the_namespace(wheel: Path) -> None:
