@@ -37,7 +37,8 @@ from trimtab.decode.methods.searches.single import Single
 from trimtab.decode.request import events, objective, request, result, sampling
 from trimtab.decode.request.events import *  # noqa: F403
 from trimtab.decode.request.info import FieldInfo, Limits, MethodInfo, ModelInfo, RewardInfo
-from trimtab.decode.request.method import AXES, Draw, Policy, Search, methods
+from trimtab.decode.request.method import AXES, Draw, Policy, Search
+from trimtab.decode.request.method import methods as _methods  # trimtab.decode.methods is a package
 from trimtab.decode.request.objective import *  # noqa: F403
 from trimtab.decode.request.prompt import ChatMessage, Prompt
 from trimtab.decode.request.request import *  # noqa: F403
@@ -103,7 +104,7 @@ for _module in (events, objective, request, result, sampling):
 
 # A method that is not named above is exported all the same.
 for _axis in AXES:
-    for _method in methods(_axis, plugins=False).values():
+    for _method in _methods(_axis, plugins=False).values():
         globals()[_method.__name__] = _method
         if _method.__name__ not in __all__:
             __all__ += [_method.__name__]

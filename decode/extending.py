@@ -20,10 +20,11 @@ from trimtab.decode.methods.writer import Team, Writer
 from trimtab.decode.ops import Call, Context, Extend, Given, Mixed, Pick, Read, Seq, Verify, gather
 from trimtab.decode.request.check import Check
 from trimtab.decode.request.fields import Accepts, Many, Model, OneOf, Range, Rated, Text
-from trimtab.decode.request.method import Draw, Facts, Policy, Search
+from trimtab.decode.request.method import AXES, Draw, Facts, Policy, Search, methods
 from trimtab.decode.rewards.rating import Rating
 
 __all__ = [
+    "AXES",
     "Accepts",
     "Answer",
     "AutoregressiveDraw",
@@ -59,6 +60,7 @@ __all__ = [
     "chance",
     "drawn",
     "gather",
+    "methods",
     "ranked",
     "refuse_equals",
     "rewards_of",

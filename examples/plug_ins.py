@@ -3,7 +3,8 @@
 from trimtab_extras.first_good import FirstGood
 from trimtab_extras.no_repeat import NoRepeat
 
-from trimtab.decode import Engine, methods
+from trimtab.decode import Engine
+from trimtab.decode.extending import methods
 
 
 def short(prompt: str, text: str) -> float:

@@ -18,7 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab_extras.first_good import FirstGood
 from trimtab_extras.no_repeat import NoRepeat
 
-from trimtab.decode import BestOfN, Engine, ModelConfig, Objective, Request, Speculative, TrimtabError
+from trimtab.decode import (
+    BestOfN,
+    Engine,
+    InvalidRequest,
+    ModelConfig,
+    Objective,
+    Request,
+    Speculative,
+    UnsupportedRequest,
+)
 from trimtab.decode.commands import main
 from trimtab.decode.methods.table import as_markdown
 from trimtab.decode.request.as_json import FormatError, from_json, to_json
@@ -40,7 +49,7 @@ def fields_of(call: Any) -> list[str]:
     """The fields that an error names."""
     try:
         call()
-    except (TrimtabError, FormatError) as error:
+    except (InvalidRequest, UnsupportedRequest, FormatError) as error:
         return sorted({violation.field for violation in error.violations})
     return []
 

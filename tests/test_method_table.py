@@ -28,22 +28,23 @@ def test_every_method_and_field_is_there_and_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "accepted", "default"),
+    ("method", "field", "accepted", "default"),
     [
-        ("n", "a whole number in [1, max_n]", "none"),
-        ("choose", "one of best, soft, worst, majority, weighted, consensus, tournament", "best"),
-        ("nudger", "a model", "required"),
-        ("draft", "a model or lookup", "required"),
-        ("experts", "1 to 15 weighted", "required"),
-        ("reward", "a reward that rates beginnings", "required"),
-        ("coupled", "true or false", "false"),
-        ("threshold", "a number of the objective", "none"),
+        ("best_of_n", "n", "a whole number in [1, max_n]", "none"),
+        ("best_of_n", "choose", "one of best, soft, worst, majority, weighted, consensus, tournament", "best"),
+        ("best_of_n", "threshold", "a number of the objective", "none"),
+        ("nudged", "nudger", "a model", "required"),
+        ("nudged", "when", "entropy or top_prob or branching", "none"),
+        ("speculative", "draft", "a model or lookup", "required"),
+        ("speculative", "coupled", "true or false", "false"),
+        ("mixture", "experts", "1 to 15 weighted", "required"),
+        ("token_reward", "reward", "a reward that rates beginnings", "required"),
     ],
 )
-def test_what_a_field_accepts(name: str, accepted: str, default: str) -> None:
-    lines = [line.split(maxsplit=1) for line in as_text(plugins=False).splitlines()]
-    said = dict(line for line in lines if len(line) == 2)
-    assert re.fullmatch(rf"{re.escape(accepted)}\s+{default}", said[name])
+def test_what_a_field_accepts(method: str, field: str, accepted: str, default: str) -> None:
+    _, _, section = as_text(plugins=False).partition(f"\n  {method} ")
+    (line,) = re.findall(rf"^    {field} +(.*)$", re.split(r"\n  \w", section)[0], re.MULTILINE)
+    assert re.fullmatch(rf"{re.escape(accepted)} +{default}", line)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
