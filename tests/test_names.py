@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 
 import trimtab.decode
+from trimtab.decode import extending
 
 # Of others: transformers, and the language.
-FOREIGN = {"AttentionInterface", "GenerationConfig", "False", "True", "None"}
+FOREIGN = {"Annotated", "AttentionInterface", "Attributes", "GenerationConfig", "False", "True", "None"}
+# Documents for those who work on the project, which name its inside too.
+INSIDE = ("architecture.md", "CONTRIBUTING.md")
 # What users make, catch or subclass beside the types and errors.
 ENGINE = ("Engine", "EngineConfig", "EngineOptions", "EngineStats", "ModelConfig", "ConfigError")
 REWARDS = ("EngineReward", "LocalReward", "PairwiseReward", "Reward", "Sample")
@@ -22,7 +25,7 @@ REWARDS = ("EngineReward", "LocalReward", "PairwiseReward", "Reward", "Sample")
 
 @pytest.fixture(scope="module")
 def documents(repository: Path) -> dict[str, str]:
-    paths = [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]
+    paths = [repository / "README.md", repository / "CONTRIBUTING.md", *sorted((repository / "docs").glob("*.md"))]
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -52,7 +55,19 @@ def test_what_programs_use_they_import(documents: dict[str, str]) -> None:
             assert used <= imported, f"{name}: {sorted(used - imported)}"
 
 
-def test_what_is_named_in_passing_is_there(documents: dict[str, str]) -> None:
+@pytest.fixture(scope="module")
+def classes(repository: Path) -> dict[str, str]:
+    """The module of every class of the project."""
+    found = {}
+    for folder in ("decode", "kernels", "server", "bench"):
+        for path in (repository / folder).rglob("*.py"):
+            module = ".".join(("trimtab", *path.relative_to(repository).with_suffix("").parts))
+            text = path.read_text(encoding="utf-8")
+            found |= dict.fromkeys(re.findall(r"^class (\w+)", text, re.MULTILINE), module)
+    return found
+
+
+def test_what_is_named_in_passing_is_there(documents: dict[str, str], classes: dict[str, str]) -> None:
     count = 0
     for name, text in documents.items():
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -61,8 +76,14 @@ def test_what_is_named_in_passing_is_there(documents: dict[str, str]) -> None:
                 first, *attributes = mentioned.split(".")
                 if first in FOREIGN:
                     continue
-                assert first in trimtab.decode.__all__, f"{name}: `{code}` names {first}"
-                found = getattr(trimtab.decode, first)
+                if first in trimtab.decode.__all__:
+                    found = getattr(trimtab.decode, first)
+                elif first in extending.__all__:
+                    found = getattr(extending, first)
+                else:
+                    assert name in INSIDE, f"{name}: `{code}` names {first}"
+                    assert first in classes, f"{name}: `{code}` names {first}"
+                    found = getattr(importlib.import_module(classes[first]), first)
                 for attribute in attributes:
                     fields = getattr(found, "__dataclass_fields__", {})
                     assert attribute in fields or hasattr(found, attribute), f"{name}: `{code}`"
@@ -70,8 +91,7 @@ def test_what_is_named_in_passing_is_there(documents: dict[str, str]) -> None:
         for module in re.findall(r"`(trimtab(?:\.\w+)+)`", prose):
             if module not in (
                 "trimtab.toml",
-                "trimtab.rewards",
-                "trimtab.extractors",
+                *(f"trimtab.{group}" for group in ("rewards", "extractors", "policies", "draws", "searches")),
                 "trimtab.commands",
                 "trimtab.v1",
             ):

@@ -53,7 +53,7 @@ def read(engine: Engine, name: str, **axes: Any) -> dict[str, list[int]]:
     """Token ids that each model reads."""
     request = engine._preparer.request(PROMPTS[name], {"model": "base", **axes})
     assert isinstance(request, Request)
-    return dict(engine._preparer.plan(request)[0].prompts)
+    return {model: list(ids) for model, ids in engine._preparer.plan(request).prompts.items()}
 
 
 @pytest.mark.parametrize("name", PROMPTS)
