@@ -103,15 +103,7 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
     # Before the weights: while it is made, a tokenizer takes memory (Gemma's 0.4 GB) that they would come on top of.
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     give_back()
-    try:
-        rates = is_reward(hf_config)
-        model: Any = (
-            load_reward(name, source, dtype, config.trust_remote_code)
-            if rates
-            else AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=config.trust_remote_code)
-        )
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(name, _first_line(error)) from error
+    model = _read(name, source, dtype, config, hf_config)
     if draft is not None:
         model = draft.build(model)
     if not getattr(model, "_supports_attention_backend", False) or not model._can_set_attn_implementation():
@@ -130,6 +122,7 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
     context = int(getattr(text_config, "max_position_embeddings", None) or 2048)
     if config.context_tokens is not None:
         context = min(context, config.context_tokens)
+    rates = is_reward(hf_config)
     with torch.inference_mode():
         probe = _probe_tokens(vocab_size)
         expected = [(head_values(model, ids) if rates else _logits(model, ids)).float().cpu() for ids in probe]
@@ -166,6 +159,16 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
         )
         _self_test(loaded, probe, expected)
     return loaded
+
+
+def _read(name: str, source: str, dtype: torch.dtype, config: ModelConfig, hf_config: Any) -> Any:
+    """The model of a checkpoint, with its weights."""
+    try:
+        if is_reward(hf_config):
+            return load_reward(name, source, dtype, config.trust_remote_code)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(name, _first_line(error)) from error
 
 
 def _stored_table(model: Any, source: str, config: ModelConfig) -> Tensor | None:
