@@ -76,7 +76,7 @@ check: $(VENV)/.installed build/types/trimtab
 	run() { echo "== $$*"; "$$@" || failed="$$failed [$$*]"; }
 	run $(BIN)/ruff check --quiet .
 	run $(BIN)/ruff format --check --quiet .
-	run env MYPYPATH=build/types:examples/plugins $(BIN)/mypy -p trimtab -p trimtab_extras
+	run env MYPYPATH=build/types:examples/plugins $(BIN)/mypy -p trimtab -p trimtab_extras -p tests -p examples
 	run $(BIN)/python -m pytest -q tests/test_layering.py
 	run $(BIN)/python server/proto/generate.py --check
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi

@@ -101,7 +101,7 @@ def over_grpc(server: BackgroundServer) -> dict[str, Any]:
         stub = DecodingServiceStub(channel)
         (base, *_) = [m for m in stub.ListModels(pb.ListModelsRequest()).models if m.id == "base"]
         served = client.generate(PROMPT, policy=NoRepeat(2), search=FirstGood("rule", 2.0, 3), **OPTIONS)
-        wrong = {"policy": NoRepeat(0), "search": FirstGood("rule", tries=0)}
+        wrong: dict[str, Any] = {"policy": NoRepeat(0), "search": FirstGood("rule", tries=0)}
         return {
             "grpc": ids(served),
             "listed": list(base.methods),

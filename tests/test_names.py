@@ -58,7 +58,7 @@ def test_what_programs_use_they_import(documents: dict[str, str]) -> None:
 @pytest.fixture(scope="module")
 def classes(repository: Path) -> dict[str, str]:
     """The module of every class of the project."""
-    found = {}
+    found: dict[str, str] = {}
     for folder in ("decode", "kernels", "server", "bench"):
         for path in (repository / folder).rglob("*.py"):
             module = ".".join(("trimtab", *path.relative_to(repository).with_suffix("").parts))

@@ -3,8 +3,8 @@
 A method is a policy, a draw or a search: a frozen dataclass whose fields carry their bounds (``fields``), with what
 it needs, and its working, as methods. All that has to know methods asks the register: validation, spec strings,
 JSON, the proto in both directions, the server's lists. To add one, write a file in ``trimtab.decode.methods``, or in a
-package of your own that names the class under one of the entry-point groups ``trimtab.policies``, ``trimtab.draws`` and
-``trimtab.searches``.
+package of your own (see ``trimtab.decode.extending``) that names the class under one of the entry-point groups
+``trimtab.policies``, ``trimtab.draws`` and ``trimtab.searches``.
 """
 
 from __future__ import annotations
