@@ -25,6 +25,7 @@ from trimtab.decode import (
     ModelConfig,
     Objective,
     Request,
+    Segments,
     Speculative,
     UnsupportedRequest,
 )
@@ -78,7 +79,11 @@ def by_library(engine: Engine, folder: str) -> dict[str, Any]:
     for size in without:
         rule = {"no_repeat_ngram_size": size, "max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
         theirs[size] = model.generate(**prompt, **rule)[0, prompt["input_ids"].shape[1] :].tolist()
+    beams = Segments("rule", beams=2, samples_per_beam=2, max_tokens=5)
+    cool = {**OPTIONS, "temperature": 0.1, "max_new_tokens": 60, "search": beams}
     return {
+        "beams": ids(engine.generate(PROMPT, **cool)),
+        "beams without": ids(engine.generate(PROMPT, policy=NoRepeat(2), **cool)),
         "best_of_n": {"ids": ids(several), "rewards": [c.rewards["rule"] for c in several.candidates]},
         "first_good": {b: {"ids": ids(r), "selected": r.selected, "abstained": r.abstained} for b, r in first.items()},
         "no_repeat": {size: ids(result)[0] for size, result in without.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -103,6 +104,15 @@ def test_the_search_stops_at_the_first_good_answer(found: dict[str, Any]) -> Non
 def test_the_policy_is_that_of_transformers(found: dict[str, Any]) -> None:
     assert found["no_repeat"] == found["transformers"]
     assert len({tuple(ids) for ids in found["no_repeat"].values()}) > 1
+
+
+def test_the_policy_holds_under_a_search_that_forks(found: dict[str, Any]) -> None:
+    def repeats(answers: list[list[int]]) -> bool:
+        pairs = [list(itertools.pairwise(ids)) for ids in answers]
+        return any(len(set(found)) < len(found) for found in pairs)
+
+    assert repeats(found["beams"])
+    assert not repeats(found["beams without"])
 
 
 def test_every_way_gives_the_same_answers(found: dict[str, Any]) -> None:
