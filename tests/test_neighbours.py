@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ from trimtab.decode.methods.searches.evolution import Evolution
 from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.request.events import Completed
 from trimtab.decode.request.info import Limits
-from trimtab.decode.request.method import Draw, Policy, Search
+from trimtab.decode.request.method import Draw, Policy, Search, methods
 from trimtab.decode.request.objective import AnyObjective, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
@@ -171,7 +171,7 @@ def repaired(axis: Any) -> Any:
 
 
 def axis(hint: Any) -> st.SearchStrategy[Any]:
-    kinds = [axes.values(kind, scalars, named).map(repaired) for kind in get_args(hint)]
+    kinds = [axes.values(kind, scalars, named).map(repaired) for kind in methods(hint.axis, plugins=False).values()]
     return st.one_of(kinds)
 
 
