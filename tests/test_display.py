@@ -496,11 +496,11 @@ def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["--policy", "nudge:chat"], 2, "--policy = 'nudge': accepted: one of base, nudged"),
+        (["--policy", "nudge:chat"], 2, "--policy = 'nudge': accepted: one of base, mixture, nudged"),
         (["--policy", "nudged:chat", "--nudger", "chat"], 2, "use one of them"),
         (["--draw", "speculative:d,length=fixed:x"], 2, "--draw speculative.length.fixed.tokens = 'x'"),
         (["--draw", "speculative:base"], 2, "draw.speculative.draft_model = 'base'"),
-        (["--search", "best_of_n:4"], 2, "--search best_of_n.objective = None"),
+        (["--search", "best_of_n:4"], 2, "search.best_of_n.objective = None"),
         (["--search", "best_of_n:0,objective=helpful"], 2, "search.best_of_n.n = 0"),
         (["--search", "segments:gone"], 2, "search.segments.objective.terms[0].reward = 'gone'"),
         (["--search", "segments:whole", "--reference", "x"], 2, "search.segments with 'whole'"),

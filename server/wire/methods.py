@@ -59,12 +59,14 @@ def _read(cls: type[Any], message: Any, path: str, faults: Faults) -> Any:
             value = _read_field(field, message, where, faults)
         if value is not None:
             values[field.name] = value
+        elif field.required and field.mark(Rated) is not None and field.kinds != (str,):
+            values[field.name] = Objective(())  # refused, as one without terms
         elif field.required:
             if oneof is not None:
                 faults.refuse(f"{path}.{oneof.name}", None, f"one of {', '.join(oneof.fields)}")
             elif field.kinds[0] in _REQUIRED:
                 faults.refuse(where, None, "a value")
-            values[field.name] = _REQUIRED.get(field.kinds[0], Objective(()))  # an objective without terms is refused
+            values[field.name] = _REQUIRED.get(field.kinds[0])
     return cls(**values)
 
 
