@@ -17,11 +17,22 @@ from trimtab.decode.methods.draws.base import TokenDraws
 from trimtab.decode.methods.policies.base import BaseWriter
 from trimtab.decode.methods.searches.setting import Outcome, Setting, ranked, refuse_equals, rewards_of, together
 from trimtab.decode.methods.writer import Team, Writer
-from trimtab.decode.ops import Call, Context, Extend, Given, Mixed, Pick, Read, Seq, Verify, gather
+from trimtab.decode.ops import (
+    Call,
+    Context,
+    Extend,
+    Given,
+    Mixed,
+    Read,
+    Seq,
+    Verify,
+    gather,
+)
 from trimtab.decode.request.check import Check
 from trimtab.decode.request.fields import Accepts, Many, Model, OneOf, Range, Rated, Text
 from trimtab.decode.request.method import AXES, Draw, Facts, Policy, Search, methods
 from trimtab.decode.rewards.rating import Rating
+from trimtab.kernels.types import Pick
 
 __all__ = [
     "AXES",

@@ -8,16 +8,16 @@ Tests drive the same methods with a table of logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.result import TokenDraw, TopLogprob
 from trimtab.decode.text.view import VocabularyView
+from trimtab.kernels.types import Blend, Pick
 
 if TYPE_CHECKING:
     from trimtab.decode.methods.draws.length import Length
-    from trimtab.kernels.types import Blend, Filters, Key
 
 __all__ = [
     "Call",
@@ -28,7 +28,6 @@ __all__ = [
     "Gather",
     "Given",
     "Mixed",
-    "Pick",
     "Picks",
     "Read",
     "Seq",
@@ -38,23 +37,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    """How to draw the token that follows a position.
-
-    Attributes:
-        filters: temperature, filters, penalties and bias.
-        key: seed and branch of the random numbers (law 3).
-        position: index of the token in the answer, their counter.
-        banned: ids that must not be drawn, e.g. EOS before the minimum length.
-    """
-
-    filters: Filters
-    key: Key
-    position: int
-    banned: tuple[int, ...] = ()
 
 
 class Picks(Sequence[Pick]):
@@ -84,7 +66,7 @@ class Picks(Sequence[Pick]):
     @classmethod
     def of_draft(cls, picks: Sequence[Pick]) -> Picks:
         """The same, with the random numbers under which a draft proposes what these draw."""
-        return cls(lambda i: replace(picks[i], key=picks[i].key.drafting), len(picks))
+        return cls(lambda i: picks[i]._replace(key=picks[i].key.drafting), len(picks))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels.paging import Schedule, Spans
-from trimtab.kernels.types import Blend, Draft, RowPick, Window
+from trimtab.kernels.types import Blend, Draft, Pick, Window
 
 __all__ = [
     "check_attend",
@@ -49,12 +49,12 @@ def check_ids(name: str, values: Sequence[int] | NDArray[np.int64], vocabulary: 
     return ids
 
 
-def _check_position(where: str, row: RowPick) -> None:
+def _check_position(where: str, row: Pick) -> None:
     if not 0 <= row.position < 1 << 32:
         raise ValueError(f"{where}position = {row.position}: accepted: an unsigned 32-bit integer")
 
 
-def check_rows(rows: Sequence[RowPick], count: int) -> None:
+def check_rows(rows: Sequence[Pick], count: int) -> None:
     """``count`` rows, all with positions of 32 bits."""
     if len(rows) != count:
         raise ValueError(f"rows: {len(rows)} of them: accepted: {count}, one per row of logits")

@@ -24,7 +24,7 @@ from trimtab.kernels.cpu.operations import CPU
 from trimtab.kernels.paging import Schedule, Spans
 from trimtab.kernels.paths import Path, resolve
 from trimtab.kernels.results import Picked, Stats, Verified
-from trimtab.kernels.types import Blend, RowPick, Window
+from trimtab.kernels.types import Blend, Pick, Window
 
 __all__ = ["blend", "mix", "paged_attend", "paged_write", "pick", "stats", "top_logprobs", "verify"]
 
@@ -71,7 +71,7 @@ def top_logprobs(logits: torch.Tensor, n: int, *, path: Path = "auto") -> tuple[
     return cast(tuple[torch.Tensor, torch.Tensor], _run("top_logprobs", path, logits.device, logits, n))
 
 
-def pick(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") -> Picked:
+def pick(logits: torch.Tensor, rows: Sequence[Pick], *, path: Path = "auto") -> Picked:
     """Pick one token from every row, by the scheme of ``cpu.races``.
 
     Args:
@@ -87,7 +87,7 @@ def pick(logits: torch.Tensor, rows: Sequence[RowPick], *, path: Path = "auto") 
 
 
 def mix(
-    logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[RowPick], *, path: Path = "auto"
+    logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[Pick], *, path: Path = "auto"
 ) -> Picked:
     """Mix and pick one token from every row, with ``pick``'s scheme on the mixture; see ``cpu.mix``.
 

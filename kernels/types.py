@@ -20,7 +20,7 @@ from trimtab.kernels.rng import philox_int, uniform_one
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ROOT_BRANCH", "Blend", "Draft", "Filters", "Key", "RowPick", "Stream", "Window"]
+__all__ = ["ROOT_BRANCH", "Blend", "Draft", "Filters", "Key", "Pick", "Stream", "Window"]
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -177,15 +177,16 @@ class Filters:
 _NO_FILTERS = Filters()
 
 
-class RowPick(NamedTuple):
+class Pick(NamedTuple):
     """How one row's token is picked. The defaults are greedy and cost nothing to make.
 
     Attributes:
         filters: those of the request.
         key: seed and branch; made once per branch.
         position: position of the token in its sequence, below 2^32.
-        seen: ids already in the sequence, for the repetition penalty; duplicates do not count twice. Verification asks
-            again what a token was drawn from, ticks later, so a live list has no place here.
+        seen: ids already in the sequence, for the repetition penalty; duplicates do not count twice. The engine fills
+            them in where a penalty asks for them. Verification asks again what a token was drawn from, ticks later, so
+            a live list has no place here.
         banned: ids that cannot be picked at this step, e.g. EOS before the shortest length.
     """
 
@@ -251,7 +252,7 @@ class Draft(NamedTuple):
     """
 
     logits: torch.Tensor | None
-    rows: Sequence[RowPick]
+    rows: Sequence[Pick]
     ids: torch.Tensor | None = None
     top_probs: Sequence[float] | None = None
 
@@ -266,5 +267,5 @@ class Window(NamedTuple):
     """
 
     tokens: Sequence[int]
-    rows: Sequence[RowPick]
+    rows: Sequence[Pick]
     draft: Draft | None

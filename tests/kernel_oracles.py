@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trimtab.kernels import rng
 from trimtab.kernels.cpu.distribution import RowBuffer, distribution_of
 from trimtab.kernels.cpu.tiles import GROUP, TILE
-from trimtab.kernels.types import Blend, Key, RowPick, Stream, Window
+from trimtab.kernels.types import Blend, Key, Pick, Stream, Window
 
 INF = float("inf")
 Doubles = NDArray[np.float64]
@@ -36,7 +36,7 @@ def mixture(logits: Sequence[torch.Tensor], blend: Blend) -> torch.Tensor:
     return z.log_softmax(-1)
 
 
-def distribution(logits: torch.Tensor, row: RowPick) -> Doubles:
+def distribution(logits: torch.Tensor, row: Pick) -> Doubles:
     """[V]: what a row's token is drawn from, by sorting."""
     f = row.filters
     z = logits.double().clone()
@@ -67,7 +67,7 @@ def _race(weights: torch.Tensor, key: Key, position: int, stream: Stream, index:
     return int(score.argmax()), float(best[0] - best[-1]) if len(score) > 1 else INF
 
 
-def _races(p: torch.Tensor, row: RowPick, key: Key) -> tuple[int, float]:
+def _races(p: torch.Tensor, row: Pick, key: Key) -> tuple[int, float]:
     """A token by the documented scheme from weights [V], and the least margin of its races."""
     vocabulary = len(p)
     if row.restricts(vocabulary):
@@ -83,7 +83,7 @@ def _races(p: torch.Tensor, row: RowPick, key: Key) -> tuple[int, float]:
     return tile * TILE + line * GROUP + column, min(first, second, third)
 
 
-def token(logits: torch.Tensor, row: RowPick) -> tuple[int, float]:
+def token(logits: torch.Tensor, row: Pick) -> tuple[int, float]:
     """The token of a row with something finite, and by how much its closest race was won."""
     p = torch.from_numpy(distribution(logits, row))
     return (int(p.argmax()), INF) if row.filters.temperature == 0 else _races(p, row, row.key)
@@ -112,7 +112,7 @@ def window(logits: torch.Tensor, window: Window) -> tuple[int, int, float]:
     return len(window.tokens), found, min(margin, closest)
 
 
-def cpu_logprobs(logits: torch.Tensor, rows: Sequence[RowPick]) -> torch.Tensor:
+def cpu_logprobs(logits: torch.Tensor, rows: Sequence[Pick]) -> torch.Tensor:
     """No oracle: ln p [R, V] of what the CPU's path draws each row from, float32, -inf outside the support."""
     result = torch.full(logits.shape, -INF)
     buffer = RowBuffer(logits.shape[1])

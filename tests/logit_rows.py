@@ -16,7 +16,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from trimtab.kernels.types import Filters, Key, RowPick
+from trimtab.kernels.types import Filters, Key, Pick
 
 INF = float("inf")
 
@@ -29,7 +29,7 @@ def families(rows: int, vocabulary: int, seed: int = 0) -> dict[str, torch.Tenso
     return {"normal": normal, "wide": 5 * normal, "gumbel0.1": gumbel / 0.1, "gumbel1": gumbel}
 
 
-def transformers_scores(logits: torch.Tensor, row: RowPick) -> torch.Tensor:
+def transformers_scores(logits: torch.Tensor, row: Pick) -> torch.Tensor:
     """float64 [V]: what transformers would hand to its softmax."""
     f = row.filters
     scores = logits.double()[None].clone()
@@ -78,11 +78,11 @@ def chi_square(counts: NDArray[np.int64], p: NDArray[np.float64], bins: int | No
 
 def expected(logits: torch.Tensor, filters: Filters, **extra: Any) -> NDArray[np.float64]:
     """float64 [V]: transformers' distribution, independent of ours."""
-    scores = transformers_scores(logits[0], RowPick(filters, **extra))
+    scores = transformers_scores(logits[0], Pick(filters, **extra))
     return np.asarray(scores.softmax(-1).numpy())
 
 
-def mixed(rows: int, vocabulary: int, seed: int) -> list[RowPick]:
+def mixed(rows: int, vocabulary: int, seed: int) -> list[Pick]:
     """Rows of all kinds: greedy, plain, scaled, filtered, edited."""
     kinds = [
         Filters(),
@@ -102,6 +102,6 @@ def mixed(rows: int, vocabulary: int, seed: int) -> list[RowPick]:
         seen = r.integers(0, vocabulary, 5) if r.random() < 0.5 else ()
         banned = r.integers(0, max(1, vocabulary // 2), 2).tolist() if vocabulary > 2 and r.random() < 0.3 else ()
         result.append(
-            RowPick(kinds[int(r.integers(len(kinds)))], Key(int(r.integers(9)), i), int(r.integers(99)), seen, banned)
+            Pick(kinds[int(r.integers(len(kinds)))], Key(int(r.integers(9)), i), int(r.integers(99)), seen, banned)
         )
     return result

@@ -20,14 +20,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from trimtab.decode.methods.build import Prepared, write
 from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.methods.policies.nudged import Nudged
-from trimtab.decode.ops import Extend, Pick, Read
+from trimtab.decode.ops import Extend, Read
 from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Candidate, TopLogprob
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.decode.text.vocabulary import Vocabulary
-from trimtab.kernels.types import Filters, Key
+from trimtab.kernels.types import Filters, Key, Pick
 
 Logits = NDArray[np.float64]
 

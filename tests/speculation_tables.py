@@ -24,11 +24,20 @@ from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
 from trimtab.decode.methods.draws.length_rules import TokenValue, rule
 from trimtab.decode.methods.draws.lookup import CopyingDrafter, LookupDrafter, PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
-from trimtab.decode.ops import Draft, Drafted, Extend, Gather, Given, Mixed, Pick, Read, Verify
+from trimtab.decode.ops import (
+    Draft,
+    Drafted,
+    Extend,
+    Gather,
+    Given,
+    Mixed,
+    Read,
+    Verify,
+)
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason, TokenDraw, TopLogprob
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.types import Filters, Key
+from trimtab.kernels.types import Filters, Key, Pick
 
 Row = NDArray[np.float64]
 

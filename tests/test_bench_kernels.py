@@ -33,7 +33,7 @@ from trimtab.bench.timing import paired_ratio
 from trimtab.decode.commands import main
 from trimtab.decode.errors import InvalidRequest
 from trimtab.kernels import dispatch, paths
-from trimtab.kernels.types import Blend, Draft, Filters, Key, RowPick, Window
+from trimtab.kernels.types import Blend, Draft, Filters, Key, Pick, Window
 
 
 def _load(name: str) -> ModuleType:
@@ -75,7 +75,7 @@ def test_statistics_and_greedy_agree(dtype: torch.dtype) -> None:
     ours, theirs = dispatch.stats(x, tokens), eager.statistics(x, tokens)
     for mine, other in zip((ours.argmax, ours.logprob, ours.entropy, ours.top_prob), theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
-    picked = dispatch.pick(x, [RowPick()] * 6)
+    picked = dispatch.pick(x, [Pick()] * 6)
     token, logprob, entropy, top = eager.greedy(x)
     assert torch.equal(picked.token, token)
     for mine, other in zip(
@@ -89,7 +89,7 @@ def test_both_draw_from_one_law(temperature: float, top_p: float) -> None:
     x = normal(4, 300)
 
     def ours(top_p: float) -> torch.Tensor:
-        row = RowPick(Filters(temperature, top_p=top_p))
+        row = Pick(Filters(temperature, top_p=top_p))
         return oracles.cpu_logprobs(x, [row] * 4).exp()
 
     law, ids = eager.temperature_distribution(x, temperature, top_p)
@@ -104,12 +104,12 @@ def test_tokens_of_the_formulas_follow_the_law() -> None:
     torch.manual_seed(0)
     token, logprob, entropy, top = eager.mixed(models, (1.0, 0.5), 0.8, 0.95)
     mixture = dispatch.blend([model[:1] for model in models], [Blend((1.0, 0.5))])
-    law = oracles.cpu_logprobs(mixture, [RowPick(Filters(0.8, top_p=0.95))]).exp()[0].double().numpy()
+    law = oracles.cpu_logprobs(mixture, [Pick(Filters(0.8, top_p=0.95))]).exp()[0].double().numpy()
     counts = np.bincount(token.numpy(), minlength=12)
     assert not counts[law == 0].any()
     kept = law > 0
     assert p_value(counts[kept], law[kept] / law.sum()) > 1e-4
-    warmer = oracles.cpu_logprobs(mixture, [RowPick(Filters(0.8 * 1.03, top_p=0.95))]).exp()[0].double().numpy()
+    warmer = oracles.cpu_logprobs(mixture, [Pick(Filters(0.8 * 1.03, top_p=0.95))]).exp()[0].double().numpy()
     assert p_value(counts[kept], warmer[kept] / warmer[kept].sum()) < 1e-4, "the test can't tell a wrong temperature"
     whole = dispatch.stats(mixture)
     assert float(entropy[0]) == pytest.approx(float(whole.entropy[0]), abs=1e-5)
@@ -121,7 +121,7 @@ def test_masked_mixtures_agree() -> None:
     models = [normal(5, 400, seed=seed) for seed in range(3)]
     weights = (1.0, 0.6, -0.4)
     _, _, entropy, top = eager.plausible(models, weights, 0.1)
-    found = dispatch.mix(models, [Blend(weights, plausibility=0.1)] * 5, [RowPick()] * 5)
+    found = dispatch.mix(models, [Blend(weights, plausibility=0.1)] * 5, [Pick()] * 5)
     torch.testing.assert_close(entropy, found.stats.entropy, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(top, found.stats.top_prob, rtol=1e-4, atol=1e-5)
 
@@ -143,7 +143,7 @@ def test_speculative_sampling_of_the_formula_is_exact_and_accepts_as_often() -> 
     stands = np.minimum(p[:2], q).sum(-1)
     expected = stands[0] * (1 + stands[1])
     assert float(accepted.double().mean()) == pytest.approx(expected, abs=0.02)
-    picks = [[RowPick(Filters(1.0), Key(i), j) for j in range(drafted + 1)] for i in range(2000)]
+    picks = [[Pick(Filters(1.0), Key(i), j) for j in range(drafted + 1)] for i in range(2000)]
     windows = [Window(tokens[i].tolist(), picks[i], Draft(draft, picks[i][:-1])) for i in range(2000)]
     ours = dispatch.verify(target.repeat(2000, 1), windows)
     assert float(ours.accepted.double().mean()) == pytest.approx(expected, abs=0.1)

@@ -24,12 +24,11 @@ from trimtab.decode.methods.policies.trigger import (
     TopProb,
     Trigger,
 )
-from trimtab.decode.ops import Pick
 from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.result import Candidate, FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.spelling import Spelling
-from trimtab.kernels.types import Filters, Key
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:
@@ -64,7 +63,7 @@ def told(case: Any) -> Any:
 
     def reader(model: Any, name: str) -> Any:
         def read(tokens: Sequence[int], position: int, banned: Sequence[int]) -> tuple[int, float, float]:
-            found = nm.read(model, tokens, Pick(case.filters, key_of(name, case.seed), position, tuple(banned)))
+            found = nm.read(model, tokens, Pick(case.filters, key_of(name, case.seed), position, banned=tuple(banned)))
             return found.token, found.entropy, found.top_prob
 
         return read

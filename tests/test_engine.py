@@ -44,7 +44,7 @@ from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Entropy
 from trimtab.decode.methods.searches.setting import Outcome
 from trimtab.decode.models.load import LoadedModel
-from trimtab.decode.ops import Extend, Pick, gather
+from trimtab.decode.ops import Extend, gather
 from trimtab.decode.request.as_json import from_json, to_json
 from trimtab.decode.request.events import (
     Chunk,
@@ -62,7 +62,7 @@ from trimtab.decode.request.result import (
 )
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.kernels import dispatch, paths
-from trimtab.kernels.types import Filters, Key
+from trimtab.kernels.types import Filters, Key, Pick
 
 Folder = Callable[..., Path]
 Factory = Callable[..., Engine]
@@ -644,7 +644,7 @@ def test_picks_go_through_the_kernels() -> None:
     """What ran is recorded by the dispatcher, for this thread."""
     logits = torch.randn(3, 50)
     pick = Pick(Filters(temperature=1.0), Key(1), 0)
-    windows = [Window([row]) for row in (Row(None), Row(pick, (1, 2)), Row(pick, (), 3))]
+    windows = [Window([row]) for row in (Row(None), Row(pick._replace(seen=(1, 2))), Row(pick, 3))]
     with paths.record() as calls:
         reads = [found for (found,) in read([logits], windows, lambda token: bytes([token]))]
     assert [call.op for call in calls] == ["pick", "top_logprobs"]

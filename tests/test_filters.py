@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.types import Filters, Key, RowPick
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:
@@ -54,7 +54,7 @@ FILTERS = st.builds(
 )
 
 
-def only_at_an_edge(tokens: Sequence[int], logits: torch.Tensor, row: RowPick) -> bool:
+def only_at_an_edge(tokens: Sequence[int], logits: torch.Tensor, row: Pick) -> bool:
     """Whether every one of the tokens sits within rounding of a threshold, or ties with the last one kept."""
     f = row.filters
     before = lr.transformers_scores(logits, row._replace(filters=replace(f, top_p=1.0, min_p=0.0)))
@@ -92,7 +92,7 @@ def test_filters_are_those_of_transformers(
     banned: list[int],
 ) -> None:
     logits = lr.families(1, vocabulary, seed)[family][0].to(dtype)
-    row = RowPick(filters, Key(seed), 0, seen, banned)
+    row = Pick(filters, Key(seed), 0, seen, banned)
     ours = oracles.cpu_logprobs(logits[None], [row])[0].double()
     theirs = lr.transformers_scores(logits, row)
     mine, other = set(np.flatnonzero(ours > -INF)), set(np.flatnonzero(theirs > -INF))
@@ -108,16 +108,16 @@ def test_filters_are_those_of_transformers(
 def test_ties_at_the_cut_are_kept() -> None:
     logits = torch.tensor([[3.0, 1.0, 1.0, 1.0, 0.0, -1.0]])
     for filters in (Filters(1.0, top_k=2), Filters(1.0, top_p=0.75)):
-        kept = oracles.cpu_logprobs(logits, [RowPick(filters)])[0] > -INF
+        kept = oracles.cpu_logprobs(logits, [Pick(filters)])[0] > -INF
         assert kept.tolist() == [True, True, True, True, False, False]
 
 
 def test_top_p_weighs_what_top_k_kept() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     # Of the two kept by top-k the first has 4/7 of the mass, so 0.5 keeps it alone; jointly both would stay.
-    kept = oracles.cpu_logprobs(logits, [RowPick(Filters(1.0, top_k=2, top_p=0.5))])[0] > -INF
+    kept = oracles.cpu_logprobs(logits, [Pick(Filters(1.0, top_k=2, top_p=0.5))])[0] > -INF
     assert kept.tolist() == [True, False, False, False]
-    joint = oracles.cpu_logprobs(logits, [RowPick(Filters(1.0, top_p=0.5))])[0] > -INF
+    joint = oracles.cpu_logprobs(logits, [Pick(Filters(1.0, top_p=0.5))])[0] > -INF
     assert joint.tolist() == [True, True, False, False]
 
 
@@ -126,7 +126,7 @@ def test_top_p_weighs_what_top_k_kept() -> None:
 def test_nucleus_however_flat_or_peaked(vocabulary: int, top_p: float) -> None:
     """The search for the nucleus looks at few logits first; a flat row makes it look at all."""
     logits = torch.cat(list(lr.families(2, vocabulary, 21).values()))
-    rows = [RowPick(Filters(1.0, top_p=top_p), Key(i)) for i in range(len(logits))]
+    rows = [Pick(Filters(1.0, top_p=top_p), Key(i)) for i in range(len(logits))]
     kept = oracles.cpu_logprobs(logits, rows) > -INF
     p = logits.double().softmax(-1)
     for row in range(len(logits)):
@@ -142,9 +142,9 @@ def test_nucleus_however_flat_or_peaked(vocabulary: int, top_p: float) -> None:
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45, 5e-324])
 def test_tiny_temperature_is_greedy(temperature: float) -> None:
     logits = lr.families(5, 5000)["wide"] * 10
-    greedy = dispatch.pick(logits, [RowPick()] * 5).token
+    greedy = dispatch.pick(logits, [Pick()] * 5).token
     for filters in (Filters(temperature), Filters(temperature, top_p=0.9), Filters(temperature, top_k=4)):
-        tokens = dispatch.pick(logits, [RowPick(filters, Key(i)) for i in range(5)]).token
+        tokens = dispatch.pick(logits, [Pick(filters, Key(i)) for i in range(5)]).token
         assert torch.equal(tokens, greedy)
 
 
@@ -152,10 +152,10 @@ def test_greedy_takes_the_lowest_of_equals_after_edits() -> None:
     logits = torch.zeros(4, 5000)
     logits[:, [4990, 17, 300]] = 5.0
     rows = [
-        RowPick(),
-        RowPick(banned=[17]),
-        RowPick(Filters(bias={4990: 0.5})),
-        RowPick(Filters(repetition_penalty=2.0), seen=[17, 300, 17]),
+        Pick(),
+        Pick(banned=[17]),
+        Pick(Filters(bias={4990: 0.5})),
+        Pick(Filters(repetition_penalty=2.0), seen=[17, 300, 17]),
     ]
     assert dispatch.pick(logits, rows).token.tolist() == [17, 300, 4990, 4990]
 
@@ -163,9 +163,9 @@ def test_greedy_takes_the_lowest_of_equals_after_edits() -> None:
 def test_logprob_is_of_the_raw_logits() -> None:
     logits = lr.families(3, 6000)["normal"]
     rows = [
-        RowPick(Filters(0.4, top_k=3), Key(1)),
-        RowPick(Filters(2.0, bias={5: 60.0}), Key(2)),
-        RowPick(Filters(0.0, bias={7: 60.0})),
+        Pick(Filters(0.4, top_k=3), Key(1)),
+        Pick(Filters(2.0, bias={5: 60.0}), Key(2)),
+        Pick(Filters(0.0, bias={7: 60.0})),
     ]
     before = logits.clone()
     picked = dispatch.pick(logits, rows)
@@ -178,13 +178,13 @@ def test_logprob_is_of_the_raw_logits() -> None:
 
 def test_edits_that_overflow_stay_finite_or_ban() -> None:
     logits = torch.tensor([[1.0, 2.0, -3.0, 0.5]])
-    rows = [RowPick(Filters(1.0, bias={0: 3e38, 1: 1e300, 2: -1e300}), Key(1))]
+    rows = [Pick(Filters(1.0, bias={0: 3e38, 1: 1e300, 2: -1e300}), Key(1))]
     kept = oracles.cpu_logprobs(logits, rows)[0]
     assert not kept.isnan().any()
     assert int(dispatch.pick(logits, rows).token[0]) in (0, 1)
     everything = [
-        RowPick(Filters(1.0), Key(1), banned=[0, 1, 2, 3]),
-        RowPick(Filters(bias=dict.fromkeys(range(4), -INF))),
+        Pick(Filters(1.0), Key(1), banned=[0, 1, 2, 3]),
+        Pick(Filters(bias=dict.fromkeys(range(4), -INF))),
     ]
     picked = dispatch.pick(logits.expand(2, -1), everything)
     assert picked.token.tolist() == [-1, -1]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.decode.methods.draws.lookup import MAX_COPY, CopyingDrafter, LookupDrafter, NgramIndex
-from trimtab.decode.ops import Drafted, Pick
-from trimtab.kernels.types import Filters, Key
+from trimtab.decode.ops import Drafted
+from trimtab.kernels.types import Filters, Key, Pick
 
 PICKS = [Pick(Filters(), Key(0), i) for i in range(64)]
 

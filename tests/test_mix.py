@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.types import Blend, Filters, Key, RowPick
+from trimtab.kernels.types import Blend, Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:
@@ -77,7 +77,7 @@ BLENDS = [
 @pytest.mark.parametrize("vocabulary", [1, 2, 65, 4096, 4097, 50257])
 def test_statistics_against_float64(vocabulary: int, dtype: torch.dtype) -> None:
     logits = [model.to(dtype) for model in models(3, len(BLENDS), vocabulary)]
-    rows = [RowPick(Filters(1.0), Key(i)) for i in range(len(BLENDS))]
+    rows = [Pick(Filters(1.0), Key(i)) for i in range(len(BLENDS))]
     got = dispatch.mix(logits, BLENDS, rows)
     for i, blend in enumerate(BLENDS):
         logp = oracles.mixture([model[i : i + 1] for model in logits], blend)[0]
@@ -99,7 +99,7 @@ def test_statistics_against_float64(vocabulary: int, dtype: torch.dtype) -> None
 
 def test_weights_on_the_base_alone_are_pick() -> None:
     logits = models(2, 8, 9000)
-    rows = [RowPick(f, Key(i)) for i, f in enumerate([Filters(), Filters(1.0), Filters(0.7, top_p=0.9)] * 3)][:8]
+    rows = [Pick(f, Key(i)) for i, f in enumerate([Filters(), Filters(1.0), Filters(0.7, top_p=0.9)] * 3)][:8]
     mixed = dispatch.mix(logits, [Blend((1.0, 0.0))] * 8, rows)
     picked = dispatch.pick(logits[0], rows)
     assert same((mixed.token, mixed.stats), (picked.token, picked.stats))
@@ -107,7 +107,7 @@ def test_weights_on_the_base_alone_are_pick() -> None:
     assert same(alone, mixed)
 
 
-def kinds(rows: int, vocabulary: int, seed: int) -> tuple[list[Blend], list[RowPick]]:
+def kinds(rows: int, vocabulary: int, seed: int) -> tuple[list[Blend], list[Pick]]:
     """Rows of all kinds under blends of all kinds."""
     r = np.random.default_rng(seed)
     filters = [
@@ -125,7 +125,7 @@ def kinds(rows: int, vocabulary: int, seed: int) -> tuple[list[Blend], list[RowP
         blends.append(BLENDS[int(r.integers(len(BLENDS)))])
         seen = r.integers(0, vocabulary, 5) if r.random() < 0.5 else ()
         banned = r.integers(0, max(1, vocabulary // 2), 2).tolist() if vocabulary > 2 and r.random() < 0.3 else ()
-        picks.append(RowPick(filters[int(r.integers(len(filters)))], Key(int(r.integers(9)), i), i, seen, banned))
+        picks.append(Pick(filters[int(r.integers(len(filters)))], Key(int(r.integers(9)), i), i, seen, banned))
     return blends, picks
 
 
@@ -157,7 +157,7 @@ def test_only_plausible_tokens_are_drawn(vocabulary: int, plausibility: float) -
     """The anti-model hates what the base finds implausible most; without the mask such tokens win."""
     base, anti = models(2, 200, vocabulary, 5)
     anti = anti + 3 * base
-    rows = [RowPick(Filters(1.0), Key(i)) for i in range(200)]
+    rows = [Pick(Filters(1.0), Key(i)) for i in range(200)]
     ratio = (base - base.amax(-1, keepdim=True)).exp()
     masked = dispatch.mix([base, anti], [Blend((1.0, -1.0), plausibility=plausibility)] * 200, rows)
     assert (ratio.gather(1, masked.token[:, None]) >= plausibility * (1 - 1e-5)).all()
@@ -199,7 +199,7 @@ def test_what_is_not_finite() -> None:
     assert (delta[7] + 1e4).abs().max() < 1
     assert logits[9, 7] == -INF
     torch.testing.assert_close(logits[10], base[10] - anti[10])
-    rows = [RowPick(Filters(1.0), Key(i)) for i in range(12)]
+    rows = [Pick(Filters(1.0), Key(i)) for i in range(12)]
     got = dispatch.mix([base, expert, anti], blends, rows)
     flags = [0, FLAG_EMPTY, FLAG_UNCLEAN, 0, FLAG_UNCLEAN, 0, 0, FLAG_UNCLEAN, 0, 0, 0, 0]
     assert got.stats.flags.tolist() == flags
@@ -220,15 +220,13 @@ def test_a_plausible_set_under_bans_and_unclean_models() -> None:
     other[1, int(base[1].argmax())] = NAN
     other[2, int(base[2].argmin())] = NAN  # not plausible, so not read
     for plausibility in (0.01, 1e-9):  # few tokens and most of them
-        got = dispatch.mix(
-            [base, other], [Blend((1.0, -0.5), plausibility=plausibility)] * 3, [RowPick(Filters(1.0))] * 3
-        )
+        got = dispatch.mix([base, other], [Blend((1.0, -0.5), plausibility=plausibility)] * 3, [Pick(Filters(1.0))] * 3)
         assert got.stats.flags.tolist() == [FLAG_UNCLEAN, FLAG_UNCLEAN, 0]
         assert int(got.token[1]) == int(base[1].argmax())  # as much in favour as can be
 
 
 def draw(logits: list[torch.Tensor], blend: Blend, filters: Filters, draws: int) -> NDArray[np.int64]:
-    rows = [RowPick(filters, Key(99), position) for position in range(draws)]
+    rows = [Pick(filters, Key(99), position) for position in range(draws)]
     tokens = dispatch.mix([model.expand(draws, -1) for model in logits], [blend] * draws, rows).token
     return np.bincount(tokens.numpy(), minlength=logits[0].shape[1])
 
@@ -262,7 +260,7 @@ def test_tokens_follow_the_mixture(blend: Blend, draws: int) -> None:
 
 def test_a_scale_of_all_weights_is_a_temperature() -> None:
     logits = models(2, 20, 5000, 9)
-    rows = [RowPick(Filters(1.0, top_p=0.9), Key(i)) for i in range(20)]
+    rows = [Pick(Filters(1.0, top_p=0.9), Key(i)) for i in range(20)]
     halved = [row._replace(filters=Filters(0.5, top_p=0.9)) for row in rows]
     doubled = dispatch.mix(logits, [Blend((2.0, 1.0))] * 20, rows)
     assert torch.equal(doubled.token, dispatch.mix(logits, [Blend((1.0, 0.5))] * 20, halved).token)
@@ -306,9 +304,9 @@ def test_logits_are_left_alone_and_logprob_is_of_the_mixture() -> None:
     before = [model.clone() for model in logits]
     blends = [Blend((1.0, 0.5))] * 3
     rows = [
-        RowPick(Filters(0.4, top_k=3), Key(1)),
-        RowPick(Filters(2.0, bias={5: 90.0}), Key(2)),
-        RowPick(Filters(0.0, bias={7: 90.0})),
+        Pick(Filters(0.4, top_k=3), Key(1)),
+        Pick(Filters(2.0, bias={5: 90.0}), Key(2)),
+        Pick(Filters(0.0, bias={7: 90.0})),
     ]
     got = dispatch.mix(logits, blends, rows)
     assert all(torch.equal(a, b) for a, b in zip(logits, before, strict=True))
@@ -338,20 +336,20 @@ B = Blend((1.0, 1.0))
         (lambda: Blend((1.0, NAN)), ValueError, r"weights\[1\] = nan"),
         (lambda: Blend((1.0, 1e7)), ValueError, r"weights\[1\] = 10000000.0: accepted: a number in \[-1e\+06, 1e"),
         (lambda: Blend((1.0,), plausibility=1.0), ValueError, r"plausibility = 1.0: accepted: a number in \[0, 1\)"),
-        (lambda: dispatch.mix(X, [B] * 2, [RowPick()] * 2), TypeError, r"logits: accepted: a sequence of matrices"),
+        (lambda: dispatch.mix(X, [B] * 2, [Pick()] * 2), TypeError, r"logits: accepted: a sequence of matrices"),
         (lambda: dispatch.mix([], [], []), TypeError, r"logits: accepted: a sequence of matrices"),
-        (lambda: dispatch.mix([X, X[:, :9]], [B] * 2, [RowPick()] * 2), ValueError, r"logits\[1\].shape = \(2, 9\)"),
-        (lambda: dispatch.mix([X, X.double()], [B] * 2, [RowPick()] * 2), TypeError, r"dtype = torch.float64"),
-        (lambda: dispatch.mix([X, X.to("meta")], [B] * 2, [RowPick()] * 2), ValueError, r"logits\[1\].device = meta"),
-        (lambda: dispatch.mix([X, X], [B], [RowPick()] * 2), ValueError, r"blends: 1 of them: accepted: 2"),
-        (lambda: dispatch.mix([X, X], [B] * 2, [RowPick()]), ValueError, r"rows: 1 of them: accepted: 2"),
-        (lambda: dispatch.mix([X], [B] * 2, [RowPick()] * 2), ValueError, r"weights = \(1.0, 1.0\): accepted: 1 numb"),
+        (lambda: dispatch.mix([X, X[:, :9]], [B] * 2, [Pick()] * 2), ValueError, r"logits\[1\].shape = \(2, 9\)"),
+        (lambda: dispatch.mix([X, X.double()], [B] * 2, [Pick()] * 2), TypeError, r"dtype = torch.float64"),
+        (lambda: dispatch.mix([X, X.to("meta")], [B] * 2, [Pick()] * 2), ValueError, r"logits\[1\].device = meta"),
+        (lambda: dispatch.mix([X, X], [B], [Pick()] * 2), ValueError, r"blends: 1 of them: accepted: 2"),
+        (lambda: dispatch.mix([X, X], [B] * 2, [Pick()]), ValueError, r"rows: 1 of them: accepted: 2"),
+        (lambda: dispatch.mix([X], [B] * 2, [Pick()] * 2), ValueError, r"weights = \(1.0, 1.0\): accepted: 1 numb"),
         (
-            lambda: dispatch.mix([X, X], [B] * 2, [RowPick(position=-1)] * 2),
+            lambda: dispatch.mix([X, X], [B] * 2, [Pick(position=-1)] * 2),
             ValueError,
             r"position = -1: accepted: an unsigned 32",
         ),
-        (lambda: dispatch.mix([X, X], [B] * 2, [RowPick(banned=[10])] * 2), ValueError, r"banned = 10: accepted: tok"),
+        (lambda: dispatch.mix([X, X], [B] * 2, [Pick(banned=[10])] * 2), ValueError, r"banned = 10: accepted: tok"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], error: type[Exception], message: str) -> None:

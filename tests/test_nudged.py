@@ -20,11 +20,11 @@ from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.policies import nudged
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb, fires
-from trimtab.decode.ops import Pick, Read
+from trimtab.decode.ops import Read
 from trimtab.decode.request.result import Candidate, FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.ends import Ends
-from trimtab.kernels.types import Filters, Key
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:
@@ -91,7 +91,7 @@ def told(case: Any) -> tuple[list[tuple[str, int]], FinishReason, int, int]:
         asked[name] += 1
         early = len(tokens) < stopping.min_new_tokens
         banned = (EOS, *stopping.stop_token_ids) if early else ()
-        read: Read = nm.read(model, everything, Pick(case.filters, keys[name], len(tokens), banned))
+        read: Read = nm.read(model, everything, Pick(case.filters, keys[name], len(tokens), banned=banned))
         return read
 
     while True:
@@ -282,7 +282,7 @@ def test_with_the_same_random_numbers_it_would(monkeypatch: pytest.MonkeyPatch) 
 
     def shared(self: Answer, model: str, ahead: int = 0) -> Pick:
         own = pick(self, model, ahead)
-        return Pick(own.filters, pick(self, "base", ahead).key, own.position, own.banned)
+        return Pick(own.filters, pick(self, "base", ahead).key, own.position, banned=own.banned)
 
     monkeypatch.setattr(Answer, "pick", shared)
     assert _chi_square(_first_tokens(3000)) > CRITICAL

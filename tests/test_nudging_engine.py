@@ -21,14 +21,14 @@ from trimtab.decode.engine.request_state import Job, RequestState
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb
-from trimtab.decode.ops import Extend, Pick
+from trimtab.decode.ops import Extend
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.templates import PromptTemplate
 from trimtab.decode.text.vocabulary import Vocabulary
 from trimtab.kernels.dispatch import pick
-from trimtab.kernels.types import Filters, Key, RowPick
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:
@@ -64,7 +64,7 @@ class Eager:
         def read(tokens: Sequence[int], position: int, banned: Sequence[int]) -> tuple[int, float, float]:
             with torch.inference_mode():
                 logits = self.model(torch.tensor([list(tokens)]), use_cache=False, logits_to_keep=1).logits[:, -1]
-            found = pick(logits, [RowPick(filters, key, position, list(tokens), banned)])
+            found = pick(logits, [Pick(filters, key, position, list(tokens), banned)])
             return int(found.token[0]), float(found.stats.entropy[0]), float(found.stats.top_prob[0])
 
         return read

@@ -23,11 +23,10 @@ from trimtab.decode.methods.searches.refine import Refine
 from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.methods.searches.single import Single
-from trimtab.decode.ops import Pick
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards import calibration
 from trimtab.decode.rewards.calibration import Calibrated, Drawn
-from trimtab.kernels.types import Key
+from trimtab.kernels.types import Key, Pick
 
 
 def _load(name: str) -> ModuleType:

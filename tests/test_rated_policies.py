@@ -17,10 +17,9 @@ import pytest
 from trimtab.decode.methods.chance import Choice, chance
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
 from trimtab.decode.methods.policies.token_reward import TokenReward
-from trimtab.decode.ops import Pick
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.types import Filters, Key
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:

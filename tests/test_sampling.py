@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trimtab.kernels import dispatch, paths
 from trimtab.kernels.cpu.tiles import TILE
 from trimtab.kernels.results import Picked
-from trimtab.kernels.types import Filters, Key, RowPick
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:
@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
 def draw(logits: torch.Tensor, filters: Filters, draws: int, **extra: Any) -> NDArray[np.int64]:
     """Counts [V] of tokens of one row at as many positions."""
     key = Key(1234, 77)
-    rows = [RowPick(filters, key, position, **extra) for position in range(draws)]
+    rows = [Pick(filters, key, position, **extra) for position in range(draws)]
     tokens = dispatch.pick(logits.expand(draws, -1), rows).token
     return np.bincount(tokens.numpy(), minlength=logits.shape[-1])
 
@@ -110,7 +110,7 @@ def test_distribution_under_filters(filters: Filters, draws: int) -> None:
     p = lr.expected(ROW, filters, seen=seen, banned=[9])
     assert counts[p == 0].sum() == 0
     assert lr.chi_square(counts, p) > 1e-4
-    ours = oracles.cpu_logprobs(ROW, [RowPick(filters, seen=seen, banned=[9])])[0].double().exp().numpy()
+    ours = oracles.cpu_logprobs(ROW, [Pick(filters, seen=seen, banned=[9])])[0].double().exp().numpy()
     np.testing.assert_allclose(ours, p, atol=1e-6)
     # The controls: each filter dropped.
     off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -126,11 +126,11 @@ def test_distribution_under_filters(filters: Filters, draws: int) -> None:
 def test_outcomes_at_different_positions_and_seeds_are_independent() -> None:
     logits = torch.zeros(1, 2)
     n = 20_000
-    rows = [RowPick(Filters(1.0), Key(5), p) for p in range(n)]
+    rows = [Pick(Filters(1.0), Key(5), p) for p in range(n)]
     by_position = dispatch.pick(logits.expand(n, -1), rows).token.numpy()
     pairs = np.bincount(2 * by_position[:-1] + by_position[1:], minlength=4)
     assert lr.chi_square(pairs, np.full(4, 0.25)) > 1e-4
-    rows = [RowPick(Filters(1.0), Key(s), 9) for s in range(n)]
+    rows = [Pick(Filters(1.0), Key(s), 9) for s in range(n)]
     by_seed = dispatch.pick(logits.expand(n, -1), rows).token.numpy()
     agree = int((by_seed == by_position).sum())
     assert lr.chi_square(np.array([agree, n - agree]), np.full(2, 0.5)) > 1e-4
@@ -143,7 +143,7 @@ def test_outcomes_at_different_positions_and_seeds_are_independent() -> None:
 def test_tokens_are_those_of_the_documented_scheme(vocabulary: int) -> None:
     kinds = [Filters(1.0), Filters(0.7), Filters(1.0, top_p=0.9), Filters(1.3, top_k=20), Filters(0.8, min_p=0.05)]
     logits = torch.cat([f[:5] for f in lr.families(5, vocabulary, 9).values()])
-    rows = [RowPick(f, Key(40 + i, i), 1000 + i) for i, f in enumerate(itertools.islice(itertools.cycle(kinds), 20))]
+    rows = [Pick(f, Key(40 + i, i), 1000 + i) for i, f in enumerate(itertools.islice(itertools.cycle(kinds), 20))]
     tokens = dispatch.pick(logits, rows).token.tolist()
     checked = 0
     for i, row in enumerate(rows):
@@ -160,7 +160,7 @@ GOLDEN_TOKENS = [2302, 3006, 193, 7998, 7998, 5043, 6689, 6689, 9214]
 def test_tokens_are_frozen() -> None:
     """Stored answers depend on these: exact arithmetic in, so only a change of the contract changes them."""
     ramp = (torch.arange(10_000) % 97).float() / 16
-    rows = [RowPick(f, Key(3, 4), p) for p in range(3) for f in (Filters(1.0), Filters(0.5), Filters(1.0, top_k=97))]
+    rows = [Pick(f, Key(3, 4), p) for p in range(3) for f in (Filters(1.0), Filters(0.5), Filters(1.0, top_k=97))]
     assert dispatch.pick(ramp.expand(9, -1), rows).token.tolist() == GOLDEN_TOKENS
 
 
@@ -235,8 +235,8 @@ def test_no_rows() -> None:
 # ---------------------------------------------------------------------------------------------- errors and dispatch
 
 X = torch.zeros(2, 10)
-BIASED = RowPick(Filters(bias={12: 1.0}))
-SEEN = RowPick(Filters(repetition_penalty=2.0), seen=[-1])
+BIASED = Pick(Filters(bias={12: 1.0}))
+SEEN = Pick(Filters(repetition_penalty=2.0), seen=[-1])
 
 
 @pytest.mark.parametrize(
@@ -256,20 +256,20 @@ SEEN = RowPick(Filters(repetition_penalty=2.0), seen=[-1])
         (lambda: dispatch.stats(X, torch.tensor([0, -2])), ValueError, r"tokens holds -2"),
         (lambda: dispatch.top_logprobs(X, 11), ValueError, r"n = 11: accepted: 1 to the size of the vocabulary, 10"),
         (lambda: dispatch.top_logprobs(X, 0), ValueError, r"n = 0"),
-        (lambda: dispatch.pick(X, [RowPick()]), ValueError, r"rows: 1 of them: accepted: 2"),
-        (lambda: dispatch.pick(X, [RowPick(position=-1)] * 2), ValueError, r"position = -1: accepted: an unsigned 32"),
+        (lambda: dispatch.pick(X, [Pick()]), ValueError, r"rows: 1 of them: accepted: 2"),
+        (lambda: dispatch.pick(X, [Pick(position=-1)] * 2), ValueError, r"position = -1: accepted: an unsigned 32"),
         (
-            lambda: dispatch.pick(X, [RowPick(banned=[10])] * 2),
+            lambda: dispatch.pick(X, [Pick(banned=[10])] * 2),
             ValueError,
             r"banned = 10: accepted: token ids in \[0, 10\)",
         ),
         (
-            lambda: dispatch.pick(X, [RowPick(Filters(bias={12: 1.0}))] * 2),
+            lambda: dispatch.pick(X, [Pick(Filters(bias={12: 1.0}))] * 2),
             ValueError,
             r"bias = 12: accepted: token ids",
         ),
         (
-            lambda: dispatch.pick(X, [RowPick(Filters(repetition_penalty=2.0), seen=[-1])] * 2),
+            lambda: dispatch.pick(X, [Pick(Filters(repetition_penalty=2.0), seen=[-1])] * 2),
             ValueError,
             r"seen = -1: accepted: token ids in \[0, 10\)",
         ),
@@ -298,7 +298,7 @@ def test_calls_are_recorded_where_they_are_made() -> None:
     with paths.record() as outer:
         dispatch.stats(X)
         with paths.record() as inner:
-            dispatch.pick(X, [RowPick()] * 2)
+            dispatch.pick(X, [Pick()] * 2)
         thread = threading.Thread(target=dispatch.stats, args=(X,))
         thread.start()
         thread.join()

@@ -25,12 +25,11 @@ from trimtab.decode.methods.searches.refine import Refine
 from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.methods.searches.segments import Logprob, Segments
 from trimtab.decode.methods.searches.single import Single
-from trimtab.decode.ops import Pick
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards.base import Sample
-from trimtab.kernels.types import Filters, Key
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:

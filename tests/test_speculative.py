@@ -24,10 +24,10 @@ from trimtab.decode.methods.draws.block_draw import SpeculativeDraw
 from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
 from trimtab.decode.methods.draws.lookup import CopyingDrafter, PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
-from trimtab.decode.ops import Mixed, Pick
+from trimtab.decode.ops import Mixed
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.types import Blend, Filters, Key
+from trimtab.kernels.types import Blend, Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:

@@ -20,10 +20,9 @@ from trimtab.decode.methods.draws.autoregressive import AutoregressiveDraw
 from trimtab.decode.methods.draws.cross_vocabulary import shared_tokens
 from trimtab.decode.methods.draws.length import Confidence, Fixed
 from trimtab.decode.methods.draws.speculative import Speculative
-from trimtab.decode.ops import Pick
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.types import Filters, Key
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from trimtab.kernels import dispatch
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN
-from trimtab.kernels.types import Filters, Key, RowPick
+from trimtab.kernels.types import Filters, Key, Pick
 
 
 def _load(name: str) -> ModuleType:
@@ -132,7 +132,7 @@ def test_rows_that_are_not_finite(vocabulary: int, dtype: torch.dtype) -> None:
         Filters(1, min_p=0.1),
     ]
     for filters in kinds:
-        picked = dispatch.pick(base, [RowPick(filters, Key(i)) for i in range(7)])
+        picked = dispatch.pick(base, [Pick(filters, Key(i)) for i in range(7)])
         for row in range(7):
             token = int(picked.token[row])
             assert (token == -1) == empty[row]
@@ -149,7 +149,7 @@ def test_lowest_float_is_a_logit_like_another() -> None:
     assert got.argmax.tolist() == [0, 4099]
     assert float(got.entropy[0]) == pytest.approx(np.log(4100), rel=1e-6)
     assert float(got.entropy[1]) == 0.0
-    tokens = dispatch.pick(logits.expand(2, -1), [RowPick(Filters(1.0, top_k=5000), Key(i)) for i in range(2)]).token
+    tokens = dispatch.pick(logits.expand(2, -1), [Pick(Filters(1.0, top_k=5000), Key(i)) for i in range(2)]).token
     assert 0 <= int(tokens[0]) < 4100
     assert int(tokens[1]) == 4099
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from trimtab.kernels import dispatch, paths
-from trimtab.kernels.types import Blend, Filters, Key, RowPick
+from trimtab.kernels.types import Blend, Filters, Key, Pick
 
 
 def sibling(name: str) -> ModuleType:
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of
 def plans(where: Where, vocabulary: int) -> tuple[Any, Any]:
     from trimtab.kernels.triton import pack
 
-    rows = [RowPick(Filters(1.0, top_p=0.9), Key(1)), RowPick(Filters(0.5, top_k=3), Key(2), banned=[1])]
+    rows = [Pick(Filters(1.0, top_p=0.9), Key(1)), Pick(Filters(0.5, top_k=3), Key(2), banned=[1])]
     blends = [Blend((1.0, 0.5)), Blend((1.0, -0.5), plausibility=0.1)]
     return pack.pack(rows, vocabulary, where.device), pack.pack(rows, vocabulary, where.device, blends)
 
@@ -96,8 +96,8 @@ def test_calls_are_recorded(where: Where) -> None:
     x = torch.zeros(1, 10, device=where.device)
     with paths.record() as calls:
         dispatch.stats(x, path=where.path)
-        dispatch.pick(x, [RowPick()], path=where.path)
-        dispatch.mix([x], [Blend((1.0,))], [RowPick()], path=where.path)
+        dispatch.pick(x, [Pick()], path=where.path)
+        dispatch.mix([x], [Blend((1.0,))], [Pick()], path=where.path)
         dispatch.stats(x)
     first = paths.available(where.device)[0]
     assert [tuple(call) for call in calls] == [
@@ -119,20 +119,20 @@ X = torch.zeros(2, 10)
         (lambda p, x: dispatch.stats(x, torch.zeros(2), path=p), TypeError, r"tokens.dtype = torch.float32"),
         (lambda p, x: dispatch.stats(x, torch.zeros(3).long(), path=p), ValueError, r"tokens.shape = \(3,\)"),
         (lambda p, x: dispatch.stats(x, torch.zeros(2).long().to("meta"), path=p), ValueError, r"tokens.device = meta"),
-        (lambda p, x: dispatch.pick(x, [RowPick()], path=p), ValueError, r"rows: 1 of them: accepted: 2"),
-        (lambda p, x: dispatch.pick(x, [RowPick(position=-1)] * 2, path=p), ValueError, r"position = -1"),
-        (lambda p, x: dispatch.pick(x, [RowPick(banned=[10])] * 2, path=p), ValueError, r"banned = 10: accepted"),
+        (lambda p, x: dispatch.pick(x, [Pick()], path=p), ValueError, r"rows: 1 of them: accepted: 2"),
+        (lambda p, x: dispatch.pick(x, [Pick(position=-1)] * 2, path=p), ValueError, r"position = -1"),
+        (lambda p, x: dispatch.pick(x, [Pick(banned=[10])] * 2, path=p), ValueError, r"banned = 10: accepted"),
         (
-            lambda p, x: dispatch.pick(x, [RowPick(Filters(repetition_penalty=2.0), seen=[-1])] * 2, path=p),
+            lambda p, x: dispatch.pick(x, [Pick(Filters(repetition_penalty=2.0), seen=[-1])] * 2, path=p),
             ValueError,
             r"seen = -1: accepted",
         ),
         (
-            lambda p, x: dispatch.pick(x, [RowPick(Filters(bias={12: 1.0}))] * 2, path=p),
+            lambda p, x: dispatch.pick(x, [Pick(Filters(bias={12: 1.0}))] * 2, path=p),
             ValueError,
             r"bias = 12: accepted",
         ),
-        (lambda p, x: dispatch.mix([x, x], [Blend((1.0,))] * 2, [RowPick()] * 2, path=p), ValueError, r"weights = \(1"),
+        (lambda p, x: dispatch.mix([x, x], [Blend((1.0,))] * 2, [Pick()] * 2, path=p), ValueError, r"weights = \(1"),
     ],
 )
 def test_bad_input_is_named(
@@ -158,8 +158,8 @@ import sys
 sys.modules["triton"] = None
 import torch
 from trimtab.kernels import dispatch, paths
-from trimtab.kernels.types import RowPick
-print(int(dispatch.pick(torch.eye(3), [RowPick()] * 3).token[2]))
+from trimtab.kernels.types import Pick
+print(int(dispatch.pick(torch.eye(3), [Pick()] * 3).token[2]))
 try:
     dispatch.stats(torch.eye(3), path="interpret")
 except paths.PathUnavailable as error:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch, rng
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Picked, Stats
-from trimtab.kernels.types import Blend, Filters, Key, RowPick, Stream
+from trimtab.kernels.types import Blend, Filters, Key, Pick, Stream
 
 INF = float("inf")
 NAN = float("nan")
@@ -151,7 +151,7 @@ def test_statistics_do_not_degrade_with_an_offset(where: Where) -> None:
 # ------------------------------------------------------------------------------------------------------------- picks
 
 
-def agree(where: Where, logits: torch.Tensor, rows: Sequence[RowPick], least: float = 0.97) -> Picked:
+def agree(where: Where, logits: torch.Tensor, rows: Sequence[Pick], least: float = 0.97) -> Picked:
     """Both paths draw the same tokens, but where a race is within rounding; the Triton path's result.
 
     Args:
@@ -188,7 +188,7 @@ def test_tokens_are_those_of_torch(where: Where, vocabulary: int, dtype: torch.d
 
 def test_tokens_of_a_large_vocabulary(where: Where) -> None:
     logits = torch.cat([f[:1] for f in lr.families(1, 151_936, 12).values()])[1:].bfloat16()
-    agree(where, logits, [RowPick(Filters(0.9), Key(1)), RowPick(Filters(1.0, top_p=0.9), Key(2)), RowPick()])
+    agree(where, logits, [Pick(Filters(0.9), Key(1)), Pick(Filters(1.0, top_p=0.9), Key(2)), Pick()])
 
 
 def test_odd_rows(where: Where) -> None:
@@ -212,7 +212,7 @@ def test_odd_rows(where: Where) -> None:
     for number, filters in enumerate(kinds):
         if where.device.type == "cpu" and number % 2:
             continue
-        got = agree(where, logits, [RowPick(filters, Key(i, number)) for i in range(8)])
+        got = agree(where, logits, [Pick(filters, Key(i, number)) for i in range(8)])
         assert [int(got.token[i]) for i in range(3)] == [-1, 0, -1]
         flags = [FLAG_EMPTY, 0, FLAG_EMPTY | FLAG_UNCLEAN, FLAG_EMPTY | FLAG_UNCLEAN, 0, 0, 0, 0]
         assert got.stats.flags.tolist() == flags
@@ -227,12 +227,12 @@ def test_edits(where: Where) -> None:
     everything = np.arange(vocabulary)
     best = logits.argmax(-1).tolist()
     rows = [
-        RowPick(Filters(1.0, repetition_penalty=1.3), Key(1), seen=[*seen, *seen]),
-        RowPick(Filters(0.0, repetition_penalty=50.0), seen=[best[1], best[1]]),
-        RowPick(Filters(1.0, bias={int(i): float(i % 7) for i in seen}), Key(2), banned=[best[2], best[2]]),
-        RowPick(Filters(0.7, top_p=0.8), Key(3), banned=everything[:8990]),
-        RowPick(Filters(1.0), Key(4), banned=everything),
-        RowPick(Filters(0.0, bias={0: 3e38, 1: 1e300, 2: -1e300, best[5]: -INF}), banned=[1]),
+        Pick(Filters(1.0, repetition_penalty=1.3), Key(1), seen=[*seen, *seen]),
+        Pick(Filters(0.0, repetition_penalty=50.0), seen=[best[1], best[1]]),
+        Pick(Filters(1.0, bias={int(i): float(i % 7) for i in seen}), Key(2), banned=[best[2], best[2]]),
+        Pick(Filters(0.7, top_p=0.8), Key(3), banned=everything[:8990]),
+        Pick(Filters(1.0), Key(4), banned=everything),
+        Pick(Filters(0.0, bias={0: 3e38, 1: 1e300, 2: -1e300, best[5]: -INF}), banned=[1]),
     ]
     got = agree(where, logits, rows, least=1.0)
     assert int(got.token[1]) != best[1]
@@ -264,7 +264,7 @@ def test_filters_however_flat_or_peaked(where: Where) -> None:
     if where.device.type == "cpu":
         cases = [case for i, case in enumerate(cases) if i not in (1, 7)]
     logits = torch.cat([z for z, _ in cases])
-    agree(where, logits, [RowPick(f, Key(50 + i), i) for i, (_, f) in enumerate(cases)], least=1.0)
+    agree(where, logits, [Pick(f, Key(50 + i), i) for i, (_, f) in enumerate(cases)], least=1.0)
 
 
 def test_a_nucleus_below_the_first_guess(where: Where) -> None:
@@ -272,7 +272,7 @@ def test_a_nucleus_below_the_first_guess(where: Where) -> None:
     vocabulary = 30_000
     logits = -10.3 + 0.01 * torch.randn(2, vocabulary, generator=torch.Generator().manual_seed(25))
     logits[:, 9] = 0.0
-    rows = [RowPick(Filters(1.0, top_p=0.9), Key(3), 8), RowPick(Filters(1.0, top_p=0.4), Key(3), 2)]
+    rows = [Pick(Filters(1.0, top_p=0.9), Key(3), 8), Pick(Filters(1.0, top_p=0.4), Key(3), 2)]
     got = agree(where, logits, rows, least=1.0)
     assert got.token.tolist() == [int(got.token[0]), 9]
     assert int(got.token[0]) != 9  # this key draws from the thin part
@@ -299,7 +299,7 @@ def test_rows_do_not_depend_on_the_batch(where: Where, vocabulary: int) -> None:
     logits[2, 1] = NAN
     rows = lr.mixed(count, vocabulary, 5)
 
-    def pick(z: torch.Tensor, chosen: Sequence[RowPick]) -> Any:
+    def pick(z: torch.Tensor, chosen: Sequence[Pick]) -> Any:
         return host(dispatch.pick(z, chosen, path=where.path))
 
     whole = pick(logits, rows)
@@ -332,7 +332,7 @@ def test_the_launch_grid_changes_nothing(where: Where, models: int) -> None:
     vocabulary = 20_001
     logits = [m.to(where.device) for m in MIX.models(models, 4, vocabulary, 17)]
     blends = [Blend((1.0, 0.5)[:models])] * 4
-    rows = [RowPick(f, Key(i)) for i, f in enumerate([Filters(), Filters(0.7), Filters(1.0, top_p=0.9), Filters(1.0)])]
+    rows = [Pick(f, Key(i)) for i, f in enumerate([Filters(), Filters(0.7), Filters(1.0, top_p=0.9), Filters(1.0)])]
     plan = pack.pack(rows, vocabulary, where.device, blends if models > 1 else None)
     found = [launch.run(logits, plan, span=span)[0] for span in (1, 2, 4, 8)]
     assert all(same(found[0], other) for other in found[1:])
@@ -342,9 +342,7 @@ def test_the_launch_grid_changes_nothing(where: Where, models: int) -> None:
 # ------------------------------------------------------------------------------------------------------------ mixing
 
 
-def mixed_agree(
-    where: Where, logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[RowPick]
-) -> Picked:
+def mixed_agree(where: Where, logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[Pick]) -> Picked:
     got = host(dispatch.mix([m.to(where.device) for m in logits], blends, rows, path=where.path))
     wanted = dispatch.mix(logits, blends, rows, path="torch")
     blended = dispatch.blend(logits, blends)
@@ -391,7 +389,7 @@ def test_mixtures_of_what_is_not_finite(where: Where, kind: str) -> None:
         "expert": [Blend((0.0, 1.0, 0.0))] * 12,
         "plausible": [Blend((1.5, -0.5, 0.2), plausibility=0.05)] * 12,
     }[kind]
-    got = mixed_agree(where, models, blends, [RowPick(Filters(1.0), Key(i)) for i in range(12)])
+    got = mixed_agree(where, models, blends, [Pick(Filters(1.0), Key(i)) for i in range(12)])
     wanted = dispatch.blend(models, blends)
     ours = dispatch.blend([m.to(where.device) for m in models], blends, path=where.path).cpu()
     assert torch.equal(ours == -INF, wanted == -INF)
@@ -411,7 +409,7 @@ def test_mixtures_do_not_depend_on_the_batch(where: Where) -> None:
         Blend((1.0, 0.0)),
         Blend((2.0, 1.0)),
     ]
-    rows = [RowPick(Filters(1.0, top_p=0.9 if i % 2 else 1.0), Key(i)) for i in range(count)]
+    rows = [Pick(Filters(1.0, top_p=0.9 if i % 2 else 1.0), Key(i)) for i in range(count)]
 
     def mix(chosen: Sequence[int]) -> Any:
         models = [m[list(chosen)] for m in logits]
@@ -424,7 +422,7 @@ def test_mixtures_do_not_depend_on_the_batch(where: Where) -> None:
 
 def test_models_of_different_dtypes(where: Where) -> None:
     base, other = MIX.models(2, 2, 700, 20)
-    rows = [RowPick(Filters(1.0), Key(i)) for i in range(2)]
+    rows = [Pick(Filters(1.0), Key(i)) for i in range(2)]
     mixed_agree(where, [base, other.bfloat16()], [Blend((1.0, 0.5))] * 2, rows)
     five = [base, other, base.roll(1), other.roll(1), base.roll(2)]
     mixed_agree(where, five, [Blend((1.0, 0.5, -0.2, 0.1, 0.3))] * 2, rows)
@@ -443,7 +441,7 @@ def test_no_rows(where: Where) -> None:
 
 
 def counts(where: Where, logits: torch.Tensor, filters: Filters, draws: int) -> NDArray[np.int64]:
-    rows = [RowPick(filters, Key(4321), position) for position in range(draws)]
+    rows = [Pick(filters, Key(4321), position) for position in range(draws)]
     tokens = dispatch.pick(logits.to(where.device).expand(draws, -1), rows, path=where.path).token.cpu()
     return np.bincount(tokens.numpy(), minlength=logits.shape[-1])
 

@@ -23,7 +23,7 @@ from trimtab.kernels.cpu.tiles import TILE
 from trimtab.kernels.paths import Path as KernelPath
 from trimtab.kernels.paths import available
 from trimtab.kernels.results import Verified
-from trimtab.kernels.types import Draft, Filters, Key, RowPick, Window
+from trimtab.kernels.types import Draft, Filters, Key, Pick, Window
 
 pytest.importorskip("triton")
 
@@ -163,7 +163,7 @@ def test_edges(path: KernelPath) -> None:
         assert got.accepted.shape == got.token.shape == got.stats.lse.shape == (0,)
     logits = ws.normal(8, 50, seed=14)
     sampled, filtered = Filters(1.0), Filters(1.0, top_p=0.9)
-    rows = [RowPick(f, Key(4), 9) for f in (Filters(), sampled, filtered)]
+    rows = [Pick(f, Key(4), 9) for f in (Filters(), sampled, filtered)]
     agree(
         logits[:3],
         [Window([], [row], draft) for row, draft in zip(rows, (None, Draft(None, []), None), strict=True)],
@@ -178,7 +178,7 @@ def test_edges(path: KernelPath) -> None:
     peaked = torch.full((2, 50), -INF)
     peaked[:, best] = 0.0
     for filters in (sampled, Filters(0.8, top_k=30, top_p=0.95)):
-        mine = [RowPick(filters, Key(2).drafting, j) for j in range(3)]
+        mine = [Pick(filters, Key(2).drafting, j) for j in range(3)]
         tokens = dispatch.pick(logits[:3], mine).token.tolist()
         windows = [
             ws.speculative(logits[:4], logits[:3], tokens, filters, 2),
@@ -186,7 +186,7 @@ def test_edges(path: KernelPath) -> None:
             ws.speculative(logits[:2], torch.full((1, 50), -INF), [best], filters, 4),
             ws.speculative(logits[:2], banned, [best], filters, 5),
             ws.speculative(peaked, peaked[:1], [(best + 1) % 50], filters, 6),
-            Window([best], [RowPick(filters, Key(7), j, banned=range(50)) for j in range(2)], Draft(None, [])),
+            Window([best], [Pick(filters, Key(7), j, banned=range(50)) for j in range(2)], Draft(None, [])),
         ]
         batch = torch.cat([logits[:4], low, logits[:2], logits[:2], peaked, logits[:2]])
         got = by_kernels(batch, windows, path)
@@ -197,7 +197,7 @@ def test_edges(path: KernelPath) -> None:
 
 def test_drafts_of_several_vocabularies_and_types(path: KernelPath) -> None:
     target = ws.normal(9, 40, seed=1, scale=2.0)
-    rows = [RowPick(Filters(1.0), Key(3), j) for j in range(3)]
+    rows = [Pick(Filters(1.0), Key(3), j) for j in range(3)]
     drafts = [
         Draft(ws.normal(2, 40, seed=2), rows[:2]),
         Draft(ws.normal(2, 10, seed=3).half(), rows[:2], torch.arange(0, 40, 4)),
@@ -229,7 +229,7 @@ def test_distributions_are_those_of_the_cpu(path: KernelPath, vocabulary: int) -
     logits[9, 1:] = -INF
     logits = logits.bfloat16()
     banned = [vocabulary - 1] if vocabulary > 2 else []
-    rows = [RowPick(f, seen=[0, 0], banned=banned if i % 2 else []) for i, f in enumerate(kinds)]
+    rows = [Pick(f, seen=[0, 0], banned=banned if i % 2 else []) for i, f in enumerate(kinds)]
     device = _device(path)
     found = run([logits.to(device)], pack(rows, vocabulary, device))[0]
     buffer = RowBuffer(vocabulary)
@@ -278,7 +278,7 @@ def test_what_is_written_follows_the_target(path: KernelPath, filters: Filters) 
     """As ``test_verify`` has it for the twin; on a GPU with enough draws to see a few percent."""
     n = 40_000 if path == "triton" else 600
     target, draft = ws.normal(6, seed=1, scale=1.5), ws.normal(6, seed=2, scale=1.5)
-    rows = [RowPick(filters, Key(seed, 9), 5) for seed in range(n)]
+    rows = [Pick(filters, Key(seed, 9), 5) for seed in range(n)]
     mine = [row._replace(key=row.key.drafting) for row in rows]
     tokens = dispatch.pick(draft.expand(n, -1), mine, path="torch").token
     windows = [
@@ -301,7 +301,7 @@ def test_what_is_written_follows_the_target(path: KernelPath, filters: Filters) 
 
 def test_calls_are_recorded_and_errors_name_the_field(path: KernelPath) -> None:
     logits = torch.zeros(2, 10, device=_device(path))
-    rows = [RowPick(Filters(1.0), Key(1), j) for j in range(2)]
+    rows = [Pick(Filters(1.0), Key(1), j) for j in range(2)]
     with paths.record() as calls:
         dispatch.verify(logits, [Window([3], rows, None)], path=path)
     assert calls == [("verify", path)]

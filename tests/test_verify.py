@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch, paths
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Verified
-from trimtab.kernels.types import Draft, Filters, Key, RowPick, Window
+from trimtab.kernels.types import Draft, Filters, Key, Pick, Window
 
 
 def _load(name: str) -> ModuleType:
@@ -152,8 +152,8 @@ def test_decisions_are_frozen() -> None:
     windows = [
         Window(
             [95 + 97 * n, 88 + 89 * n],
-            [RowPick(f, Key(3, 4), p) for p in (n, n + 1, n + 2)],
-            Draft(other.expand(2, -1), [RowPick(f)] * 2),
+            [Pick(f, Key(3, 4), p) for p in (n, n + 1, n + 2)],
+            Draft(other.expand(2, -1), [Pick(f)] * 2),
         )
         for n in range(4)
         for f in (Filters(1.0), Filters(0.5), Filters(1.0, top_k=970))
@@ -169,7 +169,7 @@ def test_decisions_are_frozen() -> None:
 def test_a_draft_equal_to_the_target_always_stands(filters: Filters) -> None:
     logits = ws.normal(5, 5000, seed=8, scale=2.0)
     for seed in range(20):
-        rows = [RowPick(filters, Key(seed).drafting, j) for j in range(4)]
+        rows = [Pick(filters, Key(seed).drafting, j) for j in range(4)]
         tokens = dispatch.pick(logits[:4], rows).token.tolist()
         window = ws.speculative(logits, logits[:4], tokens, filters, seed)
         assert int(dispatch.verify(logits, [window]).accepted[0]) == 4
@@ -225,7 +225,7 @@ def test_rows_that_are_not_finite(filters: Filters) -> None:
     target[2, 6] = INF
     draft = ws.normal(3, 4100, seed=13)
     tokens = [int(target[0].argmax()), 4, 5]
-    certain = Window([tokens[0]], [RowPick(filters, Key(1), j) for j in range(2)], Draft(None, []))
+    certain = Window([tokens[0]], [Pick(filters, Key(1), j) for j in range(2)], Draft(None, []))
     for seed in range(10):
         windows = [
             ws.speculative(target, draft, tokens, filters, seed),
@@ -244,15 +244,15 @@ def test_rows_that_are_not_finite(filters: Filters) -> None:
         assert int(got.accepted[3]) == 0 or int(got.token[3]) == -1
         assert not any(part.isnan().any() for part in got.stats)
         assert got.stats.flags.tolist()[:4] == [0, FLAG_EMPTY, FLAG_UNCLEAN, 0]
-    coupled = Window([4], [RowPick(filters, Key(1), j) for j in range(2)], None)
+    coupled = Window([4], [Pick(filters, Key(1), j) for j in range(2)], None)
     got = dispatch.verify(target[1:3], [coupled])
     assert (int(got.accepted[0]), int(got.token[0])) == (0, -1)
 
 
 def test_everything_banned() -> None:
     logits = torch.zeros(2, 3)
-    for draft in (Draft(None, []), Draft(torch.zeros(1, 3), [RowPick(Filters(1.0))]), None):
-        rows = [RowPick(Filters(1.0), Key(1), j, banned=[0, 1, 2]) for j in range(2)]
+    for draft in (Draft(None, []), Draft(torch.zeros(1, 3), [Pick(Filters(1.0))]), None):
+        rows = [Pick(Filters(1.0), Key(1), j, banned=[0, 1, 2]) for j in range(2)]
         got = dispatch.verify(logits, [Window([1], rows, draft)])
         assert (int(got.accepted[0]), int(got.token[0])) == (0, -1)
         assert got.stats.logprob.tolist() == [-INF, -INF]
@@ -265,7 +265,7 @@ def test_no_windows_no_drafts_one_token() -> None:
         assert got.accepted.dtype == got.token.dtype == torch.int64
         assert all(part.shape == (0,) for part in got.stats)
         logits = ws.normal(3, vocabulary, seed=14)
-        rows = [RowPick(f, Key(4), 9) for f in (Filters(), Filters(1.0), Filters(1.0, top_p=0.9))]
+        rows = [Pick(f, Key(4), 9) for f in (Filters(), Filters(1.0), Filters(1.0, top_p=0.9))]
         empty = torch.empty(0, vocabulary)
         drafts = [None, Draft(None, []), Draft(empty, [])]
         for draft in drafts:
@@ -284,7 +284,7 @@ def test_known_top_probabilities_change_nothing(filters: Filters) -> None:
     target, draft = ws.normal(3, 5000, seed=15, scale=2.0), ws.normal(2, 5000, seed=16, scale=2.0)
     accepted = 0
     for seed in range(20):
-        rows = [RowPick(filters, Key(seed).drafting, j) for j in range(2)]
+        rows = [Pick(filters, Key(seed).drafting, j) for j in range(2)]
         picked = dispatch.pick(draft, rows)
         window = ws.speculative(target, draft, picked.token.tolist(), filters, seed)
         assert window.draft is not None
@@ -315,14 +315,14 @@ def test_nothing_is_changed() -> None:
 # ------------------------------------------------------------------------------------------------------------- errors
 
 X = torch.zeros(2, 10)
-ROWS = [RowPick(Filters(1.0))] * 2
+ROWS = [Pick(Filters(1.0))] * 2
 
 
-def one(tokens: Sequence[int] = (3,), rows: Sequence[RowPick] = ROWS, draft: Draft | None = None) -> Verified:
+def one(tokens: Sequence[int] = (3,), rows: Sequence[Pick] = ROWS, draft: Draft | None = None) -> Verified:
     return dispatch.verify(X, [Window(tokens, rows, draft)])
 
 
-def drawn(logits: torch.Tensor = X[:1], rows: Sequence[RowPick] = ROWS[:1], **more: Any) -> Verified:
+def drawn(logits: torch.Tensor = X[:1], rows: Sequence[Pick] = ROWS[:1], **more: Any) -> Verified:
     return one(draft=Draft(logits, rows, **more))
 
 
@@ -335,7 +335,7 @@ def drawn(logits: torch.Tensor = X[:1], rows: Sequence[RowPick] = ROWS[:1], **mo
         (lambda: one([10]), ValueError, r"windows\[0\].tokens holds 10: accepted: token ids in \[0, 10\)"),
         (lambda: one([-1]), ValueError, r"windows\[0\].tokens holds -1"),
         (
-            lambda: one(rows=[RowPick(position=-1)] * 2),
+            lambda: one(rows=[Pick(position=-1)] * 2),
             ValueError,
             r"windows\[0\].rows: position = -1: accepted: an",
         ),
@@ -358,8 +358,8 @@ def drawn(logits: torch.Tensor = X[:1], rows: Sequence[RowPick] = ROWS[:1], **mo
         (lambda: drawn(ids=torch.arange(10) - 1), ValueError, r"draft.ids holds -1"),
         (lambda: drawn(ids=torch.arange(10) // 2), ValueError, r"draft.ids holds 0 twice: accepted: distinct ids"),
         (lambda: drawn(top_probs=[]), ValueError, r"draft.top_probs: 0 of them: accepted: 1, one per token"),
-        (lambda: drawn(rows=[RowPick(banned=[10])]), ValueError, r"banned = 10: accepted: token ids in \[0, 10\)"),
-        (lambda: one(rows=[RowPick(banned=[10])] * 2), ValueError, r"banned = 10: accepted: token ids in \[0, 10\)"),
+        (lambda: drawn(rows=[Pick(banned=[10])]), ValueError, r"banned = 10: accepted: token ids in \[0, 10\)"),
+        (lambda: one(rows=[Pick(banned=[10])] * 2), ValueError, r"banned = 10: accepted: token ids in \[0, 10\)"),
     ],
 )
 def test_bad_input_is_named(call: Callable[[], object], error: type[Exception], message: str) -> None:

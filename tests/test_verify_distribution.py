@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch
 from trimtab.kernels.results import Verified
-from trimtab.kernels.types import Draft, Filters, Key, RowPick, Window
+from trimtab.kernels.types import Draft, Filters, Key, Pick, Window
 
 
 def _load(name: str) -> ModuleType:
@@ -87,13 +87,13 @@ class Case:
     extra: dict[str, Any] = field(default_factory=dict)
     draft_extra: dict[str, Any] = field(default_factory=dict)
 
-    def rows(self, n: int) -> list[RowPick]:
+    def rows(self, n: int) -> list[Pick]:
         """The target's draws at position 5 of n requests."""
-        return [RowPick(self.filters, Key(seed, 9), 5, **self.extra) for seed in range(n)]
+        return [Pick(self.filters, Key(seed, 9), 5, **self.extra) for seed in range(n)]
 
-    def draft_rows(self, n: int) -> list[RowPick]:
+    def draft_rows(self, n: int) -> list[Pick]:
         filters = self.filters if self.draft_filters is None else self.draft_filters
-        return [RowPick(filters, Key(seed, 9).drafting, 5, **self.draft_extra) for seed in range(n)]
+        return [Pick(filters, Key(seed, 9).drafting, 5, **self.draft_extra) for seed in range(n)]
 
     def proposals(self, n: int) -> list[int]:
         """Tokens drawn from the draft, as the target's ids; without a draft always the same."""
@@ -102,7 +102,7 @@ class Case:
         columns = dispatch.pick(self.draft.expand(n, -1), self.draft_rows(n)).token
         return (columns if self.ids is None else self.ids[columns]).tolist()
 
-    def verify(self, n: int, proposals: Sequence[int], draft: Callable[[RowPick], Draft]) -> Verified:
+    def verify(self, n: int, proposals: Sequence[int], draft: Callable[[Pick], Draft]) -> Verified:
         """n windows of one token; what follows them does not matter here."""
         windows = [
             Window([y], [row, row._replace(position=6)], draft(mine))
@@ -110,7 +110,7 @@ class Case:
         ]
         return dispatch.verify(self.target.expand(2 * n, -1), windows)
 
-    def source(self, row: RowPick) -> Draft:
+    def source(self, row: Pick) -> Draft:
         """What the proposals really were drawn from."""
         if self.draft is None:
             return Draft(None, [])
@@ -189,7 +189,7 @@ def test_a_draft_whose_filters_are_forgotten_is_found_out(name: str) -> None:
     case = CASES[name]
     n = 2500
     proposals = case.proposals(n)
-    got = case.verify(n, proposals, lambda row: Draft(case.source(row).logits, [RowPick(Filters(1.0))]))
+    got = case.verify(n, proposals, lambda row: Draft(case.source(row).logits, [Pick(Filters(1.0))]))
     written = case.count(torch.where(got.accepted.bool(), torch.tensor(proposals), got.token))
     assert not fits(written, oracles.distribution(case.target, case.rows(1)[0]))
 
@@ -234,10 +234,10 @@ def two_tokens(n: int, filters: Filters, shift: int = 0, length: int = 2) -> Cou
         open_ = np.flatnonzero(at < 2)
         last = [int(written[i, at[i] - 1]) if at[i] else 4 for i in open_]
         drafts: list[list[int]] = [[] for _ in open_]
-        q_rows: list[list[RowPick]] = [[] for _ in open_]
+        q_rows: list[list[Pick]] = [[] for _ in open_]
         state = list(last)
         for k in range(length):
-            rows = [RowPick(filters, keys[i].drafting, int(at[i]) + k) for i in open_]
+            rows = [Pick(filters, keys[i].drafting, int(at[i]) + k) for i in open_]
             tokens = dispatch.pick(DRAFT_TABLE[state], rows).token.tolist()
             for mine, q_row, token, row in zip(drafts, q_rows, tokens, rows, strict=True):
                 mine.append(token)
@@ -247,7 +247,7 @@ def two_tokens(n: int, filters: Filters, shift: int = 0, length: int = 2) -> Cou
         windows = [
             Window(
                 mine,
-                [RowPick(filters, keys[i], int(at[i]) + k) for k in range(length + 1)],
+                [Pick(filters, keys[i], int(at[i]) + k) for k in range(length + 1)],
                 Draft(DRAFT_TABLE[context[:-1]], q_row),
             )
             for i, mine, q_row, context in zip(open_, drafts, q_rows, contexts, strict=True)
@@ -264,7 +264,7 @@ def two_tokens(n: int, filters: Filters, shift: int = 0, length: int = 2) -> Cou
 @pytest.mark.parametrize("n", [1600, pytest.param(40_000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("filters", [Filters(1.0), Filters(0.8, top_k=3)], ids=["plain", "top_k"])
 def test_joint_law_of_two_tokens(filters: Filters, n: int) -> None:
-    row = RowPick(filters)
+    row = Pick(filters)
     first = oracles.distribution(TARGET_TABLE[4], row)
     joint = np.concatenate([first[x] * oracles.distribution(TARGET_TABLE[x], row) for x in range(4)])
     for length in (1, 2, 3) if filters.top_k == 0 else (2,):

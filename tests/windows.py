@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.types import Draft, Filters, Key, RowPick, Window
+from trimtab.kernels.types import Draft, Filters, Key, Pick, Window
 
 INF = float("inf")
 Doubles = NDArray[np.float64]
@@ -33,11 +33,11 @@ KINDS = [
 ]
 
 
-def rows_of(r: np.random.Generator, count: int, vocabulary: int, filters: Filters, key: Key) -> list[RowPick]:
+def rows_of(r: np.random.Generator, count: int, vocabulary: int, filters: Filters, key: Key) -> list[Pick]:
     """Consecutive positions of one request; what is seen and banned changes along the way."""
     start = int(r.integers(1000))
     return [
-        RowPick(
+        Pick(
             filters,
             key,
             start + j,
@@ -86,5 +86,5 @@ def split(logits: torch.Tensor, windows: Sequence[Window]) -> list[torch.Tensor]
 def speculative(
     target: torch.Tensor, draft: torch.Tensor, tokens: Sequence[int], filters: Filters, seed: int = 0, **extra: Any
 ) -> Window:
-    rows = [RowPick(filters, Key(seed), j, **extra) for j in range(len(target))]
+    rows = [Pick(filters, Key(seed), j, **extra) for j in range(len(target))]
     return Window(tokens, rows, Draft(draft, [row._replace(key=row.key.drafting) for row in rows[:-1]]))

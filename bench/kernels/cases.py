@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimtab.bench.kernels import eager
 from trimtab.kernels import dispatch
-from trimtab.kernels.types import Blend, Draft, Filters, Key, RowPick, Window
+from trimtab.kernels.types import Blend, Draft, Filters, Key, Pick, Window
 
 __all__ = ["KERNELS", "Work", "logits"]
 
@@ -73,8 +73,8 @@ def _near(base: Tensor, seed: int) -> Tensor:
     return made
 
 
-def _picks(rows: int, filters: Filters) -> list[list[RowPick]]:
-    return [[RowPick(filters, Key(i), step) for i in range(rows)] for step in range(_STEPS)]
+def _picks(rows: int, filters: Filters) -> list[list[Pick]]:
+    return [[Pick(filters, Key(i), step) for i in range(rows)] for step in range(_STEPS)]
 
 
 def _stats(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device, seed: int) -> Work:
@@ -144,7 +144,7 @@ def _verify(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device
     def windows(step: int) -> list[Window]:
         made = []
         for i in range(rows):
-            picks = [RowPick(filters, Key(i), (_DRAFTED + 1) * step + j) for j in range(_DRAFTED + 1)]
+            picks = [Pick(filters, Key(i), (_DRAFTED + 1) * step + j) for j in range(_DRAFTED + 1)]
             source = Draft(draft[i * _DRAFTED : (i + 1) * _DRAFTED], picks[:-1], None, tops[i])
             made.append(Window(drafted[i], picks, source))
         return made
@@ -187,9 +187,7 @@ def _operators() -> None:
     from trimtab.kernels.triton import logits, verify  # noqa: F401
 
 
-def _planned(
-    rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends: Sequence[Blend] | None = None
-) -> Any:
+def _planned(rows: Sequence[Pick], vocabulary: int, device: torch.device, blends: Sequence[Blend] | None = None) -> Any:
     from trimtab.kernels.triton.pack import pack
 
     return pack(rows, vocabulary, device, blends).flat

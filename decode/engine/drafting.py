@@ -11,13 +11,13 @@ from torch import Tensor
 
 from trimtab.decode.engine.isolate import isolated
 from trimtab.decode.engine.model_instance import ModelInstance
-from trimtab.decode.engine.sampler import row_pick
+from trimtab.decode.engine.sampler import seeing
 from trimtab.decode.engine.work import Item
 from trimtab.decode.methods.draws.cross_vocabulary import shared_tokens
 from trimtab.decode.methods.draws.length_rules import Rule, together
 from trimtab.decode.ops import Draft, Drafted
 from trimtab.kernels import dispatch, types
-from trimtab.kernels.types import RowPick
+from trimtab.kernels.types import Pick
 
 __all__ = ["Block", "Columns", "Source", "columns", "grow"]
 
@@ -101,7 +101,7 @@ class Block:
     ends: frozenset[int]
     tokens: list[int] = field(default_factory=list)
     _rows: list[Tensor] = field(default_factory=list)
-    _picks: list[RowPick] = field(default_factory=list)
+    _picks: list[Pick] = field(default_factory=list)
     _tops: list[float] = field(default_factory=list)
     _last: int = -1  # as the draft knows it
 
@@ -111,17 +111,17 @@ class Block:
         assert isinstance(op, Draft)
         return op
 
-    def pick(self, seen: Sequence[int]) -> RowPick:
+    def pick(self, seen: Sequence[int]) -> Pick:
         """How the next token is drawn, in the draft's columns unless it is coupled to the target's draw."""
         if self.columns is not None and self.columns.select is not None:
             seen = ()  # a foreign draft's tokens aren't the target's, so it can't tell what the penalty falls on
-        found = row_pick(self.op.picks[len(self.tokens)], seen)
+        found = seeing(self.op.picks[len(self.tokens)], seen)
         if self.columns is None or self.op.coupled:
             return found
         bias = {int(self.columns.of[t]): v for t, v in found.filters.bias.items() if self.columns.of[t] >= 0}
         filters = replace(found.filters, bias=bias) if found.filters.bias else found.filters
         seen, banned = self.columns.map(found.seen), self.columns.map(found.banned)
-        return RowPick(filters, found.key, found.position, seen, banned)
+        return Pick(filters, found.key, found.position, seen, banned)
 
     def row(self, logits: Tensor) -> Tensor:
         """What the token is drawn from, [n], of the draft's output [Vd]."""
@@ -136,7 +136,7 @@ class Block:
         full[self.columns.ids] = logits
         return full
 
-    def take(self, token: int, logits: Tensor, pick: RowPick, top_prob: float, accepts: float | None) -> bool:
+    def take(self, token: int, logits: Tensor, pick: Pick, top_prob: float, accepts: float | None) -> bool:
         """Add a token, given as drawn from ``logits``, if it is worth verifying; whether to draft another
         one: then ``follow``.
         """

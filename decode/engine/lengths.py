@@ -2,8 +2,8 @@
 
 A round of R rows takes P passes of the draft at D(R) seconds each and one of the target at T(n) over its n tokens, R
 and the drafted ones. Divided by the tokens that it writes that is the seconds that an accepted token saves, by which
-rules weigh tokens (``draws.lengths``). Where plain decoding, at T(R) / R, is as cheap, rows step plainly; then drafts
-are tried for a few rounds now and then, more seldom each time that they still don't pay.
+rules weigh tokens (``draws.length_rules``). Where plain decoding, at T(R) / R, is as cheap, rows step plainly; then
+drafts are tried for a few rounds now and then, more seldom each time that they still don't pay.
 
 Decisions are functions of what was observed: no clock, no random numbers.
 """

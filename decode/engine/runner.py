@@ -20,9 +20,17 @@ from trimtab.decode.engine.drafting import Block, Source, grow
 from trimtab.decode.engine.isolate import isolated
 from trimtab.decode.engine.model_instance import ModelInstance
 from trimtab.decode.engine.plan import Entry, Failure, Output, Plan
-from trimtab.decode.engine.sampler import CERTAIN, Row, Window, read
+from trimtab.decode.engine.sampler import CERTAIN, Row, Window, read, seeing
 from trimtab.decode.engine.work import Item, Pending
-from trimtab.decode.ops import Draft, Extend, Mixed, Pick, Read, Value, Verify
+from trimtab.decode.ops import (
+    Draft,
+    Extend,
+    Mixed,
+    Read,
+    Value,
+    Verify,
+)
+from trimtab.kernels.types import Pick
 
 __all__ = ["run"]
 
@@ -154,10 +162,10 @@ def _asked(pending: Pending, start: int, parts: Sequence[Tensor]) -> Iterable[_A
 def _row(item: Item, op: Extend | Verify, index: int) -> Row:
     """How row ``index`` of an op is read."""
     pick = op.picks[index]
-    if not isinstance(pick, Pick) or pick.filters.repetition_penalty == 1.0:
-        return Row(pick, (), op.top)
-    tokens = item.sequence.tokens
-    return Row(pick, tuple(tokens[: len(tokens) - item.wanted + 1 + index]), op.top)
+    if isinstance(pick, Pick) and pick.filters.repetition_penalty != 1.0:
+        tokens = item.sequence.tokens
+        pick = seeing(pick, tokens[: len(tokens) - item.wanted + 1 + index])
+    return Row(pick, op.top)
 
 
 def _read_together(asked: Sequence[_Asked]) -> list[list[Read]]:

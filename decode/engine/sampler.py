@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trimtab.decode.ops import Given, Pick, Read
+from trimtab.decode.ops import Given, Read
 from trimtab.decode.request.result import TokenDraw, TopLogprob
 from trimtab.kernels import dispatch, types
 from trimtab.kernels.results import Stats
-from trimtab.kernels.types import Blend, Draft, RowPick
+from trimtab.kernels.types import Blend, Draft, Pick
 
-__all__ = ["CERTAIN", "Row", "Window", "read", "row_pick"]
+__all__ = ["CERTAIN", "Row", "Window", "read", "seeing"]
 
 Piece = Callable[[int], bytes]
 
 CERTAIN = Draft(None, (), None)  # of tokens that no distribution stands behind
 
-_STATISTICS_ONLY = RowPick()
+_STATISTICS_ONLY = Pick()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,11 @@ class Row:
     """How one row is read.
 
     Attributes:
-        pick: how to draw; None reads the statistics of the most likely token.
-        seen: tokens before it, for the repetition penalty; as they were when the row was made.
+        pick: how to draw, with the tokens before it; None reads the statistics of the most likely token.
         top: number of most likely tokens to report.
     """
 
     pick: Pick | Given | None
-    seen: tuple[int, ...] = ()
     top: int = 0
 
 
@@ -64,12 +62,9 @@ class Window:
         return isinstance(self.rows[0].pick, Given)
 
 
-def row_pick(pick: Pick | Given | None, seen: Sequence[int]) -> RowPick:
-    """The kernels' form of a pick; ``seen`` is copied where it matters, as it may be a sequence that grows."""
-    if not isinstance(pick, Pick):
-        return _STATISTICS_ONLY
-    penalised = pick.filters.repetition_penalty != 1.0
-    return RowPick(pick.filters, pick.key, pick.position, tuple(seen) if penalised else (), pick.banned)
+def seeing(pick: Pick, seen: Sequence[int]) -> Pick:
+    """The pick after these tokens; they are copied where it matters, as they may be a sequence that grows."""
+    return pick if pick.filters.repetition_penalty == 1.0 else pick._replace(seen=tuple(seen))
 
 
 def read(logits: Sequence[Tensor], windows: Sequence[Window], piece: Piece) -> list[list[Read]]:
@@ -117,7 +112,7 @@ def _drawn(
     if windows[0].given:
         given = [row.pick.token for row in rows if isinstance(row.pick, Given)]
         return [0] * len(rows), given, dispatch.stats(mixed, torch.tensor(given, device=mixed.device)), mixed
-    picks = [row_pick(row.pick, row.seen) for row in rows]
+    picks = [row.pick if isinstance(row.pick, Pick) else _STATISTICS_ONLY for row in rows]
     if not drafted:
         found = dispatch.mix(logits, blends, picks) if blends else dispatch.pick(mixed, picks)
         return [0] * len(rows), found.token.tolist(), found.stats, mixed
@@ -134,15 +129,15 @@ def _drawn(
 
 def _drawable(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[Row]) -> Sequence[Blend]:
     """The blends, without the bound on plausibility where bans leave no plausible token: then all others compete."""
-    bounded = [
-        i
+    bounded = {
+        i: row.pick
         for i, (blend, row) in enumerate(zip(blends, rows, strict=False))
         if blend.plausibility and isinstance(row.pick, Pick) and (row.pick.banned or row.pick.filters.bias)
-    ]
+    }
     if not bounded:
         return blends
-    masked = dispatch.blend([part[bounded] for part in logits], [blends[i] for i in bounded])
-    found = dispatch.pick(masked, [row_pick(rows[i].pick, rows[i].seen) for i in bounded]).token.tolist()
+    masked = dispatch.blend([part[list(bounded)] for part in logits], [blends[i] for i in bounded])
+    found = dispatch.pick(masked, list(bounded.values())).token.tolist()
     empty = {i for i, token in zip(bounded, found, strict=True) if token < 0}
     return [replace(blend, plausibility=0.0) if i in empty else blend for i, blend in enumerate(blends)]
 

@@ -29,7 +29,14 @@ from trimtab.decode.engine.request_state import RequestState
 from trimtab.decode.engine.tasks import Op, Task
 from trimtab.decode.engine.work import SHORT, Item, Pending
 from trimtab.decode.errors import EngineFailed, RequestCancelled, TrimtabError
-from trimtab.decode.ops import Call, Draft, Drafted, Extend, Pick, Verify
+from trimtab.decode.ops import (
+    Call,
+    Draft,
+    Drafted,
+    Extend,
+    Verify,
+)
+from trimtab.kernels.types import Pick
 
 __all__ = ["Scheduler"]
 

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.methods.chance import Line
 from trimtab.decode.methods.drawing import Drawing
-from trimtab.decode.ops import (
-    Context,
-    Pick,
-    Picks,
-    Read,
-)
+from trimtab.decode.ops import Context, Picks, Read
 from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import (
@@ -27,6 +22,7 @@ from trimtab.decode.request.result import (
 from trimtab.decode.text.detokenizer import Detokenizer
 from trimtab.decode.text.ends import Ends
 from trimtab.decode.text.view import blind
+from trimtab.kernels.types import Pick
 
 if TYPE_CHECKING:
     from trimtab.kernels.types import Filters, Key
@@ -184,7 +180,7 @@ class Answer:
 
     def _pick_at(self, model: str, keys: tuple[Key, Key], position: int) -> Pick:
         filters = self._drawing.filters if self.ends.shares_ids(model) else self._drawing.foreign
-        return Pick(filters, keys[model != self._model], position, self.ends.banned(model, position))
+        return Pick(filters, keys[model != self._model], position, banned=self.ends.banned(model, position))
 
     def token(self, model: str, read: Read, draw: TokenDraw | None = None) -> Token:
         """The token that ``model`` drew; how, says the read unless ``draw`` does."""

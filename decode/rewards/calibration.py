@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 from trimtab.decode.ops import (
     Context,
     Extend,
-    Pick,
     Seq,
     gather,
 )
@@ -27,6 +26,7 @@ from trimtab.decode.rewards.base import EngineReward, Reward, Sample, prompt_key
 from trimtab.decode.rewards.evaluation import evaluate
 from trimtab.decode.rewards.options import OptionError, choice, number, text, whole
 from trimtab.decode.text.view import VocabularyView
+from trimtab.kernels.types import Pick
 
 if TYPE_CHECKING:
     from trimtab.decode.rewards.registry import Site

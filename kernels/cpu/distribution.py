@@ -18,7 +18,7 @@ from trimtab.kernels.cpu import tiles
 from trimtab.kernels.cpu.filters import edit, exponents, inverse_temperature, support
 from trimtab.kernels.cpu.races import needs_mass
 from trimtab.kernels.cpu.row_scan import RowScan
-from trimtab.kernels.types import RowPick
+from trimtab.kernels.types import Pick
 
 __all__ = ["Distribution", "RowBuffer", "distribution_of"]
 
@@ -71,7 +71,7 @@ class RowBuffer:
         self._row = self._grid.view(-1)[:vocabulary]
         self.z: Floats = self._row.numpy()
 
-    def load(self, source: torch.Tensor, row: RowPick) -> np.float32:
+    def load(self, source: torch.Tensor, row: Pick) -> np.float32:
         """Take logits [V] of any accepted dtype; -inf bans, NaN and +inf count as -inf. Returns the largest.
 
         A row at temperature 0 keeps the logit that greedy takes and loses all others.
@@ -106,7 +106,7 @@ class RowBuffer:
 
 
 def distribution_of(
-    buffer: RowBuffer, source: torch.Tensor, row: RowPick, plain: float | None = None
+    buffer: RowBuffer, source: torch.Tensor, row: Pick, plain: float | None = None
 ) -> Distribution | None:
     """The distribution of logits [V] under a row's edits and filters.
 

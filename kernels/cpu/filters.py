@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trimtab.kernels.checks import check_ids
 from trimtab.kernels.cpu.row_scan import RowScan
-from trimtab.kernels.types import Filters, RowPick
+from trimtab.kernels.types import Filters, Pick
 
 __all__ = [
     "edit",
@@ -31,7 +31,7 @@ def _refuse(name: str, value: object, accepted: str) -> ValueError:
     return ValueError(f"{name} = {value!r}: accepted: {accepted}")
 
 
-def edit(z: Floats, row: RowPick) -> None:
+def edit(z: Floats, row: Pick) -> None:
     """Apply repetition penalty, bias and bans to one row of clean logits, float32 [V], in place.
 
     A logit that grows out of float32 stays at the largest number, or is banned at the other end.

@@ -22,7 +22,7 @@ from trimtab.kernels.cpu.pick import draw
 from trimtab.kernels.cpu.row_scan import RowScan
 from trimtab.kernels.cpu.stats import Chunk, summarise
 from trimtab.kernels.results import Picked
-from trimtab.kernels.types import Blend, RowPick
+from trimtab.kernels.types import Blend, Pick
 
 __all__ = ["DELTA", "blend", "mix"]
 
@@ -172,7 +172,7 @@ def _clean(x: torch.Tensor) -> tuple[float, bool]:
     return _FAR, dirty
 
 
-def mix(logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[RowPick]) -> Picked:
+def mix(logits: Sequence[torch.Tensor], blends: Sequence[Blend], rows: Sequence[Pick]) -> Picked:
     """See ``dispatch.mix``."""
     token, found = draw(_Mixer(logits, blends).chunks(), None, rows, logits[0].shape[1])
     return Picked(torch.from_numpy(token).to(logits[0].device), found.stats(logits[0].device))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trimtab.kernels.cpu.races import Races
 from trimtab.kernels.cpu.stats import Chunk, Collected, chunks
 from trimtab.kernels.results import Picked
-from trimtab.kernels.types import RowPick
+from trimtab.kernels.types import Pick
 
 __all__ = ["draw", "pick"]
 
@@ -19,7 +19,7 @@ Ids = NDArray[np.int64]
 
 
 def draw(
-    work: Iterable[Chunk], host: torch.Tensor | None, rows: Sequence[RowPick], vocabulary: int
+    work: Iterable[Chunk], host: torch.Tensor | None, rows: Sequence[Pick], vocabulary: int
 ) -> tuple[Ids, Collected]:
     """Tokens int64 [R], and statistics with their logprobs.
 
@@ -51,7 +51,7 @@ def draw(
     return token, found
 
 
-def pick(logits: torch.Tensor, rows: Sequence[RowPick]) -> Picked:
+def pick(logits: torch.Tensor, rows: Sequence[Pick]) -> Picked:
     """See ``dispatch.pick``."""
     host = logits.detach().to("cpu")
     token, found = draw(chunks(host), host, rows, host.shape[1])

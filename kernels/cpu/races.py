@@ -31,7 +31,7 @@ from trimtab.kernels.cpu import tiles
 from trimtab.kernels.cpu.filters import edit, exponents, inverse_temperature, support
 from trimtab.kernels.cpu.row_scan import RowScan
 from trimtab.kernels.cpu.stats import Chunk
-from trimtab.kernels.types import Key, RowPick, Stream
+from trimtab.kernels.types import Key, Pick, Stream
 
 __all__ = ["Races", "clocks", "keys_of", "needs_mass", "race", "tile_masses"]
 
@@ -55,7 +55,7 @@ class Races:
         touched: whether some row's token may not be its argmax.
     """
 
-    def __init__(self, rows: Sequence[RowPick], vocabulary: int) -> None:
+    def __init__(self, rows: Sequence[Pick], vocabulary: int) -> None:
         self._rows = rows
         self._vocabulary = vocabulary
         self._edits = [row.edits for row in rows]
@@ -170,7 +170,7 @@ def race(keys: Keys, ids: Sequence[Ids], weights: Sequence[Floats]) -> Ids:
     return winners
 
 
-def needs_mass(row: RowPick, vocabulary: int) -> bool:
+def needs_mass(row: Pick, vocabulary: int) -> bool:
     """Whether ``support`` wants the mass of the whole row."""
     return row.filters.top_p < 1 and not 0 < row.filters.top_k < vocabulary
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trimtab.kernels.cpu import tiles
 from trimtab.kernels.cpu.distribution import Distribution, RowBuffer
 from trimtab.kernels.cpu.races import Keys, clocks, keys_of, race
-from trimtab.kernels.types import RowPick
+from trimtab.kernels.types import Pick
 
 __all__ = ["Columns", "Proposal", "Rejection", "Residuals"]
 
@@ -44,7 +44,7 @@ class Proposal(NamedTuple):
     """What a token was drafted from; ``q`` None where nothing was finite, ``source`` None where q = 1."""
 
     source: torch.Tensor | None
-    row: RowPick
+    row: Pick
     q: Distribution | None
     columns: Columns | None
     buffer: RowBuffer | None
@@ -63,7 +63,7 @@ class Rejection(NamedTuple):
     """
 
     source: torch.Tensor
-    row: RowPick
+    row: Pick
     p: Distribution
     token: int
     certain: bool

@@ -27,13 +27,13 @@ from trimtab.kernels.cpu.pick import draw
 from trimtab.kernels.cpu.residual import Columns, Proposal, Rejection, Residuals
 from trimtab.kernels.cpu.stats import Collected, chunks
 from trimtab.kernels.results import Verified
-from trimtab.kernels.types import Draft, RowPick, Stream, Window
+from trimtab.kernels.types import Draft, Pick, Stream, Window
 
 __all__ = ["columns_of", "verify"]
 
 Ids = NDArray[np.int64]
 
-_NOTHING = RowPick()  # greedy: asks for no more than the statistics
+_NOTHING = Pick()  # greedy: asks for no more than the statistics
 
 
 def verify(logits: torch.Tensor, windows: Sequence[Window]) -> Verified:
@@ -67,7 +67,7 @@ def verify(logits: torch.Tensor, windows: Sequence[Window]) -> Verified:
     return Verified(torch.from_numpy(accepted).to(device), torch.from_numpy(token).to(device), found.stats(device))
 
 
-def _picks_of(windows: Sequence[Window]) -> list[RowPick]:
+def _picks_of(windows: Sequence[Window]) -> list[Pick]:
     """How each row is picked whatever the draft says: after the drafted tokens, where coupled, at temperature 0.
 
     The others ask for no more than their statistics.
@@ -110,7 +110,7 @@ class _Scan:
                 return j, after
         return len(window.tokens), int(self._picked[start + len(window.tokens)])
 
-    def _test(self, draft: Draft, j: int, y: int, row: RowPick, i: int) -> int | Rejection | None:
+    def _test(self, draft: Draft, j: int, y: int, row: Pick, i: int) -> int | Rejection | None:
         """None where token y stands at row i; else the refusal, or -1 where the target has nothing finite."""
         source = self._host[i]
         p = self._target(source, row, i)
@@ -124,7 +124,7 @@ class _Scan:
                 return None
         return Rejection(source, row, p, y, log_q > -math.inf, proposal)
 
-    def _target(self, source: torch.Tensor, row: RowPick, i: int) -> Distribution | None:
+    def _target(self, source: torch.Tensor, row: Pick, i: int) -> Distribution | None:
         if row.edits or row.filters.temperature != 1 or row.restricts(self._vocabulary):
             return distribution_of(self.buffer, source, row, float(self._found.mass[i]))
         top = self._found.top[i]
@@ -133,7 +133,7 @@ class _Scan:
         mass = float(self._found.mass[i])
         return Distribution(np.float32(top), inverse_temperature(row.filters), np.float32(-np.inf), mass)
 
-    def _logit(self, source: torch.Tensor, row: RowPick, y: int) -> np.float32:
+    def _logit(self, source: torch.Tensor, row: Pick, y: int) -> np.float32:
         if row.edits:
             return np.float32(self.buffer.z[y])  # ``_target`` has left the edited row there
         z = source[y].item()

@@ -33,7 +33,7 @@ from trimtab.kernels.triton.rows import (
 )
 from trimtab.kernels.triton.scan import scan, scan_base
 from trimtab.kernels.triton.settle import CAPACITY, STATE, settle
-from trimtab.kernels.types import Blend, RowPick
+from trimtab.kernels.types import Blend, Pick
 
 __all__ = ["Shape", "blend", "block_of", "mix", "on", "pick", "run", "span_of", "stats", "stats_of", "top_logprobs"]
 
@@ -232,13 +232,13 @@ def stats(logits: Tensor, tokens: Tensor | None) -> Stats:
     return stats_of(*run([logits], None, tokens)[0][:3])
 
 
-def pick(logits: Tensor, rows: Sequence[RowPick]) -> Picked:
+def pick(logits: Tensor, rows: Sequence[Pick]) -> Picked:
     """See ``dispatch.pick``."""
     found, _ = run([logits], pack(rows, logits.shape[1], logits.device))
     return Picked(found.ids[0], stats_of(*found[:3]))
 
 
-def mix(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[RowPick]) -> Picked:
+def mix(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[Pick]) -> Picked:
     """See ``dispatch.mix``."""
     found, _ = run(logits, pack(rows, logits[0].shape[1], logits[0].device, blends))
     return Picked(found.ids[0], stats_of(*found[:3]))
@@ -246,7 +246,7 @@ def mix(logits: Sequence[Tensor], blends: Sequence[Blend], rows: Sequence[RowPic
 
 def blend(logits: Sequence[Tensor], blends: Sequence[Blend]) -> Tensor:
     """See ``dispatch.blend``."""
-    plan = pack([RowPick()] * len(blends), logits[0].shape[1], logits[0].device, blends)
+    plan = pack([Pick()] * len(blends), logits[0].shape[1], logits[0].device, blends)
     result: Tensor = _blend(list(logits), *plan.flat)
     return result
 

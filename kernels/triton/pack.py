@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trimtab.kernels.checks import check_ids
 from trimtab.kernels.cpu.filters import inverse_temperature
 from trimtab.kernels.triton.rows import EDITED, FILTERED, INTS, REALS, SAMPLED, SCALED, Lists
-from trimtab.kernels.types import Blend, RowPick
+from trimtab.kernels.types import Blend, Pick
 
 __all__ = ["Plan", "moved", "pack"]
 
@@ -68,7 +68,7 @@ class _Ids:
         self._filled += len(found)
         return self._filled - len(found), self._filled
 
-    def edits(self, row: RowPick, vocabulary: int) -> tuple[int, ...]:
+    def edits(self, row: Pick, vocabulary: int) -> tuple[int, ...]:
         """Begin and end of what was seen, biased, banned."""
         filters = row.filters
         seen = check_ids("seen", row.seen if filters.repetition_penalty != 1 else (), vocabulary)
@@ -76,7 +76,7 @@ class _Ids:
         return *self.add(np.unique(seen)), *bias, *self.add(check_ids("banned", row.banned, vocabulary))
 
 
-def pack(rows: Sequence[RowPick], vocabulary: int, device: torch.device, blends: Sequence[Blend] | None = None) -> Plan:
+def pack(rows: Sequence[Pick], vocabulary: int, device: torch.device, blends: Sequence[Blend] | None = None) -> Plan:
     """The plan of a batch: of R rows, and of R blends for mixtures.
 
     Raises:

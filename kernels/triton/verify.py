@@ -18,14 +18,14 @@ from trimtab.kernels.triton import acceptance
 from trimtab.kernels.triton.acceptance import CERTAIN, COLUMNS, OWN, Outcome, Side, Windows
 from trimtab.kernels.triton.logits import Shape, on, run, stats_of
 from trimtab.kernels.triton.pack import Plan, moved, pack
-from trimtab.kernels.types import RowPick, Window
+from trimtab.kernels.types import Pick, Window
 
 __all__ = ["Batch", "pack_windows", "verify"]
 
 Tensor = torch.Tensor
 Verification = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
-_NOTHING = RowPick()
+_NOTHING = Pick()
 
 
 class Batch(NamedTuple):
@@ -54,8 +54,8 @@ class Batch(NamedTuple):
 
 def pack_windows(windows: Sequence[Window], vocabulary: int, device: torch.device) -> Batch:
     """Windows whose drafts share one vocabulary; see ``_vocabulary_of``."""
-    rows: list[RowPick] = []
-    draft_rows: list[RowPick] = []
+    rows: list[Pick] = []
+    draft_rows: list[Pick] = []
     sources: list[Tensor] = []
     start, ints, tested = [0], [], False
     for w, window in enumerate(windows):

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.desk import Desk
 from trimtab.decode.methods.draws.base import TokenDraws
-from trimtab.decode.ops import Context, Extend, Mixed, Pick, Read, Seq
+from trimtab.decode.ops import (
+    Context,
+    Extend,
+    Mixed,
+    Read,
+    Seq,
+)
 from trimtab.decode.request.method import Draw
+from trimtab.kernels.types import Pick
 
 __all__ = ["Autoregressive", "AutoregressiveDraw", "Edit"]
 

@@ -24,7 +24,18 @@ from typing import Protocol, Self
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.draws.length import Fixed, Length
 from trimtab.decode.methods.draws.length_rules import longest
-from trimtab.decode.ops import Context, Draft, Drafted, Extend, Mixed, Pick, Picks, Read, Seq, Verify
+from trimtab.decode.ops import (
+    Context,
+    Draft,
+    Drafted,
+    Extend,
+    Mixed,
+    Picks,
+    Read,
+    Seq,
+    Verify,
+)
+from trimtab.kernels.types import Pick
 
 __all__ = ["Drafter", "ModelDrafter", "SpeculativeDraw"]
 

@@ -4,7 +4,7 @@ The draft is held to the tokens that both vocabularies have, byte for byte: it d
 renormalised, and gives none of the mass to what only the target can say. Verification knows that distribution, so the
 answer's stays the target's. Here the two *texts* are kept in step. The draft reads the answer in its own spelling:
 what it spelled itself stays as far as it was accepted, and only the unsettled tail is encoded anew
-(``policies.bridge``).
+(``text.spelling``).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from trimtab.decode.methods.draws.length_rules import longest
 from trimtab.decode.ops import (
     Draft,
     Drafted,
-    Pick,
     Picks,
     Seq,
 )
 from trimtab.decode.text.spelling import Spelling, incomplete, text_of
 from trimtab.decode.text.view import VocabularyView
+from trimtab.kernels.types import Pick
 
 __all__ = ["CrossVocabularyDrafter", "shared_tokens"]
 

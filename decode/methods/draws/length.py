@@ -1,4 +1,4 @@
-"""How long a drafted block may be: what a request can ask for. The rules that follow are in ``lengths``."""
+"""How long a drafted block may be: what a request can ask for. The rules that follow are in ``length_rules``."""
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from trimtab.decode.methods.draws.block_draw import Drafter
-from trimtab.decode.ops import Drafted, Pick
+from trimtab.decode.ops import Drafted
 from trimtab.decode.request.fields import Range
+from trimtab.kernels.types import Pick
 
 __all__ = ["MAX_COPY", "CopyingDrafter", "LookupDrafter", "NgramIndex", "PromptLookup"]
 

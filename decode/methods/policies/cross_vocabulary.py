@@ -37,7 +37,6 @@ from trimtab.decode.methods.writer import Team, Writer
 from trimtab.decode.ops import (
     Context,
     Extend,
-    Pick,
     Read,
     Seq,
     gather,
@@ -45,6 +44,7 @@ from trimtab.decode.ops import (
 from trimtab.decode.request.result import FinishReason, Token
 from trimtab.decode.text.spelling import Spelling, incomplete, starts_word, text_of
 from trimtab.decode.text.view import VocabularyView
+from trimtab.kernels.types import Pick
 
 __all__ = ["CrossVocabularyWriter"]
 

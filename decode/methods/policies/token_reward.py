@@ -107,7 +107,7 @@ class TokenRewardWriter(Writer):
         lifts = any(bias > 0 for bias in pick.filters.bias.values())
         wanted = max(self._width + len(edited) + _LIFTED * lifts, self.answer.top)
         (read,) = await Extend(self._seq, unread, (None,), wanted)
-        scored = self._candidates(read, pick.banned)
+        scored = self._candidates(read, tuple(pick.banned))
         tokens = [self._token(read, found) for found, _ in scored]
         rewards = await self._rate([self.answer.preview([token]) for token in tokens])
         scores = [logp + self._weight * reward for (_, logp), reward in zip(scored, rewards, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from trimtab.decode.extending import AutoregressiveDraw, BaseWriter, Desk, Pick, Policy, Range, Writer
@@ -29,7 +29,7 @@ class NoRepeat(Policy):
         return BaseWriter(AutoregressiveDraw(desk.context, answer, seq, self._edit), answer, desk.team)
 
     def _edit(self, pick: Pick, tokens: Sequence[int]) -> Pick:
-        return replace(pick, banned=(*pick.banned, *completing(tokens, self.size)))
+        return pick._replace(banned=(*pick.banned, *completing(tokens, self.size)))
 
 
 def completing(tokens: Sequence[int], size: int) -> list[int]:

@@ -1,0 +1,1 @@
+"""The operations on the CPU: what engines run there, and what the Triton kernels must agree with, token for token."""
