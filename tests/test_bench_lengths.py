@@ -97,6 +97,7 @@ def test_what_is_asked_for_must_make_sense() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.full
 def test_a_small_run(real_models: Any, tmp_path: Path) -> None:
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(json.dumps({"question": f"What is {n} + {n}?"}) + "\n" for n in range(2)))

@@ -495,6 +495,7 @@ def test_a_failing_reward_fails_its_own_request_alone(engine: Engine) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.full
 def test_the_real_pair_prefers_sense_to_nonsense(real_models: Any) -> None:
     sense = "The capital of France is Paris, a city on the river Seine."
     words = sense.split()
