@@ -46,6 +46,7 @@ class Preparer:
         same_ids: Callable[[str, str], bool],
     ) -> None:
         self._models, self._infos, self._rewards, self._limits = models, infos, rewards, limits
+        self._reward_infos = {name: reward.info for name, reward in rewards.items()}
         self.same_ids = same_ids
 
     def requests(self, prompt: Any, options: dict[str, Any]) -> tuple[bool, list[Request]]:
@@ -69,7 +70,7 @@ class Preparer:
             request,
             self._infos,
             self._limits,
-            rewards={name: reward.info for name, reward in self._rewards.items()},
+            rewards=self._reward_infos,
             same_ids=self.same_ids,
         )
 
@@ -114,7 +115,7 @@ class Preparer:
         """All models that a request may use."""
         methods = (plan.request.policy, plan.request.draw, plan.request.search)
         names = {*plan.prompts, *(name for method in methods for name in method.models())}
-        return names.union(*(self._rewards[name].info.models for method in methods for name in method.rewards()))
+        return names.union(*(self._reward_infos[name].models for method in methods for name in method.rewards()))
 
     def needed_pages(self, plan: Prepared) -> dict[str, int]:
         """Pages to admit a request with: its prompts and some room to write.
@@ -160,7 +161,7 @@ class Preparer:
             return request, [by], lambda state: score_by_model(state, by, rows)
         if reward not in self._rewards:
             raise NotFound("reward", reward, sorted(self._rewards))
-        info = self._rewards[reward].info
+        info = self._reward_infos[reward]
         if info.pairwise:
             raise InvalidRequest.of("reward", reward, "a reward that rates single answers; this one compares two")
         check_prompts(self._rewards[reward], items)

@@ -156,9 +156,8 @@ class Check:
 
     def _one_of(self, oneof: OneOf, field: Field, value: object, parent: str) -> None:
         name = oneof.field_of(value)
-        named = next((name for name, kind in oneof.fields.items() if kind is str), None)
-        if named is not None and name in (None, named):
-            self.model(f"{parent}.{named}", value)
+        if oneof.named is not None and name in (None, oneof.named):
+            self.model(f"{parent}.{oneof.named}", value)
         elif name is None:
             accepted = ", ".join(map(call_of, oneof.fields.values())) + (" or None" if field.optional else "")
             self.refuse(f"{parent}.{oneof.name}", value, accepted)

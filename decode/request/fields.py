@@ -139,6 +139,11 @@ class OneOf:
     fields: Mapping[str, type]
     scalar: bool = False
 
+    @property
+    def named(self) -> str | None:
+        """The field that carries a name, if there is one."""
+        return next((name for name, kind in self.fields.items() if kind is str), None)
+
     def field_of(self, value: object) -> str | None:
         """The field that carries ``value``."""
         return next((name for name, kind in self.fields.items() if isinstance(value, kind)), None)

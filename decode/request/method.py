@@ -34,6 +34,7 @@ __all__ = ["AXES", "Draw", "Facts", "Method", "Policy", "Search", "default", "me
 log = logging.getLogger(__name__)
 
 _GROUPS = {"policy": "trimtab.policies", "draw": "trimtab.draws", "search": "trimtab.searches"}
+_DEFAULTS = {"policy": "base", "draw": "autoregressive", "search": "single"}
 _known: dict[str, dict[str, type[Method]]] = {axis: {} for axis in _GROUPS}
 
 
@@ -179,13 +180,12 @@ def methods(axis: str, plugins: bool = True) -> Mapping[str, type[Any]]:
     """
     if plugins:
         _load_plugins()
-    first = type(default(axis)).name
-    return dict(sorted(_known[axis].items(), key=lambda item: (item[0] != first, item[0])))
+    return dict(sorted(_known[axis].items(), key=lambda item: (item[0] != _DEFAULTS[axis], item[0])))
 
 
 def default(axis: str) -> Any:
     """The method of an axis that a request has if it names none."""
-    return _known[axis][{"policy": "base", "draw": "autoregressive", "search": "single"}[axis]]()
+    return _known[axis][_DEFAULTS[axis]]()
 
 
 @cache

@@ -247,7 +247,7 @@ def _value(field: Field, text: str, where: str) -> Any:
         return parse_objective(_inside(text), where)
     classes = {name_of(kind): kind for kind in field.kinds if isinstance(kind, type) and is_dataclass(kind)}
     if classes:
-        named = oneof is not None and str in oneof.fields.values()
+        named = oneof is not None and oneof.named is not None
         if named and _inside(text).partition(":")[0].strip() not in classes:
             return _text(text, where)
         return _choice(text, cast("Mapping[str, type]", classes), where)

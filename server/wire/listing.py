@@ -69,9 +69,11 @@ def _methods(info: ModelInfo, rewards: Mapping[str, RewardInfo]) -> list[str]:
         """Whether there is something for a field that must name something."""
         rated = field.mark(Rated)
         names = field.mark(Model) is not None and field.mark(OneOf) is None
+        if not field.required:
+            return True
         if field.repeated:
-            return all(served(inner) for inner in described(field.kinds[0]) if field.required)
-        if not field.required or (rated is None and not names):
+            return all(map(served, described(field.kinds[0])))
+        if rated is None and not names:
             return True
         return bool(info.nudge_models if rated is None else beginnings if rated.beginnings else rating)
 

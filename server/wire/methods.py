@@ -177,9 +177,8 @@ def _write_field(message: Any, field: Field, value: Any, path: str, writer: Writ
 def _write_one_of(message: Any, oneof: OneOf, field: Field, value: Any, path: str, writer: Writer) -> None:
     name = oneof.field_of(value)
     if name is None:
-        named = next((name for name, kind in oneof.fields.items() if kind is str), None)
         kinds = ", ".join(NAME if kind is str else f"a {kind.__name__}" for kind in oneof.fields.values())
-        writer.refuse(f"{path}.{named or field.name}", value, kinds)
+        writer.refuse(f"{path}.{oneof.named or field.name}", value, kinds)
     elif oneof.scalar:
         (only,) = described(type(value))
         writer.set(message, name, getattr(value, only.name), f"{path}.{name}", NUMBER)
