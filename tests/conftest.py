@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -62,19 +62,18 @@ def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
     """The helper module ``tiny``: random models of every architecture."""
-    return _helper("tiny")
+    return importlib.import_module("tiny")
 
 
-def _helper(name: str) -> ModuleType:
-    """A module beside this one, loaded at its first use."""
-    key = f"trimtab_tests_{name}"
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[key] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[key])
-    return sys.modules[key]
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work: a second thread gains little here and waits for its turn on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +95,7 @@ def foreign_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose vocabulary is another than that of ``tiny``'s models."""
     folder = tmp_path_factory.mktemp("foreign")
     tiny.make("llama", 3).save_pretrained(folder)
-    _helper("nudging_models").tokenizer("nudger").save_pretrained(folder)
+    importlib.import_module("nudging_models").tokenizer("nudger").save_pretrained(folder)
     return folder
 
 

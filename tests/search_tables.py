@@ -5,14 +5,13 @@ The driver runs the engine's own ``Task``s, so children of a gather interleave, 
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+import nudging_models as nm
+import speculation_tables as tables
 
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.methods.build import Maker, Prepared, write
@@ -36,19 +35,6 @@ from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.decode.rewards import rating
 from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample
 from trimtab.kernels.types import Filters, Key
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tables = load("speculation_tables")
-nm = load("nudging_models")
 
 
 class Table(LocalReward):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
+import kernel_oracles as oracles
 import numpy as np
 import pytest
 import torch
@@ -34,18 +33,6 @@ from trimtab.decode.commands import main
 from trimtab.decode.errors import InvalidRequest
 from trimtab.kernels import dispatch, paths
 from trimtab.kernels.types import Blend, Draft, Filters, Key, Pick, Window
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-oracles = _load("kernel_oracles")
 
 CPU = torch.device("cpu")
 needs_interpreter = pytest.mark.skipif("interpret" not in paths.available(CPU), reason="needs Triton's interpreter")

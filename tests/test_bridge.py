@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import importlib.util
 import random
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 
+import nudging_models as nm
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -17,18 +14,6 @@ from hypothesis import strategies as st
 from trimtab.decode.methods.policies.repetition import MAX_PERIOD, repeats
 from trimtab.decode.text.spelling import Spelling, incomplete, starts_word, text_of
 from trimtab.decode.text.vocabulary import Vocabulary
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-nm = _load("nudging_models")
 
 WORDS = ["the", "sing", "on", "a", "Que", "x1", ".", ",", "é", "日本", "🙂", "then..", "»", "(a)", "don't"]
 SPACES = [" ", " ", " ", "  ", "\n", "\n\n", " \n", "\t", "\r\n", "\n  ", "", "\u00a0", "\u3000"]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import struct
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import axis_strategies as axes
 import pytest
 from grpc import StatusCode
 from hypothesis import given, settings
@@ -81,19 +78,6 @@ from trimtab.server.wire.request import read_spec, spec_of
 from trimtab.server.wire.score import score_request, scores_of
 from trimtab.server.wire.status import AnswerTooLarge, error_of, status_of
 from trimtab.v1 import decoding_pb2 as pb
-
-
-def _load(name: str) -> ModuleType:
-    """A helper module beside this one; tests are not a package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-axes = _load("axis_strategies")
 
 uint32 = st.integers(0, 2**32 - 1)
 text = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scripted_engine as scripted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -373,12 +373,6 @@ def test_the_page_marks_how_tokens_were_drawn_and_holds_all_candidates() -> None
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
-
-_SPEC = importlib.util.spec_from_file_location("scripted_engine", Path(__file__).with_name("scripted_engine.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-scripted = sys.modules["scripted_engine"] = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(scripted)
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,15 @@ if the engine draws from that distribution. Chi-square tests say whether they ar
 
 from __future__ import annotations
 
-import importlib.util
 import queue
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import test_draft_model as drafts
 import torch
 import transformers as hf
 from numpy.typing import NDArray
@@ -48,18 +46,6 @@ PROMPT = [5, 9, 77, 260, 31, 77, 140, 9, 5, 31]
 TOKENS = 8
 BINS = 16
 LEAST = 1e-5  # p-values below it fail; the seeds are fixed
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-drafts = _load("test_draft_model")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import nudging_models as nm
 import pytest
 import torch
 import transformers as hf
@@ -28,18 +26,6 @@ from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.method import Policy
 from trimtab.decode.request.result import FinishReason, Result, Token
 from trimtab.decode.rewards.base import LocalReward, Sample
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-nm = _load("nudging_models")
 
 SUPPORT = {
     "base": [" the", " a", " sing", " on", "s", ".", "\n", "<turn>"],

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
+import kernel_oracles as oracles
+import logit_rows as lr
 import numpy as np
 import pytest
 import torch
@@ -18,29 +16,11 @@ from hypothesis import strategies as st
 from trimtab.kernels import dispatch
 from trimtab.kernels.types import Filters, Key, Pick
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lr, oracles = _load("logit_rows"), _load("kernel_oracles")
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work: a second thread gains little here and waits for its turn on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 FILTERS = st.builds(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import kernel_oracles as oracles
 import numpy as np
 import pytest
 import torch
@@ -18,30 +15,12 @@ from trimtab.kernels import dispatch
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN
 from trimtab.kernels.types import Blend, Filters, Key, Pick
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-oracles = _load("kernel_oracles")
 
 INF = float("inf")
 NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work: a second thread gains little here and waits for its turn on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def models(count: int, rows: int, vocabulary: int, seed: int = 0, width: float = 3.0) -> list[torch.Tensor]:

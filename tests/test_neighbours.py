@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import queue
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import axis_strategies as axes
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -39,17 +37,6 @@ from trimtab.decode.request.sampling import Sampling, Stopping
 Folder = Callable[..., Path]
 VOCAB, WIDE, CONTEXT = 304, 320, 96
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-axes = _load("axis_strategies")
 
 REFUSED = (InvalidRequest, NotFound, UnsupportedRequest)
 MODELS = ("base", "twin", "chat", "wide", "foreign")

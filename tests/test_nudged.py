@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import nudging_models as nm
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -25,18 +22,6 @@ from trimtab.decode.request.result import Candidate, FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.ends import Ends
 from trimtab.kernels.types import Filters, Key, Pick
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-nm = _load("nudging_models")
 
 PROMPT = (nm.special("base", "<bos>"), nm.token("base", " the"))
 TURN = (*PROMPT, nm.special("base", "<turn>"))

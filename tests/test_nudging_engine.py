@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import nudging_models as nm
+import oracle_nudging as oracle
 import pytest
 import torch
 import transformers as hf
@@ -29,19 +28,6 @@ from trimtab.decode.text.templates import PromptTemplate
 from trimtab.decode.text.vocabulary import Vocabulary
 from trimtab.kernels.dispatch import pick
 from trimtab.kernels.types import Filters, Key, Pick
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-nm = _load("nudging_models")
-oracle = _load("oracle_nudging")
 
 BASE = [" the", " a", " sing", " on", "the", "s", "t", ".", "\n", b"\xc3", b"\xa9", " ", "Que"]
 NUDGER = [" the", " an", " in", " sin", "and", "g", "s", ".\n", "\n", b"\xc3\xa9", b"\xf0\x9f", b"\x99", b"\x82"]

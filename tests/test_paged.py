@@ -6,17 +6,13 @@ interpreter, and on a GPU (``-m gpu``) as they are.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import paged_cases as pc
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,30 +24,14 @@ from trimtab.kernels.paging import LONG_SPLIT, SHORT_SPAN, SHORT_SPLIT
 from trimtab.kernels.paths import Path as KernelPath
 from trimtab.kernels.paths import available
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-pc = _load("paged_cases")
 CPU, Shape, Case, path, error = pc.CPU, pc.Shape, pc.Case, pc.path, pc.error
 _device = pc._device
 
 # What a kernel's error may exceed eager's own in the same dtype by; values of the tests are of size 1.
 SLACK = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 DECODE = ((0, 1), (63, 1), (64, 1), (255, 1), (256, 1), (600, 1))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import nudging_models as nm
 import pytest
 import transformers as hf
 from hypothesis import given, settings
@@ -37,17 +35,6 @@ from trimtab.decode.rewards.base import LocalReward, Sample, whole
 from trimtab.decode.text.templates import BASE_TEMPLATE, PromptTemplate
 from trimtab.kernels.types import Filters, Key
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-nm = _load("nudging_models")
 USER = ChatMessage("user", "Name a fruit.")
 # Of a model that keeps white space, of one that trims messages, and of a base model.
 KEEPING = (

@@ -6,15 +6,12 @@ that serves twice after different texts, or in different models, would make draw
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import search_tables as s
 
 from trimtab.decode.methods.chance import Line
 from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
@@ -27,18 +24,6 @@ from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards import calibration
 from trimtab.decode.rewards.calibration import Calibrated, Drawn
 from trimtab.kernels.types import Key, Pick
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-s = _load("search_tables")
 
 SEARCHES: dict[str, Any] = {
     "single": Single(),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import search_tables as s
 
 from trimtab.decode.methods.chance import Choice, chance
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
@@ -20,19 +17,6 @@ from trimtab.decode.methods.policies.token_reward import TokenReward
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Filters, Key, Pick
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-s = _load("search_tables")
-
 
 # ------------------------------------------------------------------------------------------------------------- mixture
 

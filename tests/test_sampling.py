@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import kernel_oracles as oracles
+import logit_rows as lr
 import numpy as np
 import pytest
 import torch
@@ -22,30 +20,12 @@ from trimtab.kernels.cpu.tiles import TILE
 from trimtab.kernels.results import Picked
 from trimtab.kernels.types import Filters, Key, Pick
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lr, oracles = _load("logit_rows"), _load("kernel_oracles")
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 2, 63, 64, 65, 4095, 4096, 4097, 50257]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work: a second thread gains little here and waits for its turn on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ----------------------------------------------------------------------------------------------------- distribution

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import search_tables as s
 from scipy import stats  # type: ignore[import-untyped]
 
 from trimtab.decode.errors import RewardFailed
@@ -31,17 +28,6 @@ from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards.base import Sample
 from trimtab.kernels.types import Filters, Key, Pick
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-s = _load("search_tables")
 LIKED = s.LIKED
 
 SEARCHES: dict[str, Any] = {

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import axis_strategies as axes
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,19 +33,6 @@ from trimtab.decode.request.result import (
     Usage,
 )
 from trimtab.decode.request.sampling import Sampling, Stopping
-
-
-def _load(name: str) -> ModuleType:
-    """A helper module beside this one; tests are not a package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-axes = _load("axis_strategies")
 
 names = st.text(max_size=4)
 counts = st.integers(0, 2**53)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import logging
 import math
 import os
@@ -16,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import grpc
 import pytest
+import scripted_engine as scripted
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -80,18 +79,6 @@ from trimtab.server.wire.status import DeadlineExceeded, Unreachable
 from trimtab.v1 import decoding_pb2 as pb
 from trimtab.v1.decoding_pb2_grpc import DecodingServiceStub
 
-
-def _load(name: str) -> ModuleType:
-    """A helper module beside this one; tests are not a package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-scripted = _load("scripted_engine")
 SERVICE = "/trimtab.v1.DecodingService"
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.errors import InvalidRequest, RewardFailed, UnsupportedRequest
@@ -31,19 +28,6 @@ from trimtab.decode.request.events import Chunk, Completed
 from trimtab.server.client import Client
 from trimtab.server.rpc.background import BackgroundServer
 from trimtab.server.wire.status import DeadlineExceeded
-
-
-def _load(name: str) -> ModuleType:
-    """A helper module beside this one; tests are not a package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load("tiny")
 
 
 def vowels(prompt: str, text: str) -> float:

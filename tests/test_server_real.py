@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import grpc
 import pytest
+import test_node_client as node
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.errors import InvalidRequest
@@ -202,16 +200,6 @@ def test_bad_input_is_named_and_costs_no_forward_pass(
     assert dict(engine.stats().forward_passes) == before
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-node = _load("test_node_client")
 node_modules = node.node_modules
 
 

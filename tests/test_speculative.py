@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import speculation_tables as tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -28,18 +25,6 @@ from trimtab.decode.ops import Mixed
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Blend, Filters, Key, Pick
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tables = _load("speculation_tables")
 
 PROMPT = (0, 1, 0, 2)
 DRAFT_PROMPT = (2, 1, 0, 1, 0, 2)  # another one, which ends alike

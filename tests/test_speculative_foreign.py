@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from collections import Counter
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import nudging_models as nm
 import numpy as np
 import pytest
+import speculation_tables as tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -23,19 +21,6 @@ from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.request.result import TokenDraw
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Filters, Key, Pick
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tables = _load("speculation_tables")
-nm = _load("nudging_models")
 
 TARGET, DRAFT = nm.vocabulary("base"), nm.vocabulary("nudger")
 PROMPT = (nm.special("base", "<bos>"), nm.token("base", " the"))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
-
+import kernel_oracles as oracles
+import logit_rows as lr
 import numpy as np
 import pytest
 import torch
@@ -18,30 +14,12 @@ from trimtab.kernels import dispatch
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN
 from trimtab.kernels.types import Filters, Key, Pick
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lr, oracles = _load("logit_rows"), _load("kernel_oracles")
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SIZES = [1, 2, 63, 64, 65, 4095, 4096, 4097, 50257]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work: a second thread gains little here and waits for its turn on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

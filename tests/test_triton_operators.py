@@ -7,30 +7,15 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import test_mix as MIX
 import torch
+from triton_where import CUDA, Where, no_cuda
 
 from trimtab.kernels import dispatch, paths
 from trimtab.kernels.types import Blend, Filters, Key, Pick
-
-
-def sibling(name: str) -> ModuleType:
-    """Another test file, for its oracles."""
-    spec = importlib.util.spec_from_file_location(f"trimtab_oracles_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tw = sibling("triton_where")
-Where, CPU, CUDA, no_cuda, where, host = tw.Where, tw.CPU, tw.CUDA, tw.no_cuda, tw.where, tw.host
-MIX = sibling("test_mix")
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow that is meant
 

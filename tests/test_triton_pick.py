@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any
 
+import kernel_oracles as oracles
+import logit_rows as lr
 import numpy as np
 import pytest
+import test_mix as MIX
 import torch
 from numpy.typing import NDArray
+from triton_where import Where, host
 
 from trimtab.kernels import dispatch, rng
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Picked, Stats
@@ -26,29 +28,10 @@ NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def sibling(name: str) -> ModuleType:
-    """Another test file, for its oracles."""
-    spec = importlib.util.spec_from_file_location(f"trimtab_oracles_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tw = sibling("triton_where")
-Where, CPU, CUDA, no_cuda, where, host = tw.Where, tw.CPU, tw.CUDA, tw.no_cuda, tw.where, tw.host
-lr, MIX, oracles = sibling("logit_rows"), sibling("test_mix"), sibling("kernel_oracles")
-
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow that is meant
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+]  # NumPy's, of overflow that is meant
 
 
 def close(a: Any, b: Any) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import kernel_oracles as oracles
 import numpy as np
 import pytest
 import torch
+import windows as ws
 
 from trimtab.kernels import dispatch
 from trimtab.kernels.cpu.distribution import RowBuffer, distribution_of
@@ -33,26 +33,10 @@ from trimtab.kernels.triton import verify as kernels
 from trimtab.kernels.triton.logits import run
 from trimtab.kernels.triton.pack import pack
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-ws, oracles = _load("windows"), _load("kernel_oracles")
 INF = float("inf")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _device(path: str) -> torch.device:

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import kernel_oracles as oracles
 import numpy as np
 import pytest
 import torch
+import windows as ws
 from numpy.typing import NDArray
 
 from trimtab.kernels import dispatch
 from trimtab.kernels.results import Verified
 from trimtab.kernels.types import Draft, Filters, Key, Pick, Window
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-ws, oracles = _load("windows"), _load("kernel_oracles")
 
 INF = float("inf")
 Doubles = NDArray[np.float64]
 Counts = NDArray[np.int64]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small work: a second thread gains little here and waits for its turn on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def chi_square(counts: Counts, p: Doubles) -> float:

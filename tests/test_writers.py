@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import search_tables as s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,18 +16,6 @@ from trimtab.decode.methods.policies.cross_vocabulary import CrossVocabularyWrit
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Filters, Key
-
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-s = _load("search_tables")
 
 PAIRS = [
     (policy, draw)
