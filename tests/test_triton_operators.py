@@ -12,15 +12,18 @@ from typing import Any
 import pytest
 import test_mix as MIX
 import torch
-from triton_where import CUDA, Where, no_cuda
+import triton_where as tw
 
 from trimtab.kernels import dispatch, paths
 from trimtab.kernels.types import Blend, Filters, Key, Pick
+
+Where, CUDA, no_cuda, where = tw.Where, tw.CUDA, tw.no_cuda, tw.where
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow that is meant
 
 
 def plans(where: Where, vocabulary: int) -> tuple[Any, Any]:
+    import trimtab.kernels.triton.logits  # noqa: F401  (importing it registers the operators)
     from trimtab.kernels.triton import pack
 
     rows = [Pick(Filters(1.0, top_p=0.9), Key(1)), Pick(Filters(0.5, top_k=3), Key(2), banned=[1])]
@@ -30,7 +33,6 @@ def plans(where: Where, vocabulary: int) -> tuple[Any, Any]:
 
 def test_operators_are_sound(where: Where) -> None:
     """Schemas, fake implementations and gradients, as torch checks them."""
-
     x, y = (m.to(where.device) for m in MIX.models(2, 2, 130, 21))
     one, both = plans(where, 130)
     ops = torch.ops.trimtab
@@ -41,7 +43,6 @@ def test_operators_are_sound(where: Where) -> None:
 
 
 def test_operators_compile_into_one_graph(where: Where) -> None:
-
     x, y = (m.to(where.device) for m in MIX.models(2, 2, 130, 22))
     one, both = plans(where, 130)
     ops = torch.ops.trimtab

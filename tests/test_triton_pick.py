@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import test_mix as MIX
 import torch
+import triton_where as tw
 from numpy.typing import NDArray
-from triton_where import Where, host
 
 from trimtab.kernels import dispatch, rng
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Picked, Stats
@@ -27,6 +27,8 @@ INF = float("inf")
 NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
+
+Where, CPU, CUDA, where, host = tw.Where, tw.CPU, tw.CUDA, tw.where, tw.host
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
