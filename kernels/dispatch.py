@@ -94,7 +94,7 @@ def mix(
     Args:
         logits: one matrix [R, V] per model, the base first; each as in ``pick``. Not changed.
         blends: R of them.
-        rows: R of them; penalties, bias and bans apply to the mixture.
+        rows: R of them; penalties, bias and bans apply to the weighted sum of the models' logits.
 
     Raises:
         TypeError, ValueError: wrong dtypes or shapes, matrices on different devices, numbers of weights that differ
@@ -106,7 +106,7 @@ def mix(
 
 
 def blend(logits: Sequence[torch.Tensor], blends: Sequence[Blend], *, path: Path = "auto") -> torch.Tensor:
-    """The mixture itself for operations that take logits, float32 [R, V] (a row's offset is arbitrary); see ``mix``."""
+    """The mixture itself for operations that take logits: float32 [R, V], weighted sums of the models'; see ``mix``."""
     check_mixture(logits, blends)
     return cast(torch.Tensor, _run("blend", path, logits[0].device, logits, blends))
 

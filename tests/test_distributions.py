@@ -113,9 +113,9 @@ class Reference:
         """p of every token at each place of N answers, [N, L, V]."""
         base = self.logits("base", answers)
         if isinstance(case.policy, Mixture):
-            mixed = base.log_softmax(-1)
+            mixed = base.clone()  # logits, not ln p: a penalty sees their signs
             for expert in case.policy.experts:
-                mixed = mixed + expert.weight * self.logits(expert.model, answers).log_softmax(-1)
+                mixed = mixed + expert.weight * self.logits(expert.model, answers)
             if case.policy.plausibility:
                 p = base.softmax(-1)
                 mixed = mixed.masked_fill(p < case.policy.plausibility * p.amax(-1, keepdim=True), -torch.inf)
@@ -252,6 +252,7 @@ SHORT = [
     Case("penalty, identical draft", FIELDS[5], draw=DRAWS[2]),
     Case("penalty, nudged, forked", FIELDS[5], POLICIES[1], DRAWS[1], n=3),
     Case("penalty, subset", FIELDS[5], draw=DRAWS[3]),
+    Case("penalty, mixture", FIELDS[5], POLICIES[2]),
     Case("bias, mixture, foreign", FIELDS[6], POLICIES[2], DRAWS[4]),
     Case("stops", FIELDS[7], POLICIES[1], DRAWS[6]),
     Case("everything, plain", EVERYTHING, POLICIES[2]),
@@ -336,6 +337,16 @@ def test_what_an_identical_draft_proposes_is_always_accepted(
 ) -> None:
     found = answers(engine, Case("", said, policy, Speculative("twin", Fixed(6))), range(12))
     assert sum(r.usage.accepted_tokens for r in found) == sum(r.usage.drafted_tokens for r in found) > 0
+
+
+def test_a_mixture_whose_experts_weigh_nothing_answers_as_its_base(engine: Engine) -> None:
+    nothing = Mixture((Weighted("chat", 0.0), Weighted("draft", 0.0)))
+    for said in (FIELDS[5], EVERYTHING):
+        cases = [Case("", said, policy) for policy in (nothing, Base())]
+        mixed, alone = (
+            sorted([t.id for t in r.candidates[0].tokens] for r in answers(engine, case, range(20))) for case in cases
+        )
+        assert mixed == alone
 
 
 def test_verification_that_asks_of_another_draft_is_found(

@@ -1,7 +1,9 @@
 """Log-linear mixtures of several models' logits: z = sum of w_i x_i, drawn from without writing softmaxes down.
 
 ln p = sum of w_i ln p_i + constant, and ln p_i = x_i - lse_i; so the log-sum-exps of the models join the constant, and
-sums of raw logits serve. A scale common to all weights stays: doubling them halves the temperature.
+sums of raw logits serve. The repetition penalty, which looks at signs, is applied to these sums, as in the code of
+proxy tuning; where only the base weighs, it is the base's own. A scale common to all weights stays: doubling them
+halves the temperature.
 
 Where a logit is not finite, the base decides: its -inf bans a token; NaN and +inf count as -inf and are flagged. What
 the other models add together is bounded by 1e4 either way: their -inf (NaN and +inf count as it and are flagged) cannot

@@ -31,7 +31,8 @@ class Mixture(Policy):
 
     Proxy tuning (Liu et al., 2024): a small tuned model with weight 1 and its untuned twin with -1. Contrastive
     decoding (Li et al., 2023): a small model with a negative weight, and ``plausibility``. Autoregressive reward models
-    (GenARM; Xu et al., 2025): one or several with weights 1 / beta. All models share one vocabulary.
+    (GenARM; Xu et al., 2025): one or several with weights 1 / beta. All models share one vocabulary. Penalty and bias
+    apply to the weighted sum of the models' logits.
 
     Attributes:
         experts: one or several models.
