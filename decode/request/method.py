@@ -10,6 +10,7 @@ package of your own (see ``trimtab.decode.extending``) that names the class unde
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
@@ -53,7 +54,7 @@ class Facts:
     models: Mapping[str, ModelInfo]
 
 
-class Method:
+class Method(ABC):
     """A policy, a draw or a search.
 
     Attributes:
@@ -81,7 +82,7 @@ class Method:
         """Where it is in a request, as errors name it: ``search.best_of_n``."""
         return f"{self.axis}.{self.name}"
 
-    def check(self, check: Check) -> None:
+    def check(self, check: Check) -> None:  # noqa: B027 - most have nothing more to refuse
         """Refuse what the bounds of single fields don't: ``check.refuse(f"{self.path}.field", value, accepted)``."""
 
     def resolved(self, facts: Facts) -> Self:
@@ -124,9 +125,9 @@ class Policy(Method):
         """
         return self.helpers_write and any(name not in same_ids for name in self.models())
 
+    @abstractmethod
     def writer(self, desk: Desk) -> Writer:
         """A writer at the beginning of an answer, made of what lies on the desk."""
-        raise NotImplementedError
 
 
 class Draw(Method):
@@ -142,9 +143,9 @@ class Draw(Method):
     axis = "draw"
     speculates: ClassVar[bool] = False
 
+    @abstractmethod
     def draws(self, desk: Desk, answer: Answer, seq: Seq) -> TokenDraws:
         """Tokens that continue ``seq``, for ``answer``."""
-        raise NotImplementedError
 
 
 class Search(Method):
@@ -163,9 +164,9 @@ class Search(Method):
         """Candidates that the answer to a request has."""
         return self.candidates
 
+    @abstractmethod
     async def run(self, setting: Setting) -> Outcome:
         """Write candidates and take one."""
-        raise NotImplementedError
 
 
 AXES: Mapping[str, type[Method]] = {"policy": Policy, "draw": Draw, "search": Search}
@@ -197,6 +198,8 @@ def _load_plugins() -> None:
                 kind = AXES[axis]
                 if not (isinstance(cls, type) and issubclass(cls, kind) and is_dataclass(cls) and cls.name == name):
                     raise TypeError(f"not a dataclass of {kind.__name__} with the name {name!r}")
+                if missing := sorted(cls.__abstractmethods__):
+                    raise TypeError(f"{cls.__name__} does not define {', '.join(missing)}")
             except Exception:  # one broken package must not take the others with it
                 log.exception("the %s %r of another package can't be used", axis, name)
                 _known[axis].pop(name, None)
