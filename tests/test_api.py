@@ -217,7 +217,7 @@ BAD_FIELDS: list[tuple[str, Request]] = [
         (f"sampling.{name}", replace(GOOD, sampling=Sampling(**{name: value})))
         for name, values in {
             "temperature": (NAN, INF, -INF, -0.1, 10.1, True, "1", 10**400),
-            "top_k": (0, -1, 1.0, True, NAN, 2**32),
+            "top_k": (-1, 1.0, True, NAN, 2**32),
             "top_p": (0, -0.5, 1.01, NAN, False, "x"),
             "min_p": (-0.1, 1, NAN, INF, True),
             "repetition_penalty": (0, -1, 10.5, NAN, INF, True),
@@ -823,8 +823,7 @@ def test_mapped_fields() -> None:
     check(request)
     sampling = request.sampling
     assert (sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty) == (0.7, 0.9, 0.05, 1.2)
-    assert sampling.top_k is not None
-    assert sampling.top_k >= 2**20  # 0 keeps every token, and must not become the model's default
+    assert sampling.top_k == 0  # keeps every token, and must not become the model's default
     assert sampling.logit_bias == {4: -INF, 5: -INF, 6: 1.5}  # transformers never bans an end token as a bad word
     assert request.stopping == Stopping(
         max_new_tokens=12,

@@ -1187,7 +1187,7 @@ def _random_action(engine: Engine, rng: random.Random) -> None:
         ("a", {"temperature": -0.1}, "sampling.temperature"),
         ("a", {"temperature": math.nan}, "sampling.temperature"),
         ("a", {"top_p": 0}, "sampling.top_p"),
-        ("a", {"top_k": 0}, "sampling.top_k"),
+        ("a", {"top_k": -1}, "sampling.top_k"),
         ("a", {"min_p": 1}, "sampling.min_p"),
         ("a", {"repetition_penalty": 0}, "sampling.repetition_penalty"),
         ("a", {"logit_bias": {304: 1.0}}, "sampling.logit_bias[304]"),

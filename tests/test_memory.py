@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from trimtab.decode.config import EngineOptions, ModelConfig
+from trimtab.decode.config import ConfigError, EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.memory import memory_limit
 from trimtab.decode.engine.storage import Storage
@@ -77,6 +78,17 @@ def test_a_pool_takes_no_memory_before_it_is_used() -> None:
     assert float(storage.pools[0].sum()) == 64.0  # one memory, seen by layers
     storage.release()
     assert storage._all.numel() == 0
+
+
+def test_a_pool_too_small_to_be_of_use_is_refused(tiny_folder: Folder) -> None:
+    models: Any = {"base": ModelConfig(source=str(tiny_folder("llama", 0)), dtype="float32")}
+    with pytest.raises(ConfigError, match=r"engine.memory_bytes.*at least [0-9]+, so that 'base' has room") as refused:
+        Engine(models, options=EngineOptions(memory_bytes=1000))
+    (least,) = re.findall(r"at least (\d+)", str(refused.value))
+    with pytest.raises(ConfigError):
+        Engine(models, options=EngineOptions(memory_bytes=int(least) - 1))
+    with Engine(models, options=EngineOptions(memory_bytes=int(least))) as engine:
+        assert len(engine.generate([1, 2], max_new_tokens=60, ignore_eos=True).tokens) == 60
 
 
 def test_an_engine_that_is_dropped_ends(tiny_folder: Folder) -> None:

@@ -45,6 +45,7 @@ TINY = BundledModel(
     sha256=_sha256(b"".join(PAYLOADS)),
     parts=tuple(Part(f"tiny-part{i}", "1.0", f"tiny/part{i}", _sha256(data)) for i, data in enumerate(PAYLOADS)),
     download_megabytes=0,
+    sampling={"temperature": 0.5, "top_k": 3},
 )
 
 
@@ -61,6 +62,7 @@ def convert(gguf: Path, out: Path, _: Progress) -> None:
     assert gguf.read_bytes() == b"".join(PAYLOADS)
     (out / "model.safetensors").write_bytes(gguf.read_bytes()[::-1])
     (out / "config.json").write_text("{}")
+    (out / "generation_config.json").write_text('{"eos_token_id": 1, "top_p": 0.5}')
 
 
 class Counting:
@@ -101,6 +103,8 @@ def test_a_pulled_model_is_there_and_stays(cache: ModelCache) -> None:
     assert counting.calls == 2
     assert (folder / "model.safetensors").read_bytes() == b"".join(PAYLOADS)[::-1]
     assert (folder / "NOTICE").read_text() == "Made up for the tests.\n"
+    config = json.loads((folder / "generation_config.json").read_text())
+    assert config == {"eos_token_id": 1, "do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 0.5}
     assert leftovers(cache) == []
     assert get(cache, counting) == ensure(TINY, cache=cache, fetch=counting) == path(TINY, cache=cache) == folder
     assert counting.calls == 2, "what is in the cache is not fetched again"

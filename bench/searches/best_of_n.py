@@ -192,7 +192,7 @@ def _written(
     result: Result = engine.generate(
         list(prompt),
         search=BestOfN(n, choose=Choose.MAJORITY, extract="text"),
-        sampling=Sampling(temperature=temperature, top_p=1.0, seed=seed),
+        sampling=Sampling(temperature=temperature, top_k=0, top_p=1.0, seed=seed),
         stopping=Stopping(max_new_tokens=new_tokens, min_new_tokens=new_tokens),
     )
     return [[token.id for token in candidate.tokens] for candidate in result.candidates]

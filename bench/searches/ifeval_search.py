@@ -208,7 +208,7 @@ def _request(options: Options, nudged: bool, prompt: str, search: Search, greedy
     return Request(
         model="base" if nudged else "aligned",
         prompt=messages(prompt),
-        sampling=Sampling(temperature=temperature, top_p=1.0, seed=seed_of(prompt, options.seed)),
+        sampling=Sampling(temperature=temperature, top_k=0, top_p=1.0, seed=seed_of(prompt, options.seed)),
         stopping=Stopping(max_new_tokens=options.max_new_tokens),
         policy=policy,
         search=search,

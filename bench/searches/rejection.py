@@ -357,7 +357,7 @@ def _request(options: Options, prompt: str, n: int, rule: Rule | None = None) ->
     return Request(
         model=_MODEL,
         prompt=messages(prompt),
-        sampling=Sampling(temperature=options.temperature, top_p=1.0, seed=seed_of(prompt, options.seed)),
+        sampling=Sampling(temperature=options.temperature, top_k=0, top_p=1.0, seed=seed_of(prompt, options.seed)),
         stopping=Stopping(max_new_tokens=options.max_new_tokens),
         search=search,
     )

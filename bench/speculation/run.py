@@ -214,7 +214,7 @@ def answers(
         request = Request(
             model="target",
             prompt=prompts[index],
-            sampling=Sampling(temperature=temperature, top_p=1.0, seed=index),
+            sampling=Sampling(temperature=temperature, top_k=0, top_p=1.0, seed=index),
             stopping=Stopping(max_new_tokens=max_new_tokens),
             draw=draw,
         )

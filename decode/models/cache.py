@@ -20,7 +20,7 @@ from trimtab.decode.errors import ModelCacheError
 
 __all__ = ["FORMAT", "MANIFEST", "ModelCache", "home"]
 
-FORMAT = 1  # of an entry; a change of the conversion raises it, so that older entries are made anew
+FORMAT = 2  # of an entry; a change of the conversion raises it, so that older entries are made anew
 MANIFEST = "manifest.json"
 
 

@@ -117,7 +117,6 @@ _INSTEAD = {
 }
 
 _TOP_K_DEFAULT = 50  # GenerationConfig._get_default_generation_params, transformers 5.23
-_NO_TOP_K = 2**31 - 1  # more tokens than any vocabulary has: keeps them all
 
 
 def from_generation_config(
@@ -153,7 +152,7 @@ def from_generation_config(
     sampling: dict[str, Any] = {}
     if values.get("do_sample"):
         sampling["temperature"] = values.get("temperature", 1.0)
-        sampling["top_k"] = values.get("top_k", _TOP_K_DEFAULT) or _NO_TOP_K
+        sampling["top_k"] = values.get("top_k", _TOP_K_DEFAULT)
         sampling["top_p"] = values.get("top_p", 1.0)
         sampling["min_p"] = values.get("min_p", 0.0)
     else:

@@ -18,7 +18,7 @@ class Sampling:
 
     Attributes:
         temperature: in [0, 10]; 0 is greedy. Without a default in the model's generation config it is 1.
-        top_k: keep the k most likely tokens, >= 1.
+        top_k: keep the k most likely tokens, >= 0; 0 keeps all.
         top_p: keep the smallest set of mass >= top_p, in (0, 1].
         min_p: keep tokens of at least min_p times the top probability, in [0, 1).
         repetition_penalty: in (0, 10]; divides positive and multiplies negative logits of tokens already present.
@@ -29,7 +29,7 @@ class Sampling:
     """
 
     temperature: Annotated[float | None, Range("[0, 10]")] = None
-    top_k: Annotated[int | None, Range("[1, inf)")] = None
+    top_k: Annotated[int | None, Range("[0, inf)")] = None
     top_p: Annotated[float | None, Range("(0, 1]")] = None
     min_p: Annotated[float | None, Range("[0, 1)")] = None
     repetition_penalty: Annotated[float | None, Range("(0, 10]")] = None

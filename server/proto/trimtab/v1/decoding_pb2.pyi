@@ -464,7 +464,7 @@ class Sampling(google.protobuf.message.Message):
     top_p: builtins.float
     """(0, 1]"""
     top_k: builtins.int
-    """>= 1"""
+    """0 keeps all"""
     min_p: builtins.float
     """[0, 1)"""
     repetition_penalty: builtins.float
