@@ -253,11 +253,15 @@ def _model(reader: _Reader, path: str, table: Mapping[str, object], folder: Path
 
 
 def _reward(reader: _Reader, path: str, table: Mapping[str, object], folder: Path | None) -> Mapping[str, object]:
-    """A reward's table, with folders and files written as such made absolute."""
+    """A reward's table, with folders and files written as such made absolute, and modules beside the file found."""
     kind = table.get("type")
     if not (isinstance(kind, str) and kind):
         reader.refuse(f"{path}.type", kind, "the name of a type of reward, e.g. length or classifier")
     located = {key: _located(value, folder) for key in ("source", "path") if isinstance(value := table.get(key), str)}
+    if folder is not None and isinstance(function := table.get("function"), str):
+        package = function.partition(":")[0].partition(".")[0]
+        if (folder / f"{package}.py").is_file() or (folder / package / "__init__.py").is_file():
+            located["function"] = f"{folder.resolve()}/{function}"
     return FrozenDict({**table, **located})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.decode.config import EngineOptions, ModelConfig
+from trimtab.decode.config import ConfigError, EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.errors import RewardFailed
 from trimtab.decode.methods.policies.token_reward import TokenReward
@@ -113,3 +114,30 @@ def test_a_token_reward_in_a_process_chooses_as_one_in_a_thread(engine: Engine) 
         for name in ("vowels", "same")
     }
     assert answers["vowels"] == answers["same"]
+
+
+@pytest.mark.parametrize("place", ["thread", "process"])
+def test_a_function_beside_the_configuration_is_found(
+    place: str, tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "beside", raising=False)
+    (tmp_path / "beside.py").write_text("def words(prompt, text):\n    return len(text.split())\n")
+    (tmp_path / "trimtab.toml").write_text(
+        f"""
+        [models.base]
+        source = "{tiny_folder("llama")}"
+        dtype = "float32"
+        [rewards.words]
+        type = "python"
+        function = "beside:words"
+        runs_on = "{place}"
+        [engine]
+        memory_bytes = {8 << 20}
+        """
+    )
+    with Engine.from_config(tmp_path / "trimtab.toml") as made:
+        (scored,) = made.score([("p", "three short words")], reward="words")
+    assert scored.value == 3
+    with pytest.raises(ConfigError, match=r"beside.*'gone'"):
+        make_rewards({"r": {"type": "python", "function": f"{tmp_path}/beside:gone"}})

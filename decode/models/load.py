@@ -18,11 +18,12 @@ from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models import bundled
 from trimtab.decode.models.acceptance import AcceptanceHead, HiddenForward, with_confidence
-from trimtab.decode.models.draft import bundled_draft, read_draft
+from trimtab.decode.models.draft import DraftFiles, bundled_draft, read_draft
 from trimtab.decode.models.linear import packing_available
 from trimtab.decode.models.modules import ModuleForward, UnsupportedAttention
 from trimtab.decode.models.reward import head_values, is_reward, labels_of, load_reward, reward_forward
 from trimtab.decode.models.stack import FAMILIES, Stack
+from trimtab.decode.quiet import quiet
 from trimtab.decode.text.vocabulary import Vocabulary
 
 __all__ = ["Forward", "LoadedModel", "load", "resolve"]
@@ -93,6 +94,11 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
     draft = read_draft(source, name)
     if draft is not None:
         source = resolve(draft.spec.target)
+    with quiet(source):
+        return _load(name, config, source, draft)
+
+
+def _load(name: str, config: ModelConfig, source: str, draft: DraftFiles | None) -> LoadedModel:
     try:
         hf_config: Any = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.decode.quiet import quiet
 from trimtab.decode.rewards.base import LocalReward, Sample, spoken, turns, well_formed
 from trimtab.decode.rewards.fitting import fitted
 from trimtab.decode.rewards.options import OptionError, choice, text, whole
@@ -53,10 +54,11 @@ class Encoder(LocalReward):
 
         self.read, self.batch = read, whole("batch", batch, 1)
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
-            self._model: Any = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype)
-            )
+            with quiet(source):
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(source)
+                self._model: Any = AutoModelForSequenceClassification.from_pretrained(
+                    source, dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype)
+                )
         except (OSError, ValueError) as error:
             said = str(error).strip().partition("\n")[0]
             raise OptionError("source", source, f"a sequence-classification model ({said})") from error

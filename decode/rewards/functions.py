@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from trimtab.decode.rewards.base import LocalReward, Reward, Sample
@@ -39,16 +41,39 @@ class Function(LocalReward):
         return [self.function(sample.instruction, sample.text) for sample in samples]
 
 
+class _Located(Function):
+    """A function that is sent to other processes as where it is found: they need not search its folder."""
+
+    def __init__(self, path: str, kind: str, runs_on: str) -> None:
+        self._path = path
+        super().__init__(_imported(path), kind, runs_on)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "function": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.function = _imported(self._path)
+
+
 def python(function: str | Callable[..., Any], kind: str = "sequence", runs_on: str = "thread") -> Reward:
-    """The type ``python``: a function by its import path, ``package.module:name``, or itself where it is at hand."""
-    return Function(_imported(function) if isinstance(function, str) else function, kind, runs_on)
+    """The type ``python``: a function by its import path, ``package.module:name``, or itself where it is at hand.
+
+    A module in a folder that Python does not search is ``FOLDER/module:name``: its folder is searched last from then
+    on. One that lies beside a ``trimtab.toml`` is found there without.
+    """
+    return _Located(function, kind, runs_on) if isinstance(function, str) else Function(function, kind, runs_on)
 
 
 def _imported(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(":")
+    place, _, name = path.rpartition(":")
+    folder, _, module = place.rpartition("/")
     accepted = "the import path of a function, 'package.module:name'"
     if not module or not name:
         raise OptionError("function", path, accepted)
+    folder = str(Path(folder).resolve()) if folder else ""
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):

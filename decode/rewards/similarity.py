@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.decode.quiet import quiet
 from trimtab.decode.rewards.base import LocalReward, Sample, well_formed
 from trimtab.decode.rewards.options import OptionError, choice, text, whole
 
@@ -76,8 +77,9 @@ def _encoder(source: str, max_tokens: int | None) -> Any:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(source)
-        model: Any = AutoModel.from_pretrained(source).eval().requires_grad_(False)
+        with quiet(source):
+            tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            model: Any = AutoModel.from_pretrained(source).eval().requires_grad_(False)
     except (OSError, ValueError) as error:
         said = str(error).strip().partition("\n")[0]
         raise OptionError("source", source, f"an encoder: a folder or a hub id ({said})") from error
