@@ -68,7 +68,7 @@ def _serve(args: argparse.Namespace) -> int:
         sys.stderr.flush()
 
     async def serve() -> int:
-        return await Server(_open_engine(config), server_config).run(announce)
+        return await Server(_open_engine(config, warm=True), server_config).run(announce)
 
     return asyncio.run(serve())
 
@@ -79,11 +79,15 @@ def _config(path: Path | None) -> EngineConfig:
     return EngineConfig.demo() if path is None else EngineConfig.load(path)
 
 
-def _open_engine(config: EngineConfig) -> OpenEngine:
+def _open_engine(config: EngineConfig, *, warm: bool = False) -> OpenEngine:
     def open_engine() -> Any:
         from trimtab.decode.engine.engine import Engine
+        from trimtab.decode.engine.warm_up import warm_up
 
-        return Engine.from_config(config)
+        engine = Engine.from_config(config)
+        if warm:
+            warm_up(engine)
+        return engine
 
     return open_engine
 
