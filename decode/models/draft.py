@@ -65,6 +65,7 @@ class DraftFiles:
         ids: int64 [Vd], ascending: the target's id of each row of the head.
         weights: of the layers and the last norm.
         head: weights of the acceptance head; empty if there is none.
+        files: where it was read.
     """
 
     name: str
@@ -72,6 +73,21 @@ class DraftFiles:
     ids: Tensor
     weights: Mapping[str, Tensor]
     head: Mapping[str, Tensor]
+    files: tuple[Path, ...] = ()
+
+    def config(self, target: Any) -> Any:
+        """The draft's configuration, from its target's.
+
+        Raises:
+            UnsupportedModel: the target isn't the one that the draft was made for.
+        """
+        for field in ("vocab_size", "hidden_size"):
+            expected, found = getattr(self.spec, field), getattr(target, field)
+            if expected != found:
+                raise UnsupportedModel(
+                    self.name, f"it drafts for a target whose {field} is {expected}; {self.spec.target!r} has {found}"
+                )
+        return _config_of(target, self.spec.layers)
 
     def build(self, target: Any) -> Any:
         """The draft as a causal LM of the target's class, in its dtype, with logits [.., Vd].
@@ -79,13 +95,7 @@ class DraftFiles:
         Raises:
             UnsupportedModel: the target isn't the one that the draft was made for.
         """
-        config = target.config
-        for field in ("vocab_size", "hidden_size"):
-            expected, found = getattr(self.spec, field), getattr(config, field)
-            if expected != found:
-                raise UnsupportedModel(
-                    self.name, f"it drafts for a target whose {field} is {expected}; {self.spec.target!r} has {found}"
-                )
+        self.config(target.config)
         model = assemble(target, self.spec.layers, self.ids)
         missing, unexpected = model.load_state_dict(dict(self.weights), strict=False)
         wrong = [key for key in missing if key.startswith(("model.layers.", "model.norm."))] + unexpected
@@ -126,14 +136,7 @@ def assemble(target: Any, layers: Sequence[int], ids: Tensor) -> Any:
     head: Any = getattr(target, "lm_head", None)
     if not all(hasattr(inner, part) for part in ("embed_tokens", "layers", "norm")) or type(head) is not nn.Linear:
         raise UnsupportedModel(type(target).__name__, "no draft can be cut from it: it isn't laid out as Llama is")
-    total = len(inner.layers)
-    if not layers or any(not 0 <= layer < total for layer in layers):
-        raise UnsupportedModel(type(target).__name__, f"layers {list(layers)} asked for; accepted: 0 to {total - 1}")
-    config = copy.deepcopy(target.config)
-    config.num_hidden_layers = len(layers)
-    config.tie_word_embeddings = False
-    if getattr(config, "layer_types", None):
-        config.layer_types = [target.config.layer_types[layer] for layer in layers]
+    config = _config_of(target.config, layers)
     with torch.device("meta"):
         model = type(target)(config)
     for name, _ in inner.named_children():
@@ -153,6 +156,24 @@ def assemble(target: Any, layers: Sequence[int], ids: Tensor) -> Any:
         model.lm_head.bias = nn.Parameter(head.bias.detach().index_select(0, ids.to(head.bias.device)), False)
     model.generation_config = target.generation_config
     return model.eval()
+
+
+def _config_of(target: Any, layers: Sequence[int]) -> Any:
+    """The configuration of some of a target's layers, from the target's.
+
+    Raises:
+        UnsupportedModel: it has no such layers.
+    """
+    total = int(target.num_hidden_layers)
+    if not layers or any(not 0 <= layer < total for layer in layers):
+        named = (getattr(target, "architectures", None) or [target.model_type])[0]
+        raise UnsupportedModel(str(named), f"layers {list(layers)} asked for; accepted: 0 to {total - 1}")
+    config = copy.deepcopy(target)
+    config.num_hidden_layers = len(layers)
+    config.tie_word_embeddings = False
+    if getattr(config, "layer_types", None):
+        config.layer_types = [target.layer_types[layer] for layer in layers]
+    return config
 
 
 def write_draft(
@@ -205,4 +226,4 @@ def read_draft(source: str | Path, name: str = "draft") -> DraftFiles | None:
         spec = DraftSpec(**{**asdict(spec), "target": str((folder / spec.target).resolve())})
     head = {key.removeprefix(_HEAD): value for key, value in tensors.items() if key.startswith(_HEAD)}
     weights = {key: value for key, value in tensors.items() if not key.startswith(_HEAD)}
-    return DraftFiles(name, spec, ids, weights, head)
+    return DraftFiles(name, spec, ids, weights, head, (folder / _SPEC, folder / _WEIGHTS))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["Linear", "packing_available"]
 
@@ -30,19 +31,18 @@ class Linear:
     """y = x Wᵀ + b over one or several stacked weights that read the same input.
 
     Args:
-        modules: linear modules whose outputs are concatenated, in order.
+        parts: weights [out, in] whose outputs are concatenated, in order, each with its bias [out] or None.
         pack: whether to hold the weight in oneDNN's layout only.
 
     A plain callable, not a module: a decode step of a small model spends a visible part of its time in module calls.
     """
 
-    def __init__(self, modules: Sequence[nn.Linear], pack: bool) -> None:
-        weight = torch.cat([m.weight.detach() for m in modules]) if len(modules) > 1 else modules[0].weight.detach()
+    def __init__(self, parts: Sequence[tuple[Tensor, Tensor | None]], pack: bool) -> None:
+        weights = [weight for weight, _ in parts]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         self.bias: Tensor | None = None
-        if any(m.bias is not None for m in modules):
-            zeros = [weight.new_zeros(m.out_features) for m in modules]
-            biases = [z if m.bias is None else m.bias.detach() for m, z in zip(modules, zeros, strict=True)]
-            self.bias = torch.cat(biases)
+        if any(bias is not None for _, bias in parts):
+            self.bias = torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in parts])
         self.packed = pack
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _BATCH_HINT) if pack else weight
 
@@ -51,11 +51,11 @@ class Linear:
         if self.packed:
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
             return out
-        return nn.functional.linear(x, self.weight, self.bias)
+        return functional.linear(x, self.weight, self.bias)
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
         """x [R, in], other [R, out] -> other + x Wᵀ + b in one call."""
         if self.packed:
             out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
             return out
-        return nn.functional.linear(x, self.weight, self.bias) + other
+        return functional.linear(x, self.weight, self.bias) + other

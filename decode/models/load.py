@@ -5,82 +5,55 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from trimtab.decode.config import ModelConfig
-from trimtab.decode.engine.batch import RaggedBatch, Span
 from trimtab.decode.engine.memory import give_back
-from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models import bundled
-from trimtab.decode.models.acceptance import AcceptanceHead, HiddenForward, with_confidence
+from trimtab.decode.models.acceptance import with_confidence
+from trimtab.decode.models.blueprint import Blueprint
+from trimtab.decode.models.checkpoint import Checkpoint
 from trimtab.decode.models.draft import DraftFiles, bundled_draft, read_draft
 from trimtab.decode.models.linear import packing_available
-from trimtab.decode.models.modules import ModuleForward, UnsupportedAttention
+from trimtab.decode.models.loaded import LoadedModel
+from trimtab.decode.models.modules import ModuleForward
 from trimtab.decode.models.reward import head_values, is_reward, labels_of, load_reward, reward_forward
-from trimtab.decode.models.stack import FAMILIES, Stack
+from trimtab.decode.models.self_test import Expected, probe, recall, remember, self_test
+from trimtab.decode.models.stack import Stack
+from trimtab.decode.models.weights import ModuleWeights
 from trimtab.decode.quiet import quiet
 from trimtab.decode.text.vocabulary import Vocabulary
 
-__all__ = ["Forward", "LoadedModel", "load", "resolve"]
+__all__ = ["LoadedModel", "load", "resolve"]
 
 # Frequencies of these depend on the longest position in the whole packed batch: one request would change the others.
 _REFUSED_ROPE = frozenset({"dynamic", "longrope"})
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
-_SELF_TEST_PAGE = 8
-# Mean absolute difference to the model's own forward, in standard deviations of its logits. Measured: 3e-6 in float32,
-# 0.02 to 0.03 in bfloat16; a wrong mask or position gives 0.3 and more.
-_SELF_TEST_BOUND = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-
-
-class Forward(Protocol):
-    """tokens, positions int64 [T], rows int64 [n] -> logits [n, V]."""
-
-    def __call__(self, tokens: Tensor, positions: Tensor, step: Step, rows: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model ready to run, and the shapes that its cache needs.
+class _Asked:
+    """What is to be loaded.
 
     Attributes:
-        labels: names of the outputs of a reward model's head, which ``forward`` then gives in place of logits.
-        draft_ids: int64 [Vd], of a draft with a reduced vocabulary: the id that each of its logits stands for.
-        acceptance: of a draft with a trained head: its states [n, S], and which of them are decoded greedily,
-            -> the probability, float32 [n], that the target accepts a token drawn from them.
-        forward_hidden: as ``forward``, but it gives these states too; without a head, the hidden states [n, D].
+        source: a folder or a hub id; of a draft, its target.
+        given: configuration of what ``source`` holds.
+        rates: whether it is a reward model.
     """
 
     name: str
     source: str
-    architecture: str
-    forward: Forward
-    vocabulary: Vocabulary
-    generation_config: GenerationConfig
-    vocab_size: int
-    context: int
-    layers: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    kv_dtype: torch.dtype
+    config: ModelConfig
+    given: Any
+    draft: DraftFiles | None
+    rates: bool
     device: torch.device
-    labels: tuple[str, ...] | None = None
-    draft_ids: Tensor | None = None
-    acceptance: AcceptanceHead | None = None
-    forward_hidden: HiddenForward | None = None
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Memory that one position takes in the cache."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.kv_dtype.itemsize
-
-    def storage(self, pages: int, page_tokens: int) -> Storage:
-        return Storage(self.layers, pages, page_tokens, self.kv_heads, self.head_dim, self.kv_dtype, self.device)
+    dtype: torch.dtype
 
 
 def load(name: str, config: ModelConfig) -> LoadedModel:
@@ -100,97 +73,115 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
 
 def _load(name: str, config: ModelConfig, source: str, draft: DraftFiles | None) -> LoadedModel:
     try:
-        hf_config: Any = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+        given: Any = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UnsupportedModel(name, f"no model can be read from {config.source!r}: {_first_line(error)}") from error
-    _refuse(name, hf_config)
-    device = _device(name, config.device)
-    dtype = _dtype(config.dtype, device)
+    _refuse(name, given)
+    rates, device = is_reward(given), _device(name, config.device)
+    asked = _Asked(name, source, config, given, draft, rates, device, _dtype(config.dtype, device))
     # Before the weights: while it is made, a tokenizer takes memory (Gemma's 0.4 GB) that they would come on top of.
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     give_back()
-    model = _read(name, source, dtype, config, hf_config)
-    if draft is not None:
-        model = draft.build(model)
-    if not getattr(model, "_supports_attention_backend", False) or not model._can_set_attn_implementation():
-        raise UnsupportedModel(
-            name, f"{type(model).__name__} does not take its attention from transformers' AttentionInterface"
-        )
-    model = model.to(device).eval().requires_grad_(False)
-    own = getattr(model, "generation_config", None)
-    generation_config: GenerationConfig = own or GenerationConfig()  # type: ignore[no-untyped-call]
-    eos: Any = generation_config.eos_token_id
-    text_config = model.config.get_text_config()
+    text_config = given.get_text_config()
     vocab_size = int(text_config.vocab_size)
+    generation_config = _generation_config(asked)
+    eos: Any = generation_config.eos_token_id
     # Some checkpoints name ends that their vocabulary doesn't have; no such token is ever drawn.
     eos_ids = None if eos is None else [i for i in ([eos] if isinstance(eos, int) else eos) if 0 <= i < vocab_size]
-    vocabulary = Vocabulary(tokenizer, eos_token_ids=eos_ids, name=name, limit=vocab_size)
     context = int(getattr(text_config, "max_position_embeddings", None) or 2048)
     if config.context_tokens is not None:
         context = min(context, config.context_tokens)
-    rates = is_reward(hf_config)
+    layers, kv_heads, head_dim = _shapes(name, text_config if draft is None else draft.config(text_config))
     with torch.inference_mode():
-        probe = _probe_tokens(vocab_size)
-        expected = [(head_values(model, ids) if rates else _logits(model, ids)).float().cpu() for ids in probe]
-        architecture = type(model).__name__
-        layers, kv_heads, head_dim = _shapes(name, model, text_config)
-        stacked = device.type == "cpu" and _is_checked_family(model)
-        forward: Forward
-        forward_hidden = head = None
-        if rates:
-            forward = reward_forward(model, stacked)
-        else:
-            forward = Stack(model, _stored_table(model, source, config)) if stacked else ModuleForward(model)
-            head = None if draft is None else draft.acceptance(device)
-            forward_hidden = forward.with_hidden if head is None else with_confidence(forward.with_hidden)
+        architecture, forward, expected = _forward(asked)
+        head = None if draft is None else draft.acceptance(device)
+        hidden = None if rates else forward.with_hidden
         loaded = LoadedModel(
             name=name,
             source=config.source,
             architecture=architecture,
             forward=forward,
-            vocabulary=vocabulary,
+            vocabulary=Vocabulary(tokenizer, eos_token_ids=eos_ids, name=name, limit=vocab_size),
             generation_config=generation_config,
             vocab_size=vocab_size,
             context=context,
             layers=layers,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            dtype=dtype,
-            kv_dtype=torch.float32 if device.type == "cpu" else dtype,
+            dtype=asked.dtype,
+            kv_dtype=torch.float32 if device.type == "cpu" else asked.dtype,
             device=device,
-            labels=labels_of(hf_config) if rates else None,
+            labels=labels_of(given) if rates else None,
             draft_ids=None if draft is None else draft.ids,
             acceptance=head,
-            forward_hidden=forward_hidden,
+            forward_hidden=hidden if head is None or hidden is None else with_confidence(hidden),
         )
-        _self_test(loaded, probe, expected)
+        self_test(loaded, expected)
     return loaded
 
 
-def _read(name: str, source: str, dtype: torch.dtype, config: ModelConfig, hf_config: Any) -> Any:
-    """The model of a checkpoint, with its weights."""
+def _forward(asked: _Asked) -> tuple[str, Any, Expected]:
+    """The class of the model, its forward pass here, and what its own gives for the self-test."""
+    run = asked.given if asked.draft is None else asked.draft.config(asked.given)
+    blueprint = Blueprint.of(run) if asked.device.type == "cpu" else None
+    checkpoint = _checkpoint(asked, blueprint)
+    expected = None if checkpoint is None else recall(checkpoint.key)
+    if checkpoint is not None and expected is not None:
+        return checkpoint.architecture, checkpoint.stack(asked.name), expected
+    model = _own(asked)
+    architecture = type(model).__name__
+    read = head_values if asked.rates else _logits
+    sequences = probe(int(asked.given.get_text_config().vocab_size))
+    expected = Expected.of([read(model, ids) for ids in sequences])
+    checkpoint = checkpoint or _checkpoint(asked, blueprint)  # what comes from a hub is there by now
+    if checkpoint is not None:
+        remember(checkpoint.key, expected)
+        del model
+        give_back()
+        return architecture, checkpoint.stack(asked.name), expected
+    if asked.rates:
+        return architecture, reward_forward(model, blueprint), expected
+    if blueprint is not None:
+        return architecture, Stack(blueprint, ModuleWeights(model), asked.dtype), expected
+    return architecture, ModuleForward(model), expected
+
+
+def _checkpoint(asked: _Asked, blueprint: Blueprint | None) -> Checkpoint | None:
+    if blueprint is None or asked.rates:
+        return None
+    return Checkpoint.of(asked.source, asked.given, asked.draft, blueprint, asked.dtype)
+
+
+def _own(asked: _Asked) -> Any:
+    """The model of transformers, with its weights."""
+    from transformers import AutoModelForCausalLM
+
+    name, source, remote = asked.name, asked.source, asked.config.trust_remote_code
     try:
-        if is_reward(hf_config):
-            return load_reward(name, source, dtype, config.trust_remote_code)
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=config.trust_remote_code)
+        model: Any = (
+            load_reward(name, source, asked.dtype, remote)
+            if asked.rates
+            else AutoModelForCausalLM.from_pretrained(source, dtype=asked.dtype, trust_remote_code=remote)
+        )
     except (OSError, ValueError) as error:
         raise UnsupportedModel(name, _first_line(error)) from error
+    if asked.draft is not None:
+        model = asked.draft.build(model)
+    if not getattr(model, "_supports_attention_backend", False) or not model._can_set_attn_implementation():
+        raise UnsupportedModel(
+            name, f"{type(model).__name__} does not take its attention from transformers' AttentionInterface"
+        )
+    return model.to(asked.device).eval().requires_grad_(False)
 
 
-def _stored_table(model: Any, source: str, config: ModelConfig) -> Tensor | None:
-    """The embedding as the checkpoint holds it, where that is narrower than the model as loaded; None elsewhere.
-
-    It stays in the mapped file, of which only the rows that are used are ever read: of Gemma 3 270M in float32 that
-    saves 671 of 1,742 MB.
-    """
-    own: Tensor = model.get_input_embeddings().weight
-    if own.dtype is not torch.float32:
-        return None
-    stored: Any = AutoModelForCausalLM.from_pretrained(source, dtype="auto", trust_remote_code=config.trust_remote_code)
-    table: Tensor = stored.get_input_embeddings().weight.detach()
-    some = slice(None, None, max(1, len(own) // 512))
-    same = table.shape == own.shape and torch.equal(table[some].float(), own[some])
-    return table if same and table.dtype.itemsize < own.dtype.itemsize else None
+def _generation_config(asked: _Asked) -> GenerationConfig:
+    """That of the model's files, else what its configuration says."""
+    if asked.rates:
+        return GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        return GenerationConfig.from_pretrained(asked.source)
+    except OSError:
+        return GenerationConfig.from_model_config(asked.given)
 
 
 def _logits(model: Any, ids: list[int]) -> Tensor:
@@ -250,12 +241,7 @@ def _dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def _is_checked_family(model: Any) -> bool:
-    layers = list(getattr(getattr(model, "model", None), "layers", None) or ())
-    return bool(layers) and all(type(layer).__name__ in FAMILIES for layer in layers)
-
-
-def _shapes(name: str, model: Any, config: Any) -> tuple[int, int, int]:
+def _shapes(name: str, config: Any) -> tuple[int, int, int]:
     heads = int(config.num_attention_heads)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -263,38 +249,3 @@ def _shapes(name: str, model: Any, config: Any) -> tuple[int, int, int]:
     if getattr(config, "num_kv_shared_layers", 0):
         raise UnsupportedModel(name, "its layers share keys and values with one another")
     return layers, kv_heads, dim
-
-
-def _probe_tokens(vocab_size: int) -> list[list[int]]:
-    """Two sequences of unequal length whose ids spread over the vocabulary."""
-    return [[(7919 * (i + 1) + 104729 * k) % vocab_size for i in range(n)] for k, n in enumerate((21, 10))]
-
-
-def _self_test(model: LoadedModel, probe: list[list[int]], expected: list[Tensor]) -> None:
-    """Both sequences packed, in two pieces over scattered pages, against the model's own forward."""
-    storage = model.storage(16, _SELF_TEST_PAGE)
-    pages = [[9, 2, 12], [4, 7]]
-    parts: list[list[Tensor]] = [[], []]
-    try:
-        for begins, ends in (((0, 0), (18, 4)), ((18, 4), (21, 10))):
-            spans = [Span(probe[k][begins[k] : ends[k]], begins[k], pages[k], ends[k] - begins[k]) for k in (0, 1)]
-            batch = RaggedBatch.pack(spans, _SELF_TEST_PAGE)
-            tensors = (torch.from_numpy(a).to(model.device) for a in (batch.tokens, batch.positions))
-            tokens, positions = tensors
-            logits = model.forward(
-                tokens, positions, storage.begin(batch), torch.from_numpy(batch.rows).to(model.device)
-            )
-            first = ends[0] - begins[0]
-            parts[0].append(logits[:first])
-            parts[1].append(logits[first:])
-    except UnsupportedAttention as error:
-        raise UnsupportedModel(model.name, str(error)) from error
-    for part, truth in zip(parts, expected, strict=True):
-        found = torch.cat(part).float().cpu()
-        difference = float((found - truth).abs().mean() / truth.std())
-        if not difference < _SELF_TEST_BOUND[model.dtype]:
-            raise UnsupportedModel(
-                model.name,
-                f"the self-test at load differs from {model.architecture}'s own forward by {difference:.3g} standard "
-                "deviations: its attention does something this engine doesn't know",
-            )

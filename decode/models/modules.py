@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from trimtab.decode.engine.storage import Step
 from trimtab.decode.errors import TrimtabError
@@ -56,9 +55,6 @@ def _attention(
     return ragged.attend(int(layer), q, kv, scale, sliding_window).unsqueeze(0), None
 
 
-AttentionInterface.register(ATTENTION, _attention)
-
-
 class ModuleForward:
     """Forward pass of a model through its own modules.
 
@@ -67,6 +63,10 @@ class ModuleForward:
     """
 
     def __init__(self, model: Any) -> None:
+        # Here, because it takes seconds to import what it is a part of, and most models need none of it.
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(ATTENTION, _attention)
         self.model = model
         model.set_attn_implementation(ATTENTION)
         if model.device.type == "cpu" and packing_available(model.dtype):
@@ -100,7 +100,8 @@ class ModuleForward:
 class _Packed(nn.Module):
     def __init__(self, module: nn.Linear) -> None:
         super().__init__()
-        self.linear = Linear((module,), pack=True)
+        bias = None if module.bias is None else module.bias.detach()
+        self.linear = Linear(((module.weight.detach(), bias),), pack=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)

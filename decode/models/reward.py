@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from trimtab.decode.engine.storage import Step
 from trimtab.decode.errors import UnsupportedModel
+from trimtab.decode.models.blueprint import Blueprint
 from trimtab.decode.models.modules import ModuleForward
 from trimtab.decode.models.stack import Stack
+from trimtab.decode.models.weights import ModuleWeights
 
 __all__ = ["RewardHead", "head_values", "is_reward", "labels_of", "load_reward", "reads_causally", "reward_forward"]
 
@@ -44,6 +46,7 @@ def reads_causally(source: str) -> bool:
     if not is_reward(config):
         named = ", ".join(config.architectures or ()) or "no architecture"
         raise UnsupportedModel(source, f"its configuration names {named}, not one that ends in {_SUFFIX}")
+    from transformers import AutoModelForSequenceClassification
     from transformers.modeling_layers import GenericForSequenceClassification
 
     kind = AutoModelForSequenceClassification._model_mapping.get(type(config), object)
@@ -69,6 +72,8 @@ def load_reward(name: str, source: str, dtype: torch.dtype, trust_remote_code: b
     Raises:
         UnsupportedModel: its head is not one linear layer over the last hidden state.
     """
+    from transformers import AutoModelForSequenceClassification
+
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         source, dtype=dtype, trust_remote_code=trust_remote_code
     )
@@ -95,18 +100,17 @@ class RewardHead:
         return nn.functional.linear(hidden.float(), self.weight, self.bias)
 
 
-def reward_forward(model: Any, stacked: bool) -> Stack | ModuleReward:
+def reward_forward(model: Any, blueprint: Blueprint | None) -> Stack | ModuleReward:
     """The forward pass of a reward model: as of any model, with [n, labels] in place of logits.
 
     Args:
         model: from ``load_reward``; its weights are taken over.
-        stacked: whether its layers are of ``stack.FAMILIES`` and it is on the CPU.
+        blueprint: of its layers, if they are of a checked family and it is on the CPU.
     """
-    if not stacked:
+    if blueprint is None:
         return ModuleReward(model)
     head = RewardHead(model.score)
-    model.lm_head = model.score
-    stack = Stack(model)
+    stack = Stack(blueprint, ModuleWeights(model), model.dtype, head="score")
     stack.head, stack.softcap = head, None  # type: ignore[assignment]  # called in the same way
     return stack
 

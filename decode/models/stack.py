@@ -4,31 +4,26 @@ At one row the products of a 135M model take 3 ms and Hugging Face's module grap
 hundreds of small operations. Here q/k/v and gate/up are one packed product each, residuals are added inside a product,
 RoPE and the cache write touch queries and keys at once, and nothing is dispatched through modules.
 
-Only families whose layer was checked line by line are accepted (``FAMILIES``); every other architecture runs its own
-modules (``modules.py``). The load-time self-test compares both with the model's eager forward.
+Only families whose layer was checked line by line have a ``Blueprint``; every other architecture runs its own modules
+(``modules.py``). The load-time self-test compares both with the model's eager forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from trimtab.decode.engine.memory import give_back
 from trimtab.decode.engine.storage import Step
+from trimtab.decode.models.blueprint import Blueprint
 from trimtab.decode.models.linear import Linear, packing_available
+from trimtab.decode.models.weights import Weights
 
-__all__ = ["FAMILIES", "Stack"]
+__all__ = ["Stack"]
 
-# Decoder-layer classes: pre-norm, residual after attention and after a gated MLP, rotary positions over the whole head.
-FAMILIES = frozenset(
-    {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "Gemma3DecoderLayer"}
-)
-# Of these, the layers that also normalise the output of attention and MLP, with weights stored as an offset from 1.
-_SANDWICH = frozenset({"Gemma3DecoderLayer"})
 # Layers that are packed before what they took is given back: a checkpoint is read by several threads, and what is freed
 # of one thread's memory another one's allocations don't use again.
 _TRIM_EVERY = 4
@@ -41,9 +36,9 @@ class _Norm:
     two calls; ``rms_norm`` has no fused CPU kernel (8.9 against 3.7 us at [1, 576], bfloat16).
     """
 
-    def __init__(self, module: Any, offset: float) -> None:
-        weight = module.weight.detach().float() + offset
-        self.eps = float(getattr(module, "variance_epsilon", None) or module.eps)
+    def __init__(self, weight: Tensor, blueprint: Blueprint) -> None:
+        weight = _norm_weight(weight, blueprint)
+        self.eps = blueprint.eps
         self.size = weight.numel()
         self.weight = torch.cat((weight, weight))
         self.shape = (2 * self.size,)
@@ -53,51 +48,46 @@ class _Norm:
         return pair[..., : self.size]
 
 
-class _Layer(Protocol):
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor: ...
-
-
 class _DecoderLayer:
     """One layer; ``x`` is [T, hidden], ``cos`` and ``sin`` [T, 1, D] with sin negated in its first half."""
 
-    def __init__(self, layer: Any, index: int, heads: int, kv_heads: int, dim: int, pack: bool) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.index, self.heads, self.kv_heads, self.dim = index, heads, kv_heads, dim
-        self.scale = float(attention.scaling)
-        window = getattr(attention, "sliding_window", None)
-        if window is None and type(layer).__name__ == "MistralDecoderLayer":
-            window = getattr(attention.config, "sliding_window", None)
-        self.window: int | None = window
-        self.kind: str = getattr(attention, "layer_type", None) or "full_attention"
-        self.sandwich = type(layer).__name__ in _SANDWICH
-        offset = 1.0 if self.sandwich else 0.0
-        self.qkv = Linear((attention.q_proj, attention.k_proj, attention.v_proj), pack)
-        self.out = Linear((attention.o_proj,), pack)
-        self.gate_up = Linear((mlp.gate_proj, mlp.up_proj), pack)
-        self.down = Linear((mlp.down_proj,), pack)
-        self.act: Callable[[Tensor], Tensor] = _activation(mlp.act_fn)
-        self.norm_in = _Norm(layer.input_layernorm, offset)
+    def __init__(self, blueprint: Blueprint, weights: Weights, index: int, pack: bool) -> None:
+        def linear(*names: str) -> Linear:
+            return Linear([_linear(weights, f"{prefix}.{name}") for name in names], pack)
+
+        def norm(name: str) -> _Norm:
+            return _Norm(_needed(weights, f"{prefix}.{name}.weight"), blueprint)
+
+        prefix = f"model.layers.{index}"
+        self.index, self.heads, self.kv_heads, self.dim = index, blueprint.heads, blueprint.kv_heads, blueprint.dim
+        self.scale, self.window, self.kind = blueprint.scale, blueprint.windows[index], blueprint.kinds[index]
+        self.sandwich = blueprint.sandwich
+        self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        self.out = linear("self_attn.o_proj")
+        self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
+        self.down = linear("mlp.down_proj")
+        self.act = _activation(blueprint.activation)
+        self.norm_in = norm("input_layernorm")
         if self.sandwich:
-            self.norm_attention = _Norm(layer.post_attention_layernorm, offset)
-            self.norm_mlp = _Norm(layer.pre_feedforward_layernorm, offset)
-            self.norm_out = _Norm(layer.post_feedforward_layernorm, offset)
+            self.norm_attention = norm("post_attention_layernorm")
+            self.norm_mlp = norm("pre_feedforward_layernorm")
+            self.norm_out = norm("post_feedforward_layernorm")
         else:
-            self.norm_mlp = _Norm(layer.post_attention_layernorm, offset)
-        self.head_norm: tuple[Tensor, float] | None = None
-        if hasattr(attention, "q_norm"):
-            weights = [attention.q_norm.weight.detach().float() + offset] * heads
-            weights += [attention.k_norm.weight.detach().float() + offset] * kv_heads
-            eps = float(getattr(attention.q_norm, "variance_epsilon", None) or attention.q_norm.eps)
-            self.head_norm = torch.stack(weights), eps  # [Hq + Hkv, D]
+            self.norm_mlp = norm("post_attention_layernorm")
+        self.head_norm: Tensor | None = None  # [Hq + Hkv, D]
+        self.eps = blueprint.eps
+        if blueprint.head_norm:
+            q, k = (_needed(weights, f"{prefix}.self_attn.{name}_norm.weight") for name in "qk")
+            both = [_norm_weight(q, blueprint)] * self.heads + [_norm_weight(k, blueprint)] * self.kv_heads
+            self.head_norm = torch.stack(both)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
         heads, kv_heads, dim = self.heads, self.kv_heads, self.dim
         qkv = self.qkv(self.norm_in(x)).view(-1, heads + 2 * kv_heads, dim)
         qk = qkv[:, : heads + kv_heads]
         if self.head_norm is not None:
-            weight, eps = self.head_norm
-            pair = functional.layer_norm(torch.cat((qk, -qk), -1), (2 * dim,), None, None, eps)
-            qk = (pair[..., :dim] * weight).to(x.dtype)
+            pair = functional.layer_norm(torch.cat((qk, -qk), -1), (2 * dim,), None, None, self.eps)
+            qk = (pair[..., :dim] * self.head_norm).to(x.dtype)
         qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin)
         kv = torch.cat((qk[:, heads:], qkv[:, heads + kv_heads :]), 1)
         mixed = step.attend(self.index, qk[:, :heads], kv, self.scale, self.window).reshape(-1, heads * dim)
@@ -117,42 +107,33 @@ class Stack:
     """Forward pass of a whole model.
 
     Args:
-        model: a causal LM of one of ``FAMILIES``, on the CPU, in the dtype to run in. Its linear weights are released
-            as they are packed; the model can't be used afterwards.
-        table: the embedding in a narrower dtype, to be read in place of the model's own: a packed head holds the same
-            numbers again, and of the table only a row per token is ever read.
+        blueprint: of the model.
+        weights: of the model, on the CPU; linear ones are released as they are packed.
+        dtype: to run in.
+        head: name of the head.
 
     Raises:
-        ValueError: the model isn't of these families.
+        ValueError: a weight is missing.
     """
 
-    def __init__(self, model: Any, table: Tensor | None = None) -> None:
-        config, inner = model.config, model.model
-        if any(type(layer).__name__ not in FAMILIES for layer in inner.layers):
-            raise ValueError(f"{type(model).__name__} is not one of the checked families")
-        dtype: torch.dtype = model.dtype
+    def __init__(self, blueprint: Blueprint, weights: Weights, dtype: torch.dtype, head: str = "lm_head") -> None:
         pack = packing_available(dtype)
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        embed: Any = inner.embed_tokens
-        self.table: Tensor = embed.weight.detach() if table is None else table
-        scale = None if type(embed) is nn.Embedding else embed.embed_scale
-        self.embed_scale: Tensor | None = None if scale is None else scale.to(dtype)
+        self.table = weights.table()
+        scale = blueprint.embed_scale
+        self.embed_scale: Tensor | None = None if scale is None else torch.tensor(scale).to(dtype)
         self.layers: list[_DecoderLayer] = []
-        for index, layer in enumerate(inner.layers):
-            self.layers.append(_DecoderLayer(layer, index, heads, kv_heads, dim, pack))
+        for index in range(len(blueprint.kinds)):
+            self.layers.append(_DecoderLayer(blueprint, weights, index, pack))
             if pack:
-                _release(layer)
+                weights.release(index)
                 if index % _TRIM_EVERY == _TRIM_EVERY - 1:
                     give_back()
         # Last, when all other weights are there once only: the largest, it is there twice while it is packed.
         give_back()
-        self.head = Linear((model.lm_head,), pack)
-        sandwich = type(inner.layers[0]).__name__ in _SANDWICH
-        self.norm = _Norm(inner.norm, 1.0 if sandwich else 0.0)
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        self._rotary = inner.rotary_emb
-        self._kinds = sorted({layer.kind for layer in self.layers})
+        self.head = Linear((_linear(weights, head),), pack)
+        self.norm = _Norm(_needed(weights, "model.norm.weight"), blueprint)
+        self.softcap = blueprint.softcap
+        self._rotary = blueprint.rotary
         self._dtype = dtype
         self._tables: dict[str, tuple[Tensor, Tensor]] = {}
         self._grow(1024)
@@ -191,34 +172,33 @@ class Stack:
         return logits, hidden
 
     def _grow(self, length: int) -> None:
-        """(Re)compute the rotary tables for positions [0, length), with the model's own module."""
+        """(Re)compute the rotary tables for positions [0, length)."""
         self._length = length
-        at = torch.arange(length).unsqueeze(0)
-        like = torch.empty(0, dtype=self._dtype)
-        by_kind = hasattr(self._rotary, "layer_types")
-        for kind in self._kinds:
-            cos, sin = self._rotary(like, at, kind) if by_kind else self._rotary(like, at)
-            sin = sin[0].clone()
+        for kind, rotary in self._rotary.items():
+            cos, sin = rotary.tables(length, self._dtype)
             sin[:, : sin.shape[-1] // 2].neg_()  # the rotation of halves becomes a roll
-            self._tables[kind] = (cos[0].unsqueeze(1).contiguous(), sin.unsqueeze(1).contiguous())
+            self._tables[kind] = (cos.unsqueeze(1), sin.unsqueeze(1))
 
 
-def _activation(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The activation as one operator where there is one."""
-    name = type(module).__name__
-    if name in ("SiLU", "SiLUActivation"):
-        return functional.silu
-    if name in ("GELUTanh", "PytorchGELUTanh"):
-        return _gelu_tanh
-    return module
+def _needed(weights: Weights, name: str) -> Tensor:
+    found = weights(name)
+    if found is None:
+        raise ValueError(f"there is no weight {name}")
+    return found
+
+
+def _linear(weights: Weights, name: str) -> tuple[Tensor, Tensor | None]:
+    return _needed(weights, f"{name}.weight"), weights(f"{name}.bias")
+
+
+def _norm_weight(weight: Tensor, blueprint: Blueprint) -> Tensor:
+    return weight.float() + (1.0 if blueprint.sandwich else 0.0)
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation as one operator."""
+    return _gelu_tanh if name == "gelu_pytorch_tanh" else functional.silu
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
     return functional.gelu(x, approximate="tanh")
-
-
-def _release(layer: nn.Module) -> None:
-    """Drop a layer's linear weights: the packed copies replace them."""
-    for module in layer.modules():
-        if isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
