@@ -121,6 +121,9 @@ class Stack:
         self.table = weights.table()
         scale = blueprint.embed_scale
         self.embed_scale: Tensor | None = None if scale is None else torch.tensor(scale).to(dtype)
+        # First, when nothing else is there: the largest, it is there twice while it is packed.
+        self.head = Linear((_linear(weights, head),), pack)
+        give_back()
         self.layers: list[_DecoderLayer] = []
         for index in range(len(blueprint.kinds)):
             self.layers.append(_DecoderLayer(blueprint, weights, index, pack))
@@ -128,9 +131,6 @@ class Stack:
                 weights.release(index)
                 if index % _TRIM_EVERY == _TRIM_EVERY - 1:
                     give_back()
-        # Last, when all other weights are there once only: the largest, it is there twice while it is packed.
-        give_back()
-        self.head = Linear((_linear(weights, head),), pack)
         self.norm = _Norm(_needed(weights, "model.norm.weight"), blueprint)
         self.softcap = blueprint.softcap
         self._rotary = blueprint.rotary

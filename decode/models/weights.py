@@ -51,21 +51,24 @@ class FolderWeights:
     def __init__(self, folder: Path, dtype: torch.dtype, *, layers: int, tied: bool) -> None:
         self.files = _files(folder)
         self._dtype, self._tied = dtype, tied
+        self._where: dict[str, Path] = {}
+        stored: set[str] = set()
         try:
-            opened: list[Any] = [safe_open(file, "pt") for file in self.files]
-            self._where: dict[str, Any] = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a mapping
-            needed = [_EMBEDDING, *(f"model.layers.{i}.input_layernorm.weight" for i in range(layers))]
-            missing = [name for name in needed if name not in self._where]
-            if missing or not (tied or _HEAD in self._where):
-                raise ValueError(f"{folder} holds no {missing or _HEAD}")
-            stored = {self._where[name].get_slice(name).get_dtype() for name in self._where}
+            for file in self.files:
+                with safe_open(file, "pt") as opened:
+                    names: list[str] = opened.keys()
+                    self._where |= dict.fromkeys(names, file)
+                    stored |= {opened.get_slice(name).get_dtype() for name in names}
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{folder} holds no weights that can be read: {error}") from error
+        needed = {_EMBEDDING, *(f"model.layers.{i}.input_layernorm.weight" for i in range(layers))}
+        if missing := (needed if tied else needed | {_HEAD}) - self._where.keys():
+            raise ValueError(f"{folder} holds no {sorted(missing)}")
         if not stored <= _STORED:
             raise ValueError(f"{folder} holds weights of type {sorted(stored - _STORED)}")
 
     def __call__(self, name: str) -> Tensor | None:
-        found = self._stored(name)
+        found = self._stored(_EMBEDDING if name == _HEAD and self._tied else name)
         return None if found is None else found.to(self._dtype)
 
     def table(self) -> Tensor:
@@ -77,9 +80,11 @@ class FolderWeights:
         pass
 
     def _stored(self, name: str) -> Tensor | None:
-        if name == _HEAD and self._tied:
-            name = _EMBEDDING
-        found: Tensor | None = self._where[name].get_tensor(name) if name in self._where else None
+        """A tensor in a mapping of its own: what was read of the file is resident as long as the tensor lives."""
+        if name not in self._where:
+            return None
+        with safe_open(self._where[name], "pt") as opened:
+            found: Tensor = opened.get_tensor(name)
         return found
 
 
