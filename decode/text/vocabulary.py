@@ -136,8 +136,10 @@ def _without_added(backend: Tokenizer, limit: int) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(spec))
 
 
-def _adds_prefix_space(spec: dict[str, Any]) -> bool:
-    steps = [spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}]
+def _adds_prefix_space(backend: Tokenizer) -> bool:
+    # Part by part: as Python objects a whole tokenizer takes 0.2 GB, which are not given back.
+    parts: list[Any] = [backend.normalizer, backend.pre_tokenizer]
+    steps: list[dict[str, Any]] = [json.loads(part.__getstate__()) for part in parts if part is not None]
     flat = [inner for s in steps for inner in s.get("normalizers", s.get("pretokenizers", [s]))]
     return any(
         step.get("type") == "Prepend"
@@ -222,7 +224,7 @@ class Vocabulary:
     @cached_property
     def prefix_space(self) -> bool:
         """Whether ``encode`` puts a space before the first word of a text."""
-        return _adds_prefix_space(self._spec())
+        return _adds_prefix_space(self._backend)
 
     @cached_property
     def prefix_ids(self) -> tuple[int, ...]:
@@ -235,17 +237,13 @@ class Vocabulary:
         """The special tokens by name, which is no text of an answer."""
         return {name: i for i in sorted(self.special_ids) if (name := self.piece(i).decode(errors="replace"))}
 
-    def _spec(self) -> dict[str, Any]:
-        spec: dict[str, Any] = json.loads(self._backend.to_str())
-        return spec
-
     @cached_property
     def _continuing(self) -> Tokenizer:
         if not self.prefix_space:
             return self._backend
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_str(json.dumps(_without_prefix_space(self._spec())))
+        return Tokenizer.from_str(json.dumps(_without_prefix_space(json.loads(self._backend.to_str()))))
 
     def encode(self, text: str, add_special_tokens: bool = True, *, continues: bool = False) -> list[int]:
         """Token ids of ``text``.
