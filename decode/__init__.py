@@ -34,13 +34,14 @@ from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.methods.searches.rejection import MIN_HELD_TOKENS
 from trimtab.decode.methods.searches.segments import Logprob, Segments
 from trimtab.decode.methods.searches.single import Single
-from trimtab.decode.request import events, objective, request, result, sampling
+from trimtab.decode.request import events, generate_options, objective, request, result, sampling
 from trimtab.decode.request.events import *  # noqa: F403
+from trimtab.decode.request.generate_options import *  # noqa: F403
 from trimtab.decode.request.info import FieldInfo, Limits, MethodInfo, ModelInfo, RewardInfo
 from trimtab.decode.request.method import AXES, Draw, Policy, Search
 from trimtab.decode.request.method import methods as _methods  # trimtab.decode.methods is a package
 from trimtab.decode.request.objective import *  # noqa: F403
-from trimtab.decode.request.prompt import ChatMessage, Prompt
+from trimtab.decode.request.prompt import ChatMessage, Prompt, chat
 from trimtab.decode.request.request import *  # noqa: F403
 from trimtab.decode.request.result import *  # noqa: F403
 from trimtab.decode.request.sampling import *  # noqa: F403
@@ -97,9 +98,10 @@ __all__ = [
     "TopProb",
     "Trigger",
     "Weighted",
+    "chat",
 ]
 __all__ += errors.__all__
-for _module in (events, objective, request, result, sampling):
+for _module in (events, generate_options, objective, request, result, sampling):
     __all__ += _module.__all__
 
 # A method that is not named above is exported all the same.

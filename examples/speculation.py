@@ -11,8 +11,7 @@ with Engine(models=models) as engine:
     draws = {"plain": None, "draft": Speculative("draft"), "copies": Speculative(PromptLookup())}
     texts = set()
     for name, draw in draws.items():
-        options = {} if draw is None else {"draw": draw}
-        result = engine.generate(question, temperature=0, max_new_tokens=32, **options)
+        result = engine.generate(question, temperature=0, max_new_tokens=32, draw=draw)
         texts.add(result.text)
         passes = next(used.forward_passes for used in result.usage.models if used.model == "chat")
         print(f"{name}: {result.usage.returned_tokens} tokens in {passes} passes of the model")

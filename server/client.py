@@ -12,16 +12,16 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Unpack
 
 import grpc
 from grpc_status import rpc_status
 
 from trimtab.decode.errors import TrimtabError
 from trimtab.decode.request.events import Event
+from trimtab.decode.request.generate_options import RequestOptions
 from trimtab.decode.request.info import Limits, MethodInfo, ModelInfo, RewardInfo
 from trimtab.decode.request.keywords import request_from_kwargs
-from trimtab.decode.request.method import Draw, Policy, Search
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result, Scored
@@ -95,15 +95,21 @@ class Client:
         prompt: Prompt,
         *,
         model: str,
-        policy: Policy | None = None,
-        draw: Draw | None = None,
-        search: Search | None = None,
         timeout: float | None = None,
         client_request_id: str = "",
-        **kwargs: Any,
+        **options: Unpack[RequestOptions],
     ) -> Result:
-        """The answer to one prompt; further keyword arguments as for ``Engine.generate``."""
-        request = request_from_kwargs(prompt, model=model, policy=policy, draw=draw, search=search, **kwargs)
+        """The answer to one prompt.
+
+        Args:
+            prompt: see ``Engine.generate``.
+            model: name of the one that is asked.
+            timeout: seconds.
+            client_request_id: what the server's log calls the request.
+            **options: as for ``Engine.generate``: ``policy``, ``draw``, ``search``, ``objective`` (no function: the
+                rewards are the server's), ``temperature``, ``max_new_tokens``, ``stop``, ``seed`` and so on.
+        """
+        request = request_from_kwargs(prompt, model=model, **options)
         return self.generate_request(request, timeout=timeout, client_request_id=client_request_id)
 
     def generate_request(
@@ -119,15 +125,12 @@ class Client:
         prompt: Prompt,
         *,
         model: str,
-        policy: Policy | None = None,
-        draw: Draw | None = None,
-        search: Search | None = None,
         timeout: float | None = None,
         client_request_id: str = "",
-        **kwargs: Any,
+        **options: Unpack[RequestOptions],
     ) -> Iterator[Event]:
         """The events of one answer as they come; closing the iterator cancels the request."""
-        request = request_from_kwargs(prompt, model=model, policy=policy, draw=draw, search=search, **kwargs)
+        request = request_from_kwargs(prompt, model=model, **options)
         return self.stream_request(request, timeout=timeout, client_request_id=client_request_id)
 
     def stream_request(
@@ -228,15 +231,15 @@ class AsyncClient:
         """Cancel calls in progress and disconnect."""
         await self._channel.close()
 
-    async def generate(self, prompt: Prompt, *, model: str, **kwargs: Any) -> Result:
+    async def generate(self, prompt: Prompt, *, model: str, **options: Unpack[RequestOptions]) -> Result:
         """As ``Client.generate``; cancelling the awaiting task cancels the request."""
-        spec = spec_of(request_from_kwargs(prompt, model=model, **kwargs))
+        spec = spec_of(request_from_kwargs(prompt, model=model, **options))
         with _errors():
             return result_of(await self._stub.Generate(pb.GenerateRequest(spec=spec), timeout=self._timeout))
 
-    async def stream(self, prompt: Prompt, *, model: str, **kwargs: Any) -> AsyncIterator[Event]:
+    async def stream(self, prompt: Prompt, *, model: str, **options: Unpack[RequestOptions]) -> AsyncIterator[Event]:
         """As ``Client.stream``."""
-        spec = spec_of(request_from_kwargs(prompt, model=model, **kwargs))
+        spec = spec_of(request_from_kwargs(prompt, model=model, **options))
         assembler = Assembler()
         with _errors():
             call = self._stub.GenerateStream(pb.GenerateStreamRequest(spec=spec), timeout=self._timeout)

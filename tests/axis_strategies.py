@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any, Union, get_args, get_origin
@@ -19,7 +19,7 @@ NONE: Named = types.MappingProxyType({})
 
 
 def values(hint: Any, scalars: Scalars, named: Named = NONE) -> st.SearchStrategy[Any]:
-    """Values of an annotated type.
+    """Values of an annotated type, but for functions.
 
     Args:
         hint: the type.
@@ -36,7 +36,7 @@ def values(hint: Any, scalars: Scalars, named: Named = NONE) -> st.SearchStrateg
     if hint is bool:
         return st.booleans()
     if origin in (Union, types.UnionType):
-        return st.one_of([values(arm, scalars, named) for arm in arguments])
+        return st.one_of([values(arm, scalars, named) for arm in arguments if get_origin(arm) is not Callable])
     if origin is tuple:
         return st.lists(values(arguments[0], scalars, named), max_size=3).map(tuple)
     if origin is Mapping:

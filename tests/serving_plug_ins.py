@@ -42,7 +42,7 @@ from trimtab.v1.decoding_pb2_grpc import DecodingServiceStub
 PROMPT, TRIES = "abcdefgh abcdefgh ", 6
 OPTIONS: dict[str, Any] = {"model": "base", "max_new_tokens": 12, "seed": 3}
 REWARD = {"type": "length", "exactly": 30, "unit": "characters"}
-WRONG = {"policy": NoRepeat(0), "search": FirstGood("rule", threshold=float("inf"), tries=0)}
+WRONG: Any = {"policy": NoRepeat(0), "search": FirstGood("rule", threshold=float("inf"), tries=0)}
 MISSPELT = {"model": "base", "text": "p", "policy": {"extension": {"name": "no_repeat", "fields": {"sise": 3}}}}
 
 
@@ -71,7 +71,7 @@ def by_library(engine: Engine, folder: str) -> dict[str, Any]:
         str(bar): engine.generate(PROMPT, search=FirstGood("rule", bar, TRIES), **OPTIONS)
         for bar in sorted({candidate.rewards["rule"] for candidate in several.candidates} | {2.0})
     }
-    greedy = {"model": "base", "temperature": 0, "max_new_tokens": 24, "min_new_tokens": 24}
+    greedy: Any = {"model": "base", "temperature": 0, "max_new_tokens": 24, "min_new_tokens": 24}
     without = {n: engine.generate(PROMPT, policy=NoRepeat(n), **greedy) for n in (1, 2, 3)}
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).float(), AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer(PROMPT, return_tensors="pt")
@@ -80,7 +80,7 @@ def by_library(engine: Engine, folder: str) -> dict[str, Any]:
         rule = {"no_repeat_ngram_size": size, "max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
         theirs[size] = model.generate(**prompt, **rule)[0, prompt["input_ids"].shape[1] :].tolist()
     beams = Segments("rule", beams=2, samples_per_beam=2, max_tokens=5)
-    cool = {**OPTIONS, "temperature": 0.1, "max_new_tokens": 60, "search": beams}
+    cool: Any = {**OPTIONS, "temperature": 0.1, "max_new_tokens": 60, "search": beams}
     return {
         "beams": ids(engine.generate(PROMPT, **cool)),
         "beams without": ids(engine.generate(PROMPT, policy=NoRepeat(2), **cool)),

@@ -62,7 +62,7 @@ def ranks(engine: Engine, samples: Sequence[Sample]) -> list[float]:
 def test_no_candidate_is_among_the_answers_that_calibrate(engine: Engine, seed: int) -> None:
     """With one seed for both they used to be: candidate k and answer k were the k-th children of one root."""
     answers = run(engine, lambda context: drawn_answers(context, "base", PROMPT, 8, 12, seed))
-    options = {"model": "base", "max_new_tokens": 12, "temperature": 1.0, "search": BestOfN(8, "rank")}
+    options: Any = {"model": "base", "max_new_tokens": 12, "temperature": 1.0, "search": BestOfN(8, "rank")}
     found = engine.generate(list(PROMPT), seed=seed, references=("a",), **options)
     heads = [tuple(text[:2] for text in texts) for texts in (answers, [c.text for c in found.candidates])]
     assert len(set(answers)) == 8

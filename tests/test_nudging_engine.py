@@ -248,7 +248,7 @@ def _run(engine: Engine, method: Callable[[RequestState], Any]) -> Any:
 def test_one_vocabulary_through_the_engine(folders: dict[str, Path], eager: dict[str, Eager]) -> None:
     """Never and always: the base alone and the nudger alone; in between, the oracle token by token."""
     with _engine(folders, "base", "twin", page_tokens=8) as engine:
-        greedy = {"max_new_tokens": 30, "temperature": 0.0}
+        greedy: Any = {"max_new_tokens": 30, "temperature": 0.0}
         base = [token.id for token in engine.generate("the sin", model="base", **greedy).tokens]
         twin = [token.id for token in engine.generate("the sin", model="chat", **greedy).tokens]
         never = engine.generate("the sin", model="base", policy=Nudged("chat", TopProb(0.0)), **greedy)
@@ -260,7 +260,7 @@ def test_one_vocabulary_through_the_engine(folders: dict[str, Path], eager: dict
         assert [token.id for token in always.tokens] == twin != base
         assert always.usage.nudged_tokens == len(twin)
         for seed, when in enumerate((TopProb(0.5), Entropy(1.0), Branching(2.5))):
-            sampled = {"max_new_tokens": 30, "temperature": 0.8, "min_p": 0.1, "seed": seed}
+            sampled: Any = {"max_new_tokens": 30, "temperature": 0.8, "min_p": 0.1, "seed": seed}
             result = engine.generate("the sin", model="base", policy=Nudged("chat", when), **sampled)
             assert [(t.author, t.id) for t in result.tokens] == _same_vocabulary(eager, "the sin", when, sampled)
             usage_adds_up(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Entropy
+from trimtab.decode.request.prompt import ChatMessage, chat
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result, TokenDraw
 
@@ -104,3 +106,18 @@ def test_only_a_chat_goes_through_templates_of_each(engine: Engine, policy: Any)
     # a draft with the base's ids follows the base's own prompt
     drafted = read(engine, "chat", draw=Speculative("other"))
     assert drafted["other"] == drafted["base"]
+
+
+def test_chat_makes_the_messages_that_ask() -> None:
+    assert [asdict(turn) for turn in chat("the sin and")] == CHAT
+    turns = [("system", "Be brief."), ("user", "Why?"), ("assistant", "For")]
+    assert chat("Why?", system="Be brief.", begin="For") == [ChatMessage(*turn) for turn in turns]
+
+
+def test_text_is_no_question(engine: Engine) -> None:
+    """As the docstring of ``generate`` says: the model goes on with a text, and answers ``chat`` of it."""
+    asked, gone_on = (engine.generate(p, max_new_tokens=8, temperature=0) for p in (chat("the sin and"), "the sin and"))
+    own = engine._loop.scheduler.models["base"]
+    assert gone_on.usage.prompt_tokens == len(own.vocabulary.encode("the sin and", True))
+    assert asked.usage.prompt_tokens == len(own.template.encode(CHAT)) != gone_on.usage.prompt_tokens
+    assert asked.text == engine.generate(CHAT, max_new_tokens=8, temperature=0).text

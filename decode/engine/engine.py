@@ -10,7 +10,7 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Self, Unpack, overload
 
 from trimtab.decode.config import EngineConfig, EngineOptions, ModelConfig
 from trimtab.decode.engine.channel import Channel, aevents, aresults, results
@@ -24,10 +24,12 @@ from trimtab.decode.engine.stats import EngineStats, check, snapshot
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.request.events import Event
+from trimtab.decode.request.generate_options import GenerateOptions
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
 from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result, Scored
+from trimtab.decode.rewards.base import Reward
 from trimtab.decode.rewards.registry import AnyReward, make_rewards
 
 __all__ = ["Engine", "EngineStats"]
@@ -55,7 +57,8 @@ class Engine:
         ModelCacheError: a bundled model can't be fetched.
 
     All methods are safe to call from any thread; models run on one thread of the engine's own. Several engines can live
-    in one process.
+    in one process. The constructor loads the models, also before ``async with``: an event loop that must not wait for
+    them calls it by ``asyncio.to_thread``.
     """
 
     def __init__(
@@ -95,17 +98,30 @@ class Engine:
     # ------------------------------------------------------------------------------------------------------ generation
 
     @overload
-    def generate(self, prompt: str, **options: Any) -> Result: ...
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Result: ...  # type: ignore[overload-overlap]
     @overload
-    def generate(self, prompt: Sequence[Any], **options: Any) -> Any: ...
-    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Result | list[Result]:
+    def generate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Result]: ...
+    def generate(self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]) -> Result | list[Result]:
         """Answer one prompt, or several at once.
 
         Args:
-            prompt: text (given to the model as it is), chat messages, token ids, or a list of prompts. A list of
-                strings is several prompts; a list of message dicts is one chat; a list of integers is one prompt.
-            **options: ``model`` (default: the first), ``policy``, ``draw``, ``search``, any field of ``Sampling`` or
-                ``Stopping``, ``top_logprobs``, or ``generation_config`` (transformers').
+            prompt: text, chat messages, token ids, or a list of prompts. A list of strings is several prompts; a list
+                of message dicts is one chat; a list of integers is one prompt. Text is no question: it is given to the
+                model as it is, which goes on with it. To ask, give messages, as ``chat("...")`` makes them; the command
+                line does so unless it is told ``--raw``.
+            model: name of the one that is asked; by default the engine's first.
+            policy, draw, search: the three axes, as values (``Nudged("chat")``) or spec strings (``"nudged:chat"``).
+            objective: what the search maximises, where that doesn't say it itself: the name of a reward, names and
+                weights, an ``Objective``, or a function of the prompt and an answer, for this request alone.
+            references: answers, or one, that rewards may compare with.
+            temperature, top_k, top_p, min_p, repetition_penalty, logit_bias, seed: see ``Sampling``. What isn't given
+                is the model's own default.
+            max_new_tokens, min_new_tokens, stop, stop_token_ids, eos_token_ids, ignore_eos, include_stop, time_budget:
+                see ``Stopping``.
+            sampling, stopping: whole objects in place of these.
+            generation_config: transformers'; single options override its fields.
+            top_logprobs: how many of the most likely tokens are reported beside each token.
+            prompt_cache: see ``Request``.
 
         Returns:
             One ``Result``, or a list of them in the order of the prompts.
@@ -118,7 +134,7 @@ class Engine:
         found = results([partial(self._start, request) for request in requests])
         return found if many else found[0]
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Iterator[Event]:
         """The events of one answer: Started, chunks, Completed. Arguments and errors as ``generate``.
 
         Closing the iterator early cancels the request.
@@ -131,13 +147,19 @@ class Engine:
         channel.open(partial(self.submit, request))
         return channel
 
-    async def agenerate(self, prompt: Prompt | Sequence[Prompt], **options: Any) -> Any:
+    @overload
+    async def agenerate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Result: ...  # type: ignore[overload-overlap]
+    @overload
+    async def agenerate(self, prompt: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Result]: ...
+    async def agenerate(
+        self, prompt: Prompt | Sequence[Prompt], **options: Unpack[GenerateOptions]
+    ) -> Result | list[Result]:
         """``generate`` for asyncio; cancelling the task cancels the request."""
         many, requests = await asyncio.to_thread(self._preparer.requests, prompt, options)
         found = await aresults([partial(self._start, request) for request in requests])
         return found if many else found[0]
 
-    def astream(self, prompt: Prompt, **options: Any) -> AsyncGenerator[Event, None]:
+    def astream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncGenerator[Event, None]:
         """``stream`` for asyncio. Close the iterator, or cancel the task that reads it, to cancel the request."""
         return aevents(lambda on_event: self.submit(self._preparer.request(prompt, options), on_event))
 
@@ -170,7 +192,9 @@ class Engine:
         self._loop.check_open()
         plan = self._preparer.plan(request)
         models, needed = self._preparer.models_of(plan), self._preparer.needed_pages(plan)
-        return self._launch(plan.request, models, lambda state: answer(state, plan), on_event, needed, submitted)
+        return self._launch(
+            plan.request, models, lambda state: answer(state, plan), on_event, needed, submitted, plan.rewards
+        )
 
     def _launch(
         self,
@@ -180,6 +204,7 @@ class Engine:
         on_event: OnEvent,
         needed_pages: dict[str, int] | None = None,
         submitted: float | None = None,
+        rewards: Mapping[str, Reward] = FrozenDict(),
     ) -> Job:
         """Queue a coroutine that runs as a request; its result is the last thing that ``on_event`` gets."""
         job = Job(os.urandom(8).hex(), self._loop.wake)
@@ -189,7 +214,7 @@ class Engine:
             request=request,
             method=method,
             models={name: self._loop.scheduler.models[name] for name in models},
-            rewards=self._rewards,
+            rewards={**self._rewards, **rewards},
             needed_pages=needed_pages or {},
             on_event=on_event,
             copies=self._loop.scheduler.copies,
@@ -256,6 +281,14 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
 
     # ------------------------------------------------------------------------------------------------------------- info
 

@@ -19,6 +19,7 @@ from trimtab.decode.request.prompt import Prompt, PromptKind, prompt_kind
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.validate import check_length, validate
 from trimtab.decode.rewards.base import Reward
+from trimtab.decode.rewards.own import bound
 from trimtab.decode.text.ends import Ends, check_drawable
 from trimtab.decode.text.stops import check_stops
 from trimtab.decode.text.templates import as_text
@@ -49,7 +50,7 @@ class Preparer:
         self._reward_infos = {name: reward.info for name, reward in rewards.items()}
         self.same_ids = same_ids
 
-    def requests(self, prompt: Any, options: dict[str, Any]) -> tuple[bool, list[Request]]:
+    def requests(self, prompt: Any, options: Mapping[str, Any]) -> tuple[bool, list[Request]]:
         """Whether several prompts were given, and a checked request for each."""
         many = not isinstance(prompt, str) and isinstance(prompt, Sequence) and _is_many(prompt)
         requests = [self.request(one, options) for one in (prompt if many else [prompt])]
@@ -57,7 +58,7 @@ class Preparer:
             self.validate(request)
         return many, requests
 
-    def request(self, prompt: Prompt, options: dict[str, Any]) -> Request:
+    def request(self, prompt: Prompt, options: Mapping[str, Any]) -> Request:
         """A request from keyword arguments, not yet checked."""
         options = dict(options)
         model = options.pop("model", None) or next(iter(self._infos))
@@ -66,16 +67,13 @@ class Preparer:
         return request_from_kwargs(prompt, model=model, model_generation_config=own, **options)
 
     def validate(self, request: Request) -> None:
-        validate(
-            request,
-            self._infos,
-            self._limits,
-            rewards=self._reward_infos,
-            same_ids=self.same_ids,
-        )
+        request, own = bound(request, self._rewards)
+        infos = {**self._reward_infos, **{name: reward.info for name, reward in own.items()}}
+        validate(request, self._infos, self._limits, rewards=infos, same_ids=self.same_ids)
 
     def plan(self, request: Request) -> Prepared:
         """Tokenise the prompt for every model and fill what the request leaves open."""
+        request, own = bound(request, self._rewards)
         instance, policy = self._models[request.model], request.policy
         same = frozenset(name for name in self._models if self.same_ids(request.model, name))
         prompts = prompts_of(request, same, lambda name: self._rendered(name, request))
@@ -102,7 +100,7 @@ class Preparer:
         if prompt_kind(request.prompt) is PromptKind.TOKEN_IDS:  # rewards and searches read text
             text = instance.vocabulary.decode_bytes(prompts[request.model]).decode(errors="replace")
             request = replace(request, prompt=text)
-        return Prepared(request, prompts, drawing, stops, same)
+        return Prepared(request, prompts, drawing, stops, same, own)
 
     def _rendered(self, model: str, request: Request) -> list[int]:
         """The prompt as a model reads it."""
@@ -115,7 +113,8 @@ class Preparer:
         """All models that a request may use."""
         methods = (plan.request.policy, plan.request.draw, plan.request.search)
         names = {*plan.prompts, *(name for method in methods for name in method.models())}
-        return names.union(*(self._reward_infos[name].models for method in methods for name in method.rewards()))
+        rewards = {name for method in methods for name in method.rewards()}.difference(plan.rewards)
+        return names.union(*(self._reward_infos[name].models for name in rewards))
 
     def needed_pages(self, plan: Prepared) -> dict[str, int]:
         """Pages to admit a request with: its prompts and some room to write.

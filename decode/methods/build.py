@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.methods.answer import Answer
@@ -19,6 +19,7 @@ from trimtab.decode.request.prompt import ChatMessage, Prompt, PromptKind, begin
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.rewards import rating
+from trimtab.decode.rewards.base import Reward
 from trimtab.decode.text.templates import BASE_STOPS
 from trimtab.kernels.types import Key
 
@@ -35,6 +36,7 @@ class Prepared:
         drawing: filters and random numbers.
         stops: texts with which the base turns to a question of its own; see ``PromptTemplate.stops``.
         same_ids: models that share the requested model's token ids, it among them.
+        rewards: of this request alone, by name.
     """
 
     request: Request
@@ -42,6 +44,7 @@ class Prepared:
     drawing: Drawing
     stops: tuple[str, ...] = ()
     same_ids: frozenset[str] = frozenset()
+    rewards: Mapping[str, Reward] = field(default_factory=FrozenDict)
 
 
 def prompts_of(

@@ -21,7 +21,7 @@ import binascii
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -30,6 +30,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, overload
 from trimtab.decode.errors import TrimtabError, Violation
 from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.request.method import AXES, Method, methods
+from trimtab.decode.request.objective import FUNCTION_ACCEPTED
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result
@@ -146,8 +147,8 @@ def _variants_of(known: tuple[type, ...]) -> frozenset[type]:
 
 
 def _choices(hint: Any) -> list[Any]:
-    """The alternatives of a union beside None; of any other type, itself."""
-    return [arm for arm in _alternatives(hint) if arm is not type(None)]
+    """The alternatives of a union beside None and functions, which JSON hasn't; of any other type, itself."""
+    return [arm for arm in _alternatives(hint) if arm is not type(None) and get_origin(arm) is not Callable]
 
 
 def _classes(hint: Any) -> list[type]:
@@ -179,6 +180,8 @@ def _write(value: Any, path: str) -> Any:
             return [_write(inner, f"{path}[{i}]") for i, inner in enumerate(value)]
         case _ if is_dataclass(value) and not isinstance(value, type):
             return _write_class(value, path)
+        case _ if callable(value):
+            raise FormatError(path, value, FUNCTION_ACCEPTED)
         case _:
             raise FormatError(path, value, "a value of the documented types")
 
@@ -251,7 +254,7 @@ def _read_prompt(value: Any, path: str) -> Any:
 def _read(hint: Any, value: Any, path: str) -> Any:
     """``value`` as the annotated type ``hint``."""
     choices = _choices(hint)
-    if value is None and len(choices) < len(_alternatives(hint)):
+    if value is None and type(None) in _alternatives(hint):
         return None
     if len(choices) > 1:
         return _read_union(choices, value, path)

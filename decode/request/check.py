@@ -23,7 +23,7 @@ from trimtab.decode.request.fields import (
     described,
 )
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
-from trimtab.decode.request.objective import AnyObjective, Combine, Objective, RewardTerm
+from trimtab.decode.request.objective import FUNCTION_ACCEPTED, AnyObjective, Combine, Objective, RewardTerm
 from trimtab.decode.request.prompt import is_text
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ class Check:
             if rated.beginnings is not None:
                 self.rates(parent, cast("Any", value), beginnings=rated.beginnings)
         else:
-            self.refuse(path, value, "the name of a reward, names and weights, or an Objective")
+            accepted = "the name of a reward, names and weights, or an Objective"
+            self.refuse(path, value, FUNCTION_ACCEPTED if callable(value) else accepted)
 
     # --------------------------------------------------------------------------------------------- rewards by their use
 

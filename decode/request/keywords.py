@@ -12,13 +12,14 @@ from trimtab.decode.frozen import FrozenDict
 from trimtab.decode.request.fields import Rated, described
 from trimtab.decode.request.generation_config import from_generation_config
 from trimtab.decode.request.method import Draw, Method, Policy, Search, default
-from trimtab.decode.request.objective import Objective
+from trimtab.decode.request.objective import AnyObjective, Objective
 from trimtab.decode.request.prompt import (
     Prompt,
     canonical_prompt,
 )
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Sampling, Stopping
+from trimtab.decode.request.spec_string import parse_draw, parse_policy, parse_search, with_objective
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -38,16 +39,17 @@ _STOPPING_KEYS = tuple(f.name for f in fields(Stopping))
 _OTHER_KEYS = ("top_logprobs", "references", "prompt_cache", "sampling", "stopping")
 
 
-_NAMED_KEYS = ("model", "policy", "draw", "search", "generation_config")
+_NAMED_KEYS = ("model", "policy", "draw", "search", "objective", "generation_config")
 
 
 def request_from_kwargs(
     prompt: Prompt,
     *,
     model: str,
-    policy: Policy | None = None,
-    draw: Draw | None = None,
-    search: Search | None = None,
+    policy: Policy | str | None = None,
+    draw: Draw | str | None = None,
+    search: Search | str | None = None,
+    objective: AnyObjective | None = None,
     generation_config: GenerationConfig | None = None,
     model_generation_config: GenerationConfig | None = None,
     **flat: Any,
@@ -57,8 +59,9 @@ def request_from_kwargs(
     Args:
         prompt: text, token ids or chat messages.
         model: name of the requested model.
-        policy, draw, search: the three axes; None takes ``Base()``, ``Autoregressive()``, ``Single()``. A search's
-            objective may be the name of a reward, or names and weights.
+        policy, draw, search: the three axes, also as spec strings; None takes ``Base()``, ``Autoregressive()``,
+            ``Single()``. A search's objective may be the name of a reward, names and weights, or a function.
+        objective: of the search, where that names none itself.
         generation_config: a transformers configuration; flat keywords override its fields, as in ``generate``.
         model_generation_config: the model's own, which ``generate`` would fill unset fields of it from.
         **flat: the fields of ``Sampling`` and ``Stopping`` (``stop`` also as one string), ``references`` (also one
@@ -66,10 +69,11 @@ def request_from_kwargs(
             place.
 
     Raises:
-        InvalidRequest: an unknown keyword, fields given twice (flat and as an object), or an unsupported field of
-            ``generation_config``; all of them at once.
+        InvalidRequest: an unknown keyword, fields given twice (flat and as an object), a spec string that can't be
+            read, or an unsupported field of ``generation_config``; all of them at once.
     """
     found = _unknown_keywords(flat)
+    axes = _axes(policy, draw, search, objective, found)
     sampling_fields: dict[str, Any] = {}
     stopping_fields: dict[str, Any] = {}
     if generation_config is not None:
@@ -88,13 +92,38 @@ def request_from_kwargs(
         prompt=canonical_prompt(prompt),
         sampling=flat.get("sampling") or Sampling(**_canonical_sampling(sampling_fields)),
         stopping=flat.get("stopping") or Stopping(**_canonical_stopping(stopping_fields)),
-        policy=_canonical(default("policy") if policy is None else policy),
-        draw=_canonical(default("draw") if draw is None else draw),
-        search=_canonical(default("search") if search is None else search),
+        **axes,
         references=_canonical_references(flat.get("references")),
         top_logprobs=flat.get("top_logprobs", 0),
         prompt_cache=flat.get("prompt_cache", True),
     )
+
+
+def _axes(policy: Any, draw: Any, search: Any, objective: Any, found: list[Violation]) -> dict[str, Any]:
+    """The three axes by name, the search with its objective; what can't be read is added to ``found``."""
+
+    def searched() -> Any:
+        if objective is None:
+            return parse_search(search) if isinstance(search, str) else search
+        if search is None:
+            raise InvalidRequest.of("objective", objective, "an objective beside a search, e.g. search='best_of_n:16'")
+        if isinstance(search, str):
+            return parse_search(search, objective)
+        return with_objective(search, objective) if isinstance(search, Search) else search
+
+    axes: dict[str, Any] = {}
+    for axis, read in (
+        ("policy", lambda: parse_policy(policy) if isinstance(policy, str) else policy),
+        ("draw", lambda: parse_draw(draw) if isinstance(draw, str) else draw),
+        ("search", searched),
+    ):
+        try:
+            value = read()
+        except InvalidRequest as error:
+            found += error.violations
+        else:
+            axes[axis] = _canonical(default(axis) if value is None else value)
+    return axes
 
 
 def _unknown_keywords(flat: Mapping[str, Any]) -> list[Violation]:

@@ -206,10 +206,10 @@ def _load_plugins() -> None:
 
 
 def _named(value: object, mark: type[Mark]) -> Iterator[str]:
-    """Names in the fields of ``value`` that have a mark, and in the fields of these."""
+    """Names in the fields of ``value`` that have a mark, and in the fields of these. A function has none."""
     for field in described(type(value)):
         inner = getattr(value, field.name)
-        if mark is Rated and field.mark(mark) is not None and inner is not None and not isinstance(inner, str):
+        if mark is Rated and field.mark(mark) is not None and isinstance(inner, Mapping | Objective):
             yield from (term.reward for term in Objective.of(inner).terms)
         elif field.mark(mark) is not None and isinstance(inner, str):
             yield inner

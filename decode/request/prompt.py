@@ -15,6 +15,7 @@ __all__ = [
     "PromptKind",
     "beginning",
     "canonical_prompt",
+    "chat",
     "message_violations",
     "parse_messages",
     "prompt_kind",
@@ -37,6 +38,18 @@ Prompt = str | Sequence[int] | Sequence[ChatMessage] | Sequence[Mapping[str, str
 ROLES = ("system", "user", "assistant")
 PROMPT_ACCEPTED = "a non-empty text, a non-empty list of token ids, or a non-empty list of chat messages"
 _MESSAGE_ACCEPTED = "a ChatMessage or a mapping with the keys 'role' and 'content'"
+
+
+def chat(question: str, *, system: str | None = None, begin: str | None = None) -> list[ChatMessage]:
+    """A question as the chat messages that ask it: a prompt for ``generate``, which takes a plain text as it is.
+
+    Args:
+        question: what the user says.
+        system: a message before it that says how to answer.
+        begin: how the answer begins; the result's text is what follows.
+    """
+    turns = [("system", system), ("user", question), ("assistant", begin)]
+    return [ChatMessage(role, content) for role, content in turns if content is not None]
 
 
 class PromptKind(StrEnum):

@@ -29,9 +29,9 @@ from typing import Any, TypeVar, cast
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.request.fields import Field, OneOf, Rated, described, name_of
 from trimtab.decode.request.method import Draw, Policy, Search, methods
-from trimtab.decode.request.objective import Objective
+from trimtab.decode.request.objective import AnyObjective, Objective
 
-__all__ = ["parse_draw", "parse_objective", "parse_policy", "parse_reward", "parse_search"]
+__all__ = ["parse_draw", "parse_objective", "parse_policy", "parse_reward", "parse_search", "with_objective"]
 
 T = TypeVar("T")
 
@@ -57,17 +57,32 @@ def parse_draw(text: str, option: str = "draw") -> Draw:
     return cast("Draw", _choice(text, methods("draw"), option))
 
 
-def parse_search(text: str, objective: Objective | None = None, option: str = "search") -> Search:
+def parse_search(text: str, objective: AnyObjective | None = None, option: str = "search") -> Search:
     """A search, e.g. ``best_of_n:16``; ``objective`` is taken where the text names none. Errors as ``parse_policy``."""
     search = cast("Search", _choice(text, methods("search"), option, objective))
-    if objective is not None:
-        if not any(field.name == "objective" for field in described(type(search))):
-            raise InvalidRequest.of(f"{option} objective", text, "a search that has one, e.g. best_of_n:16")
-        own = cast("Any", search).objective
-        if own is None:
-            return cast("Search", replace(cast("Any", search), objective=objective))
-        if own is not objective:
-            raise InvalidRequest.of(f"{option} objective", text, "one objective, in the search or apart from it")
+    return search if objective is None else with_objective(search, objective, option, text)
+
+
+def with_objective(search: Search, objective: AnyObjective, option: str = "search", text: object = None) -> Search:
+    """A search with an objective that was given apart from it.
+
+    Args:
+        search: one that has none yet, or ``objective`` itself.
+        objective: what it is to maximise.
+        option: how errors call the search.
+        text: how errors show it; by default as it is.
+
+    Raises:
+        InvalidRequest: it can't have one, or has another.
+    """
+    shown = search if text is None else text
+    if not any(field.name == "objective" for field in described(type(search))):
+        raise InvalidRequest.of(f"{option} objective", shown, "a search that has one, e.g. best_of_n:16")
+    own = cast("Any", search).objective
+    if own is None:
+        return cast("Search", replace(cast("Any", search), objective=objective))
+    if own is not objective:
+        raise InvalidRequest.of(f"{option} objective", shown, "one objective, in the search or apart from it")
     return search
 
 
@@ -168,7 +183,7 @@ def _inside(text: str) -> str:
     return text[1:-1] if text.startswith("(") and text.endswith(")") else text
 
 
-def _choice(text: str, classes: Mapping[str, type], option: str, objective: Objective | None = None) -> Any:
+def _choice(text: str, classes: Mapping[str, type], option: str, objective: AnyObjective | None = None) -> Any:
     """One of several classes: ``NAME`` or ``NAME:PARTS``."""
     text = _inside(text)
     name, *rest = _split(text, ":", option, most=1)
@@ -181,7 +196,9 @@ def _choice(text: str, classes: Mapping[str, type], option: str, objective: Obje
     return _made(classes[name], _parts(rest[0], where) if rest else [], where, objective)
 
 
-def _made(cls: type[T], parts: list[_Part], where: str, objective: Objective | None = None, separator: str = ".") -> T:
+def _made(
+    cls: type[T], parts: list[_Part], where: str, objective: AnyObjective | None = None, separator: str = "."
+) -> T:
     """An object of ``cls`` from its parts.
 
     The part without a key is its first field. Where that is a tuple of names and their weights, every key that is no

@@ -203,13 +203,9 @@ def _written(args: argparse.Namespace, events: Iterator[Event]) -> Result:
 
 
 def _prompt(args: argparse.Namespace, text: str) -> Prompt:
-    from trimtab.decode.request.prompt import ChatMessage
+    from trimtab.decode.request.prompt import chat
 
-    if args.raw:
-        return text
-    system = [ChatMessage("system", args.system)] if args.system is not None else []
-    begun = [ChatMessage("assistant", args.begin)] if args.begin is not None else []
-    return [*system, ChatMessage("user", text), *begun]
+    return text if args.raw else chat(text, system=args.system, begin=args.begin)
 
 
 def _axes(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from trimtab.decode.request.as_json import FormatError, fields_from_json, fields_to_json
 from trimtab.decode.request.fields import Field, OneOf, Rated, described
 from trimtab.decode.request.method import AXES, Method, default, methods
-from trimtab.decode.request.objective import Objective
+from trimtab.decode.request.objective import FUNCTION_ACCEPTED, Objective
 from trimtab.server.wire.alike import members
 from trimtab.server.wire.fields import COUNT, FLAG, NAME, NUMBER, TEXT, Faults, Writer, optional
 from trimtab.v1 import decoding_pb2 as pb
@@ -164,7 +164,8 @@ def _write_field(message: Any, field: Field, value: Any, path: str, writer: Writ
         if isinstance(value, str | Mapping | Objective):
             _write(getattr(message, field.name), Objective.of(value), path, writer)
         else:
-            writer.refuse(path, value, "the name of a reward, names and weights, or an Objective")
+            accepted = "the name of a reward, names and weights, or an Objective"
+            writer.refuse(path, value, FUNCTION_ACCEPTED if callable(value) else accepted)
     elif descriptor.message_type is not None:
         if isinstance(value, field.kinds[0]):
             _write(getattr(message, field.name), value, path, writer)
