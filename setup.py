@@ -10,6 +10,7 @@ from pathlib import Path
 from setuptools import setup
 
 FOLDERS = {
+    "trimtab": "decode/main",  # nothing but __main__.py: it stays a namespace
     "trimtab.decode": "decode",
     "trimtab.kernels": "kernels",
     "trimtab.server": "server",
@@ -118,7 +119,7 @@ setup(
     entry_points={
         "console_scripts": ["trimtab = trimtab.decode.commands:main"],
         "trimtab.commands": [
-            "methods = trimtab.decode.methods.commands:register",
+            "methods = trimtab.decode.listing:register",
             "models = trimtab.decode.models.commands:register",
             "server = trimtab.server.cli.commands:register",
             "bench = trimtab.bench.commands:register",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from trimtab.decode.errors import InvalidRequest, NotFound, TrimtabError, UnsupportedRequest
+from trimtab.decode.version import __version__
 
 __all__ = ["GROUP", "Registrar", "Subparsers", "main"]
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None, *, entry_points: Sequence[EntryPoint
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="trimtab", description="Align a large language model while it decodes.")
+    parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     found = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
     failures = []

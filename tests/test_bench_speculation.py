@@ -17,7 +17,7 @@ from trimtab.bench.speculation.plots import plot_rates, plot_speed
 from trimtab.bench.speculation.run import Options, record, speculation
 from trimtab.bench.tables import table
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.models.draft import bundled_draft
+from trimtab.decode.models.sources import bundled_draft
 
 SPEEDS = {
     "plain": 100.0,

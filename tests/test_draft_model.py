@@ -16,8 +16,9 @@ from trimtab.decode.config import ModelConfig
 from trimtab.decode.engine.batch import RaggedBatch, Span
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models.acceptance import AcceptanceHead
-from trimtab.decode.models.draft import BUNDLED, DraftSpec, assemble, bundled_draft, read_draft, write_draft
+from trimtab.decode.models.draft import DraftSpec, assemble, read_draft, write_draft
 from trimtab.decode.models.load import LoadedModel, load
+from trimtab.decode.models.sources import DRAFTS, bundled_draft
 
 Folder = Callable[..., Path]
 NAME = "smollm2-135m-draft"
@@ -194,7 +195,7 @@ def test_a_target_may_be_given_relative_to_the_draft(tiny: Any, tiny_folder: Fol
 
 def test_the_shipped_weights_are_small_and_described() -> None:
     folder = bundled_draft(NAME)
-    assert folder == BUNDLED / NAME
+    assert folder == DRAFTS / NAME
     assert sum(path.stat().st_size for path in folder.iterdir()) <= LIMIT
     found = read_draft(folder)
     assert found is not None

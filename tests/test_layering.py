@@ -28,14 +28,14 @@ MAY_IMPORT = {
 FOLDERS = ("kernels", "decode", "server", "bench")
 # The floors inside decode, lowest first: a module imports from its own floor and from those below it.
 FLOORS = (
-    {"errors", "frozen", "plugins", "options", "quiet", "commands"},
+    {"errors", "frozen", "plugins", "options", "quiet", "version", "commands"},
     {"request", "config"},
     {"text"},
     {"ops"},
     {"rewards"},
     {"methods"},
-    {"extending", "engine", "models"},
-    {"__init__"},
+    {"extending", "listing", "engine", "models"},
+    {"names", "main", "__init__", "__main__"},
 )
 # What these import on no line at all, but for annotations.
 BELOW_THE_ENGINE = ("request", "text", "ops", "methods")

@@ -112,7 +112,7 @@ def test_everything_that_is_exported_is_there() -> None:
         assert getattr(trimtab.decode, name) is not None
     assert set(trimtab.decode.__all__) <= set(dir(trimtab.decode))
     with pytest.raises(AttributeError, match="has no attribute 'Engin'"):
-        trimtab.decode.Engin  # noqa: B018
+        trimtab.decode.Engin  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_configurations_and_rewards_come_without_what_is_heavy() -> None:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FOLDERS = {
+    "decode/main": "trimtab",  # before decode: the longer prefix wins
     "decode": "trimtab/decode",
     "kernels": "trimtab/kernels",
-    "server/proto/trimtab/v1": "trimtab/v1",  # before server: the longer prefix wins
+    "server/proto/trimtab/v1": "trimtab/v1",
     "server": "trimtab/server",
     "bench": "trimtab/bench",
 }
@@ -107,7 +108,8 @@ def test_the_wheel_owns_nothing_but_the_namespace(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"trimtab"}
-    assert "trimtab/__init__.py" not in names, "a namespace package has no __init__"
+    inside = {name for name in names if name.startswith("trimtab/") and name.count("/") == 1}
+    assert inside == {"trimtab/__main__.py"}, "a namespace package has no __init__"
     assert "trimtab/kernels/__init__.py" not in names
     weights = [name for name in names if name.endswith((".gguf", ".safetensors"))]
     draft = "trimtab/decode/models/drafts/smollm2-135m-draft"
@@ -177,9 +179,11 @@ except ImportError:
     [
         "import trimtab.decode as d; assert d.Request and d.InvalidRequest",
         "import trimtab.decode as d; assert 'Engine' in dir(d)",
+        "from trimtab.decode.request.request import Request; assert Request(model='m', prompt='p').search.results == 1",
         "import trimtab.decode.commands",
         "import trimtab.decode.commands as c\ntry: c.main(['--help'])\nexcept SystemExit: pass",
         "import trimtab.decode.commands as c; c.main(['models', 'list'])",
+        "import trimtab.decode.commands as c; c.main(['models', 'path', 'smollm2-135m-draft'])",
     ],
 )
 def test_light_things_stay_light(tmp_path: Path, code: str) -> None:
@@ -188,13 +192,27 @@ def test_light_things_stay_light(tmp_path: Path, code: str) -> None:
     assert printed.splitlines()[-1] == "heavy: []"
 
 
+def test_commands_start_without_numpy(tmp_path: Path) -> None:
+    code = "import sys, trimtab.decode.commands as c\ntry: c.main({})\nexcept SystemExit: print('numpy' in sys.modules)"
+    for arguments in (["--help"], ["--version"], ["generate", "--help"]):
+        assert run(code.format(arguments), tmp_path).splitlines()[-1] == "False"
+
+
+def test_the_version_is_that_of_the_distribution(installed: Path, wheel: Path, tmp_path: Path) -> None:
+    version = wheel.name.split("-")[1]
+    assert run("import trimtab.decode as d; print(d.__version__)", tmp_path, path=installed).strip() == version
+    for module in ("trimtab", "trimtab.decode"):
+        code = f"import runpy, sys; sys.argv = ['x', '--version']; runpy.run_module({module!r}, run_name='__main__')"
+        assert run(code, tmp_path, path=installed).strip() == f"trimtab {version}"
+
+
 def test_everything_public_is_exported() -> None:
     import trimtab.decode
     from trimtab.decode import errors
-    from trimtab.decode.request import events, objective, request, result, sampling
+    from trimtab.decode.request import events, generate_options, objective, request, result, sampling
     from trimtab.decode.request.method import AXES, methods
 
-    for module in (errors, events, objective, request, result, sampling):
+    for module in (errors, events, generate_options, objective, request, result, sampling):
         for name in module.__all__:
             assert name in trimtab.decode.__all__
             assert getattr(trimtab.decode, name) is getattr(module, name)
@@ -202,7 +220,7 @@ def test_everything_public_is_exported() -> None:
         assert cls.__name__ in trimtab.decode.__all__
         assert getattr(trimtab.decode, cls.__name__) is cls
     with pytest.raises(AttributeError, match="no_such_name"):
-        _ = trimtab.decode.no_such_name
+        _ = trimtab.decode.no_such_name  # type: ignore[attr-defined]
 
 
 PROMISED = {

@@ -33,7 +33,7 @@ from trimtab.decode.methods.draws.autoregressive import Autoregressive
 from trimtab.decode.methods.draws.lookup import PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.models.draft import read_draft
-from trimtab.decode.models.load import resolve
+from trimtab.decode.models.sources import resolve
 from trimtab.decode.request.method import Draw
 from trimtab.decode.request.spec_string import parse_draw
 

@@ -46,7 +46,7 @@ from trimtab.bench.training.preferences import (
 )
 from trimtab.bench.training.states import States, lower, upper
 from trimtab.decode.errors import InvalidRequest
-from trimtab.decode.models.load import resolve
+from trimtab.decode.models.sources import resolve
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.text.templates import PromptTemplate
 from trimtab.decode.text.vocabulary import Vocabulary

@@ -44,7 +44,8 @@ from trimtab.bench.training.shards import read_traces
 from trimtab.decode.config import ModelConfig
 from trimtab.decode.errors import InvalidRequest, TrimtabError
 from trimtab.decode.models.draft import DraftSpec, read_draft, write_draft
-from trimtab.decode.models.load import load, resolve
+from trimtab.decode.models.load import load
+from trimtab.decode.models.sources import resolve
 from trimtab.decode.text.templates import PromptTemplate
 from trimtab.decode.text.vocabulary import Vocabulary
 

@@ -14,6 +14,7 @@ from trimtab.decode.engine.memory import give_back, memory_limit
 from trimtab.decode.engine.model_instance import ModelInstance
 from trimtab.decode.errors import Violation
 from trimtab.decode.models.load import LoadedModel, load
+from trimtab.decode.models.sources import check_source
 from trimtab.decode.request.info import ModelInfo
 
 __all__ = ["describe", "load_models", "partners", "share_ids"]
@@ -32,6 +33,8 @@ def load_models(configs: Mapping[str, ModelConfig], options: EngineOptions) -> d
         UnsupportedModel: a model that can't be served exactly.
         ConfigError: too little memory for pages to be of use.
     """
+    for name, config in configs.items():
+        check_source(name, config.source)  # before the first takes its seconds
     loaded = {}
     for name, config in configs.items():
         loaded[name] = load(name, config)

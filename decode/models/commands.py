@@ -28,7 +28,7 @@ def register(subparsers: Subparsers) -> None:
     show.add_argument("--verify", action="store_true", help="compare the checksum of every file")
     show.set_defaults(run=_list)
 
-    where = actions.add_parser("path", help="print the folder of a model")
+    where = actions.add_parser("path", help="print the folder of a model, or of a draft")
     where.add_argument("name", metavar="NAME")
     where.set_defaults(run=_path)
 
@@ -72,7 +72,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _path(args: argparse.Namespace) -> int:
-    from trimtab.decode.models.bundled import path
+    from trimtab.decode.models.sources import path
 
     sys.stdout.write(f"{path(args.name)}\n")
     return 0

@@ -27,12 +27,11 @@ from torch import Tensor, nn
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models.acceptance import AcceptanceHead
 
-__all__ = ["BUNDLED", "DraftFiles", "DraftSpec", "assemble", "bundled_draft", "read_draft", "write_draft"]
+__all__ = ["DraftFiles", "DraftSpec", "assemble", "read_draft", "write_draft"]
 
 _SPEC, _WEIGHTS = "draft.json", "model.safetensors"
 _FORMAT = 1
 _IDS, _HEAD = "draft_ids", "acceptance."
-BUNDLED = Path(__file__).parent / "drafts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +112,6 @@ class DraftFiles:
         except RuntimeError as error:
             raise UnsupportedModel(self.name, f"its acceptance head doesn't fit draft.json: {error}") from error
         return head.to(device).eval().requires_grad_(False)
-
-
-def bundled_draft(name: str) -> Path | None:
-    """The folder of a draft that comes with this package."""
-    folder = BUNDLED / name
-    return folder if "/" not in name and (folder / _SPEC).is_file() else None
 
 
 def assemble(target: Any, layers: Sequence[int], ids: Tensor) -> Any:

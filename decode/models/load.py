@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,22 +13,22 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from trimtab.decode.config import ModelConfig
 from trimtab.decode.engine.memory import give_back
 from trimtab.decode.errors import UnsupportedModel
-from trimtab.decode.models import bundled
 from trimtab.decode.models.acceptance import with_confidence
 from trimtab.decode.models.blueprint import Blueprint
 from trimtab.decode.models.checkpoint import Checkpoint
-from trimtab.decode.models.draft import DraftFiles, bundled_draft, read_draft
+from trimtab.decode.models.draft import DraftFiles, read_draft
 from trimtab.decode.models.linear import packing_available
 from trimtab.decode.models.loaded import LoadedModel
 from trimtab.decode.models.modules import ModuleForward
 from trimtab.decode.models.reward import head_values, is_reward, labels_of, load_reward, reward_forward
 from trimtab.decode.models.self_test import Expected, probe, recall, remember, self_test
+from trimtab.decode.models.sources import check_source, resolve
 from trimtab.decode.models.stack import Stack
 from trimtab.decode.models.weights import ModuleWeights
 from trimtab.decode.quiet import quiet
 from trimtab.decode.text.vocabulary import Vocabulary
 
-__all__ = ["LoadedModel", "load", "resolve"]
+__all__ = ["LoadedModel", "load"]
 
 # Frequencies of these depend on the longest position in the whole packed batch: one request would change the others.
 _REFUSED_ROPE = frozenset({"dynamic", "longrope"})
@@ -63,6 +62,7 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
         UnsupportedModel: the architecture, its positions or its attention can't be served exactly, or the load-time
             self-test differs from the model's own forward.
     """
+    check_source(name, config.source)
     source = resolve(config.source)
     draft = read_draft(source, name)
     if draft is not None:
@@ -188,14 +188,6 @@ def _logits(model: Any, ids: list[int]) -> Tensor:
     """[T, V] of the model's own forward."""
     logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device)).logits[0]
     return logits
-
-
-def resolve(source: str) -> str:
-    if folder := bundled_draft(source):
-        return str(folder)
-    if any(source == model.name for model in bundled.bundled()):
-        return str(bundled.ensure(source))
-    return str(Path(source).expanduser()) if source.startswith("~") else source
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from trimtab.decode.plugins import installed
@@ -179,6 +180,7 @@ def methods(axis: str, plugins: bool = True) -> Mapping[str, type[Any]]:
         axis: one of ``AXES``.
         plugins: also load those that other packages add.
     """
+    _load_own()
     if plugins:
         _load_plugins()
     return dict(sorted(_known[axis].items(), key=lambda item: (item[0] != _DEFAULTS[axis], item[0])))
@@ -186,7 +188,14 @@ def methods(axis: str, plugins: bool = True) -> Mapping[str, type[Any]]:
 
 def default(axis: str) -> Any:
     """The method of an axis that a request has if it names none."""
+    _load_own()
     return _known[axis][_DEFAULTS[axis]]()
+
+
+@cache
+def _load_own() -> None:
+    # By name: methods import this module, and not the other way round.
+    import_module("trimtab.decode.methods")
 
 
 @cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from importlib import metadata
 from typing import Any
 
 from grpc.aio import ServicerContext
@@ -23,6 +22,7 @@ from trimtab.decode.methods.table import method_infos
 from trimtab.decode.request.info import ModelInfo
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.validate import validate
+from trimtab.decode.version import __version__
 from trimtab.server.config import ServerConfig
 from trimtab.server.rpc.backend import Backend
 from trimtab.server.rpc.bridge import StreamMessages, answer, events_of
@@ -36,15 +36,7 @@ from trimtab.server.wire.score import score
 from trimtab.v1 import decoding_pb2 as pb
 from trimtab.v1.decoding_pb2_grpc import DecodingServiceServicer
 
-__all__ = ["DecodingService", "version"]
-
-
-def version() -> str:
-    """Version of the installed package."""
-    try:
-        return metadata.version("trimtab")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+__all__ = ["DecodingService"]
 
 
 class DecodingService(DecodingServiceServicer):
@@ -196,7 +188,7 @@ class DecodingService(DecodingServiceServicer):
         async with self._reporting(context):
             limits = self._ready().limits
             return pb.GetServerInfoResponse(
-                version=version(),
+                version=__version__,
                 limits=pb.Limits(
                     max_request_bytes=self._config.max_request_bytes,
                     max_new_tokens=limits.max_new_tokens,
