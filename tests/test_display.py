@@ -359,7 +359,7 @@ def test_the_page_marks_how_tokens_were_drawn_and_holds_all_candidates() -> None
     assert [cls for cls, _ in reader.tokens] == ["t m0 accepted", "t m0 corrected", "t m0 bonus", "t m0", "t m0"]
     assert "reward    0.5" in reader.tokens[0][1]
     for said in ("drafted and accepted", "in place of a rejected one", "after a draft that was accepted whole"):
-        assert said in html
+        assert f">{said}</b>" in html
     assert "drafted and accepted" not in page(result_of(STORY), "?"), "the legend explains what is there"
 
     html = page(FOUND, "?")

@@ -45,6 +45,7 @@ TINY = BundledModel(
     sha256=_sha256(b"".join(PAYLOADS)),
     parts=tuple(Part(f"tiny-part{i}", "1.0", f"tiny/part{i}", _sha256(data)) for i, data in enumerate(PAYLOADS)),
     download_megabytes=0,
+    quantisation="Q0",
     sampling={"temperature": 0.5, "top_k": 3},
 )
 

@@ -37,6 +37,7 @@ class BundledModel:
         sha256: of that file, in hexadecimal.
         parts: the pieces of that file, in order.
         download_megabytes: size of the packages.
+        quantisation: of the GGUF file; what is lost by it stays lost.
         sampling: how its makers sample it; part of its generation config, and so what requests that say nothing get.
     """
 
@@ -48,6 +49,7 @@ class BundledModel:
     sha256: str
     parts: tuple[Part, ...]
     download_megabytes: int
+    quantisation: str
     sampling: Mapping[str, float]
 
     @property
@@ -75,6 +77,7 @@ _SMOLLM2 = BundledModel(
         ),
     ),
     download_megabytes=93,
+    quantisation="Q4_1",
     sampling={"temperature": 0.2, "top_p": 0.9},  # its model card
 )
 
@@ -106,6 +109,7 @@ _GEMMA = BundledModel(
         for number, sha256 in enumerate(_GEMMA_PARTS_SHA256, start=1)
     ),
     download_megabytes=238,
+    quantisation="Q4_K_M",
     sampling={"temperature": 1.0, "top_k": 64, "top_p": 0.95},  # the original's generation_config.json
 )
 

@@ -19,9 +19,9 @@ __all__ = ["page"]
 _HUES = (35, 200, 300, 140)  # of the models after the first
 # How tokens of a draft came about: a line under them. Tokens of plain drawing have none.
 _DRAWS = {
-    TokenDraw.ACCEPTED: ("dotted", "drafted and accepted"),
-    TokenDraw.CORRECTED: ("solid", "in place of a rejected one"),
-    TokenDraw.BONUS: ("double", "after a draft that was accepted whole"),
+    TokenDraw.ACCEPTED: "drafted and accepted",
+    TokenDraw.CORRECTED: "in place of a rejected one",
+    TokenDraw.BONUS: "after a draft that was accepted whole",
 }
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfdfb; --soft: #6a6a72; --line: #dcdcd6;
