@@ -45,6 +45,7 @@ from trimtab.decode.request.result import (
     TopLogprob,
     Usage,
 )
+from trimtab.decode.request.sampling import Sampling
 from trimtab.decode.text.detokenizer import Detokenizer
 from trimtab.server.cli import demo
 from trimtab.server.cli.attribution import Attribution, Span, spans_of
@@ -406,6 +407,18 @@ def test_generate_streams_from_a_server(address: str, engine: Any, capsys: pytes
     assert (request.sampling.temperature, request.sampling.seed, request.stopping.max_new_tokens) == (0.0, 3, 9)
 
 
+def test_generate_passes_every_number_on(address: str, engine: Any) -> None:
+    given = {"temperature": 0.5, "top_p": 0.75, "top_k": 5, "min_p": 0.125, "repetition_penalty": 1.5, "seed": 7}
+    counts = {"max_new_tokens": 4, "min_new_tokens": 2}
+    options = [text for name, value in {**given, **counts}.items() for text in (f"--{name.replace('_', '-')}", value)]
+    assert main(["generate", "x", "--server", address, *map(str, options)]) == 0
+    request = engine.jobs[-1].request
+    assert {name: getattr(request.sampling, name) for name in given} == given
+    assert {name: getattr(request.stopping, name) for name in counts} == counts
+    assert main(["generate", "x", "--server", address, "--max-new-tokens", "1"]) == 0
+    assert engine.jobs[-1].request.sampling == Sampling(), "what isn't given is the model's own default"
+
+
 def test_generate_marks_and_writes_a_page(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     html = tmp_path / "answer.html"
     arguments = ["--server", address, "--nudger", "chat", "--above", "1.5", "--show", "--html", str(html)]
@@ -484,7 +497,7 @@ def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch
     monkeypatch.setattr(scripted.ScriptedEngine, "stream", lambda self, *a, **k: iter(events_of(FOUND)), raising=False)
     assert main(["generate", "x", *options]) == 0
     assert opened[0].rewards == {"short": {"type": "length", "at_most": 50}, "j": {"type": "json"}}
-    assert set(opened[0].models) == {"base", "chat", "draft"}
+    assert set(opened[0].models) == {"base"}, "no other is needed"
 
 
 @pytest.mark.parametrize(
@@ -507,6 +520,8 @@ def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch
         (["--show", "--json"], 2, "not allowed with"),
         (["--model", "gpt"], 2, "model = 'gpt'"),
         (["--temperature", "-1"], 2, "sampling.temperature = -1.0"),
+        (["--top-p", "2"], 2, "sampling.top_p = 2.0"),
+        (["--min-new-tokens", "300"], 2, "stopping.min_new_tokens = 300"),
     ],
 )
 def test_generate_refuses_clearly(

@@ -27,6 +27,17 @@ if TYPE_CHECKING:  # what is heavy is imported by the handlers
 __all__ = ["register"]
 
 _DEFAULT_NUDGER = "chat"
+# Fields of ``Sampling`` and ``Stopping`` that are one number each. Their bounds are checked with the request.
+_OPTIONS: Mapping[str, tuple[type, str, str]] = {
+    "max_new_tokens": (int, "N", "the most tokens of an answer (default: 256)"),
+    "min_new_tokens": (int, "N", "no answer ends before so many (default: 0)"),
+    "temperature": (float, "T", "0 is greedy; without it and the next four the model's own defaults hold"),
+    "top_p": (float, "P", "draw from the most likely tokens of this mass"),
+    "top_k": (int, "K", "draw from the K most likely tokens"),
+    "min_p": (float, "P", "draw from tokens of at least P times the top probability"),
+    "repetition_penalty": (float, "X", "above 1: tokens that are there already become less likely"),
+    "seed": (int, "N", "the same seed, the same answer"),
+}
 
 
 def register(subparsers: Any) -> None:
@@ -128,9 +139,8 @@ def _register_generate(subparsers: Any) -> None:
     parser.add_argument("--raw", action="store_true", help="give the prompt to the model as it is, not as a chat")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
     parser.add_argument("--begin", metavar="TEXT", help="how the answer begins; the model goes on from there")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
-    parser.add_argument("--seed", type=int, metavar="N")
+    for name, (kind, metavar, help_) in _OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=help_)
     parser.add_argument(
         "--no-prompt-cache",
         dest="prompt_cache",
@@ -238,7 +248,7 @@ def _nudged(args: argparse.Namespace) -> Policy | None:
 @contextmanager
 def _events(args: argparse.Namespace, prompt: Prompt, axes: Mapping[str, Any]) -> Iterator[Iterator[Event]]:
     """The events of the answer; leaving cancels it if it is not complete."""
-    given = {name: getattr(args, name) for name in ("max_new_tokens", "temperature", "seed", "stop", "prompt_cache")}
+    given = {name: getattr(args, name) for name in (*_OPTIONS, "stop", "prompt_cache")}
     given["references"] = args.reference
     options = {name: value for name, value in {**given, **axes}.items() if value is not None}
     source: Any  # an engine and a client have the same method, and close in the same way
@@ -247,7 +257,11 @@ def _events(args: argparse.Namespace, prompt: Prompt, axes: Mapping[str, Any]) -
 
         source = Client(args.server)
     else:
-        source = _open_engine(_with_rewards(_config(args.config), args.reward))()
+        from trimtab.server.cli.needed import needed
+
+        config = _with_rewards(_config(args.config), args.reward)
+        methods = [method for method in axes.values() if method is not None]
+        source = _open_engine(needed(config, args.model, methods))()
     with (
         source as opened,
         closing(opened.stream(prompt, model=args.model, **options)) as events,
