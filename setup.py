@@ -27,6 +27,7 @@ PACKAGES = [
     "trimtab.bench.searches",
     "trimtab.bench.speculation",
     "trimtab.bench.training",
+    "trimtab.decode.display",
     "trimtab.decode.engine",
     "trimtab.decode.methods",
     "trimtab.decode.methods.draws",

@@ -18,6 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.decode.commands import main
+from trimtab.decode.display.attribution import Attribution, Span, spans_of
+from trimtab.decode.display.figures import nudged_share, summary, tokens_per_second
+from trimtab.decode.display.page import page
 from trimtab.decode.methods.draws.length import Fixed
 from trimtab.decode.methods.draws.lookup import PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
@@ -48,11 +51,8 @@ from trimtab.decode.request.result import (
 from trimtab.decode.request.sampling import Sampling
 from trimtab.decode.text.detokenizer import Detokenizer
 from trimtab.server.cli import demo
-from trimtab.server.cli.attribution import Attribution, Span, spans_of
 from trimtab.server.cli.commands import _interruptible
 from trimtab.server.cli.display import Marker, candidates, progress, show
-from trimtab.server.cli.figures import nudged_share, summary, tokens_per_second
-from trimtab.server.cli.page import page
 from trimtab.server.rpc.background import BackgroundServer
 
 AUTHORS = ("base", "chat")
@@ -367,7 +367,7 @@ def test_the_page_marks_how_tokens_were_drawn_and_holds_all_candidates() -> None
     reader = Reader()
     reader.feed(html)
     assert reader.answer == "strong end"
-    assert reader.tags.count("details") == 2
+    assert reader.tags.count("section") == 2
     assert "&lt;cut" in html
     for figure in ("10", "7 (70%)", "3", "5 (2.50 per token)", "0.9"):
         assert f"<td>{figure}</td>" in html

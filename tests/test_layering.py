@@ -30,7 +30,7 @@ FOLDERS = ("kernels", "decode", "server", "bench")
 FLOORS = (
     {"errors", "frozen", "plugins", "options", "quiet", "version", "commands"},
     {"request", "config"},
-    {"text"},
+    {"text", "display"},
     {"ops"},
     {"rewards"},
     {"methods"},

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import exp
+from typing import TYPE_CHECKING, Any
 
 from trimtab.decode.frozen import FrozenDict, freeze_fields
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Candidate", "FinishReason", "ModelUsage", "Result", "Scored", "Token", "TokenDraw", "TopLogprob", "Usage"]
 
@@ -74,7 +79,7 @@ class Token:
     reward: float | None = None  # of a policy that rates tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Candidate:
     """One result. ``text`` is the detokenised answer without the EOS token, and without the stop unless asked."""
 
@@ -92,6 +97,10 @@ class Candidate:
     def sum_logprob(self) -> float:
         """Sum of ``Token.logprob`` of all tokens, those that ended the answer included."""
         return sum(t.logprob for t in self.tokens if t.logprob is not None)
+
+    def __repr__(self) -> str:
+        rewards = "".join(f", {name} {value:.4g}" for name, value in self.rewards.items())
+        return f"Candidate({self.index}, {_short(self.text)}, {len(self.tokens)} tokens, {self.finish_reason}{rewards})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +132,7 @@ class Usage:
     total_time: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Result:
     """The answer to a request.
 
@@ -180,6 +189,56 @@ class Result:
         """
 
         return exp(self.mean_entropy)
+
+    def records(self, every: bool = False) -> list[dict[str, Any]]:
+        """One plain dict for each token, for tables: its candidate, place, text and figures.
+
+        Args:
+            every: of all candidates, not of the chosen one alone.
+        """
+        candidates = self.candidates if every else (self.chosen,)
+        return [
+            {"candidate": candidate.index, "position": i, "text": token.piece.decode(errors="replace"), **_flat(token)}
+            for candidate in candidates
+            for i, token in enumerate(candidate.tokens)
+        ]
+
+    def to_pandas(self, every: bool = False) -> DataFrame:
+        """``records`` as a data frame.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas: pip install pandas (or use records())") from error
+        return pandas.DataFrame.from_records(self.records(every))
+
+    def __repr__(self) -> str:
+        written = Counter(token.author for token in self.tokens)
+        by = ", ".join(f"{written[name]} by {name}" for name in self.models if written[name])
+        many = f", chosen of {len(self.candidates)}" if len(self.candidates) > 1 else ""
+        return f"Result({_short(self.text)}, {by or 'no tokens'}, {self.finish_reason}{many}, seed {self.seed})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: who wrote each token, figures, and the other candidates."""
+        from trimtab.decode.display.page import fragment
+
+        return fragment(self)
+
+
+_SHOWN = 60  # characters of a text in a repr
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+
+
+def _flat(token: Token) -> dict[str, Any]:
+    return {name: getattr(token, name) for name in ("author", "id", "logprob", "entropy", "top_prob", "reward")} | {
+        "draw": str(token.draw)
+    }
 
 
 @dataclass(frozen=True, slots=True)

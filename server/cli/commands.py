@@ -182,7 +182,7 @@ def _generate(args: argparse.Namespace) -> int:
     with _events(args, _prompt(args, text), axes) as events:
         result = _written(args, events)
     if args.html is not None:
-        from trimtab.server.cli.page import page
+        from trimtab.decode.display.page import page
 
         write_text(args.html, page(result, text))
     return 0
@@ -190,8 +190,8 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _written(args: argparse.Namespace, events: Iterator[Event]) -> Result:
     """Write the answer to standard output in the form that was asked for."""
+    from trimtab.decode.display.figures import summary
     from trimtab.server.cli.display import candidates, show
-    from trimtab.server.cli.figures import summary
 
     if args.json:
         import io

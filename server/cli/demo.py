@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TextIO
 
+from trimtab.decode.display.figures import nudged_share, summary, tokens_per_second
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.request.method import Policy
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.result import Result
 from trimtab.server.cli.display import Marker, colours, show
-from trimtab.server.cli.figures import nudged_share, summary, tokens_per_second
 from trimtab.server.client import Client
 from trimtab.server.rpc.background import BackgroundServer
 from trimtab.server.rpc.server import OpenEngine

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
+from trimtab.decode.display.attribution import Attribution, Span
 from trimtab.decode.request.events import (
     Chunk,
     Completed,
@@ -14,7 +15,6 @@ from trimtab.decode.request.events import (
     Started,
 )
 from trimtab.decode.request.result import Candidate, Result, Token
-from trimtab.server.cli.attribution import Attribution, Span
 
 __all__ = ["Marker", "candidates", "colours", "progress", "show"]
 

@@ -1,0 +1,69 @@
+"""Style of results: of a page, and of the part that may stand in any other page, light or dark."""
+
+from __future__ import annotations
+
+__all__ = ["PAGE", "STYLE", "tints"]
+
+_HUES = (35, 200, 300, 140)  # of the models after the first
+
+PAGE = """
+:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfdfb; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8ec; --paper: #17171a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 46rem; padding: 2.5rem 1.25rem; background: var(--paper); color: var(--ink);
+       font: 17px/1.65 Georgia, "Times New Roman", serif; }
+h1 { font: 600 1rem/1.4 system-ui, sans-serif; margin: 0 0 .75rem; }
+.prompt { white-space: pre-wrap; overflow-wrap: anywhere; padding-left: .9rem; margin: 0 0 1.5rem;
+          border-left: 3px solid color-mix(in srgb, currentColor 20%, transparent); }
+"""
+
+# Colours are mixed from those of the page around it, which may be light or dark whatever the system prefers.
+STYLE = """
+.trimtab { --soft: color-mix(in srgb, currentColor 70%, transparent);
+           --line: color-mix(in srgb, currentColor 18%, transparent); }
+.trimtab .answer { white-space: pre-wrap; overflow-wrap: anywhere; margin: .75rem 0 1.25rem; }
+.trimtab .legend, .trimtab .switch, .trimtab table, .trimtab .ended { font: .82rem/1.5 system-ui, sans-serif;
+           color: var(--soft); }
+.trimtab .legend { margin: 0 0 .4rem; }
+.trimtab .legend b { font-weight: 500; padding: .1em .45em; margin-right: .5em; color: currentColor;
+           display: inline-block; }
+.trimtab .t { border-radius: 2px; cursor: default; }
+.trimtab .accepted, .trimtab .corrected, .trimtab .bonus { text-decoration: underline 1px currentColor;
+           text-underline-offset: .3em; }
+.trimtab .accepted { text-decoration-style: dotted; }
+.trimtab .corrected { text-decoration-thickness: 2px; }
+.trimtab .bonus { text-decoration-style: double; }
+.trimtab:has(.shade:checked) .t { background: color-mix(in srgb, #d5402b calc(var(--h, 0%) * .55), transparent);
+           box-shadow: none; }
+.trimtab .t:hover, .trimtab .t:focus { outline: 2px solid currentColor; outline-offset: 1px; }
+.trimtab .t:hover::after, .trimtab .t:focus::after { content: attr(data-about); position: fixed; z-index: 9;
+           left: 1rem; bottom: 1rem; max-width: calc(100vw - 2rem); white-space: pre-wrap; overflow-wrap: anywhere;
+           background: #1b1b1f; color: #f4f4f6; border: 1px solid #6a6a72; border-radius: 6px; padding: .5em .8em;
+           pointer-events: none; font: 12px/1.5 ui-monospace, monospace; }
+.trimtab .curve { display: block; width: 100%; height: auto; overflow: visible; }
+.trimtab .curve line { stroke: var(--line); }
+.trimtab .curve polyline { fill: none; stroke: currentColor; stroke-width: 1.5; stroke-linejoin: round; }
+.trimtab .curve text { font: 11px system-ui, sans-serif; fill: var(--soft); text-anchor: end; }
+.trimtab .curve .axis { text-anchor: start; }
+.trimtab table { border-collapse: collapse; width: 100%; margin: 1.25rem 0 0; border-top: 1px solid var(--line); }
+.trimtab td { padding: .3rem 0; border-bottom: 1px solid var(--line); text-align: left; overflow-wrap: anywhere; }
+.trimtab td + td { text-align: right; color: currentColor; font-variant-numeric: tabular-nums; }
+.trimtab h2, .trimtab h3 { font: 600 .9rem/1.4 system-ui, sans-serif; margin: 1.75rem 0 .6rem; }
+.trimtab h3 { margin: 0; }
+.trimtab .candidates { display: grid; gap: .9rem;
+           grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); }
+.trimtab section { border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem; min-width: 0; }
+.trimtab section p { margin: .3rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .88em; }
+.trimtab .pruned { border-style: dashed; }
+"""
+
+
+def tints(count: int) -> str:
+    """The tokens of the first of so many models stay plain; those of each other one have a hue."""
+    rules = []
+    for index in range(1, count):
+        hue = _HUES[(index - 1) % len(_HUES)]
+        rules.append(
+            f".trimtab .m{index} {{ background: hsl({hue} 90% 50% / .22); box-shadow: 0 2px 0 hsl({hue} 75% 48%); }}"
+        )
+    return "\n".join(rules)
