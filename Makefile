@@ -41,7 +41,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	fi
 	echo "installing the pinned dependencies into $(VENV) (takes minutes the first time)"
 	$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  --constraint constraints.txt --editable '.[dev,bench,math,rewards,triton]' \
+	  --constraint constraints.txt --editable '.[dev,all,triton]' \
 	  2> >(grep -v '^WARNING: Location .* is ignored' >&2) \
 	  | { grep --line-buffered -E '^ *Downloading .*(MB|GB)\)|^Installing collected' || true; } | cut -c1-100
 	touch $@

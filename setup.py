@@ -44,6 +44,34 @@ PACKAGES = [
     "trimtab.server.wire",
 ]
 
+# What parts need beside the library itself; ``trimtab.decode.errors.MissingExtra`` names one of these.
+EXTRAS = {
+    # ``trimtab serve`` and ``demo``, ``trimtab generate --server`` and the clients. The generated code is made with
+    # grpcio-tools 1.75.1 (protobuf 6.31.1), and newer runtimes accept it.
+    "server": [
+        "grpcio>=1.75.1",
+        "grpcio-status>=1.75.1",
+        "grpcio-health-checking>=1.75.1",
+        "grpcio-reflection>=1.75.1",
+        "googleapis-common-protos>=1.65",
+        "protobuf>=6.31.1,<8",
+    ],
+    # The bundled models: transformers reads their GGUF files with these two. Once converted, nothing needs them.
+    "models": ["gguf>=0.17", "accelerate>=1.1"],
+    "bench": ["matplotlib"],
+    # What some types of rewards import: json, readability, profanity, bleu, language, and fitting "logistic".
+    "rewards": [
+        "alt-profanity-check>=1.6",
+        "jsonschema>=4.18",
+        "langdetect",
+        "sacrebleu>=2.4",
+        "scikit-learn>=1.4",
+        "textstat>=0.7.6,<0.7.9",  # later ones fetch their dictionary over the network when they are used
+    ],
+    # What votes of extract="math" compare answers with.
+    "math": ["math-verify[antlr4_13_2]>=0.9,<0.10"],
+}
+
 setup(
     name="trimtab",
     version="0.1.0",
@@ -73,32 +101,12 @@ setup(
         "filelock",
         "regex",
         "tqdm",
-        # transformers reads the bundled GGUF files with these two
-        "gguf>=0.17",
-        "accelerate>=1.1",
-        # the generated code is made with grpcio-tools 1.75.1 (protobuf 6.31.1), and newer runtimes accept it
-        "grpcio>=1.75.1",
-        "grpcio-status>=1.75.1",
-        "grpcio-health-checking>=1.75.1",
-        "grpcio-reflection>=1.75.1",
-        "googleapis-common-protos>=1.65",
-        "protobuf>=6.31.1,<8",
     ],
     extras_require={
+        **EXTRAS,
+        "all": sorted({requirement for extra in EXTRAS.values() for requirement in extra}),
         # On a GPU, torch brings the Triton it was built with; this extra is for the interpreter on a CPU.
         "triton": ['triton; platform_system == "Linux"'],
-        "bench": ["matplotlib", "psutil"],
-        # What some types of rewards import: json, readability, profanity, bleu, language, and fitting "logistic".
-        "rewards": [
-            "alt-profanity-check>=1.6",
-            "jsonschema>=4.18",
-            "langdetect",
-            "sacrebleu>=2.4",
-            "scikit-learn>=1.4",
-            "textstat>=0.7.6,<0.7.9",  # later ones fetch their dictionary over the network when they are used
-        ],
-        # What votes of extract="math" compare answers with.
-        "math": ["math-verify[antlr4_13_2]>=0.9,<0.10"],
         # What IFEval's checkers import; they are files of lm-eval, to be had without its own needs (pip --no-deps).
         "eval": ["immutabledict", "langdetect", "nltk>=3.9.1"],
         "dev": [

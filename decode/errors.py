@@ -10,6 +10,7 @@ __all__ = [
     "EngineClosed",
     "EngineFailed",
     "InvalidRequest",
+    "MissingExtra",
     "ModelCacheError",
     "NotFound",
     "Overloaded",
@@ -111,6 +112,18 @@ class UnsupportedModel(TrimtabError):
 
 class ModelCacheError(TrimtabError):
     """A bundled model could not be fetched or verified."""
+
+
+class MissingExtra(TrimtabError, ImportError):
+    """A part of trimtab is used whose packages aren't installed.
+
+    Attributes:
+        extra: that brings them.
+    """
+
+    def __init__(self, extra: str, module: str) -> None:
+        self.extra = extra
+        super().__init__(f"{module} is not installed, which this part needs: pip install 'trimtab[{extra}]'")
 
 
 class Overloaded(TrimtabError):

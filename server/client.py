@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Unpack
 
-import grpc
-from grpc_status import rpc_status
+from trimtab.decode.errors import MissingExtra, TrimtabError
 
-from trimtab.decode.errors import TrimtabError
+try:
+    import grpc
+    from grpc_status import rpc_status
+except ImportError as error:
+    raise MissingExtra("server", error.name or "grpc") from error
+
 from trimtab.decode.request.events import Event
 from trimtab.decode.request.generate_options import RequestOptions
 from trimtab.decode.request.info import Limits, MethodInfo, ModelInfo, RewardInfo

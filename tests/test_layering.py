@@ -28,7 +28,7 @@ MAY_IMPORT = {
 FOLDERS = ("kernels", "decode", "server", "bench")
 # The floors inside decode, lowest first: a module imports from its own floor and from those below it.
 FLOORS = (
-    {"errors", "frozen", "plugins", "options", "quiet", "version", "commands"},
+    {"errors", "extras", "frozen", "plugins", "options", "quiet", "version", "commands"},
     {"request", "config"},
     {"text", "display"},
     {"ops"},

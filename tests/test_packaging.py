@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -41,22 +42,35 @@ def run(code: str, cwd: Path, *, path: Path | None = None, options: tuple[str, .
 
 
 @pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built from a copy: setuptools leaves a build folder, whose old files would get into the next wheel."""
+def source(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy to build from: setuptools leaves a build folder, whose old files would get into the next wheel."""
+    folder = tmp_path_factory.mktemp("source") / "trimtab"
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "node_modules", "shared")
+    shutil.copytree(repository, folder, ignore=ignored)
+    shutil.copy(repository / ".pre-commit-config.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     scratch = tmp_path_factory.mktemp("wheel")
-    source = scratch / "source"
-    source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        if (repository / name).exists():
-            shutil.copy(repository / name, source)
-    for name in ("decode", "kernels", "server", "bench"):
-        shutil.copytree(repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "node_modules"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--no-build-isolation", "--no-index", "--wheel-dir", str(scratch), "."]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (built,) = scratch.glob("trimtab-*.whl")
     return built
+
+
+@pytest.fixture(scope="module")
+def sdist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The names of what a source distribution has."""
+    folder = tmp_path_factory.mktemp("sdist")
+    code = f"import setuptools.build_meta as b; b.build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (built,) = folder.glob("trimtab-*.tar.gz")
+    with tarfile.open(built) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +128,14 @@ def test_the_wheel_owns_nothing_but_the_namespace(wheel: Path) -> None:
     weights = [name for name in names if name.endswith((".gguf", ".safetensors"))]
     draft = "trimtab/decode/models/drafts/smollm2-135m-draft"
     assert weights == [f"{draft}/model.safetensors"], "no other weights are shipped"
+
+
+def test_the_source_distribution_has_what_is_kept(repository: Path, source: Path, sdist: set[str]) -> None:
+    """All that git has: with it, its tests and its documents can be used, and the same wheel be built."""
+    kept = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    made = {name for name in kept if name.startswith(("build/", "trimtab.egg-info/")) or ".egg-info/" in name}
+    assert kept - made <= sdist, sorted(kept - made - sdist)
+    assert {"docs/architecture.md", "docs/methods.md", "CHANGELOG.md", "tests/conftest.py", "MANIFEST.in"} <= sdist
 
 
 def test_every_module_imports_from_the_wheel(installed: Path, tmp_path: Path) -> None:
@@ -231,14 +253,27 @@ PROMISED = {
 }
 
 
+def requirements(extra: str = "") -> dict[str, Requirement]:
+    """What is installed with an extra, or without any."""
+    found = [Requirement(text) for text in importlib.metadata.requires("trimtab") or []]
+    return {r.name: r for r in found if r.marker is None or r.marker.evaluate({"extra": extra})}
+
+
 def test_requirements_admit_what_is_promised() -> None:
-    requirements = [Requirement(text) for text in importlib.metadata.requires("trimtab") or []]
-    always = {r.name: r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
+    served = requirements("server")
     for name, versions in PROMISED.items():
         for version in versions:
-            assert always[name].specifier.contains(version), f"{name} {version} is refused"
-    assert "triton" not in always, "torch brings the one it was built with"
-    assert not [str(r) for r in requirements if r.name == "triton" and r.specifier]
+            assert served[name].specifier.contains(version), f"{name} {version} is refused"
+    for name in ("triton", "grpcio", "protobuf", "gguf", "accelerate", "matplotlib", "scikit-learn"):
+        assert name not in requirements(), "triton comes with torch, the others with their extras"
+    every = [Requirement(text) for text in importlib.metadata.requires("trimtab") or []]
+    assert not [str(r) for r in every if r.name == "triton" and r.specifier]
+
+
+def test_all_is_all_that_a_user_may_want() -> None:
+    wanted = [set(requirements(extra)) for extra in ("server", "models", "bench", "rewards", "math")]
+    assert set(requirements("all")) == set().union(*wanted)
+    assert {"grpcio", "gguf", "matplotlib", "math-verify"} <= set(requirements("all"))
 
 
 def test_constraints_pin_versions_and_nothing_else(repository: Path) -> None:
@@ -248,7 +283,7 @@ def test_constraints_pin_versions_and_nothing_else(repository: Path) -> None:
         assert re.fullmatch(r"[a-z0-9.-]+==[0-9][0-9a-z.]*", line), line
     pinned = {line.partition("==")[0] for line in lines}
     assert not {name for name in pinned if "triton" in name or name.startswith(("nvidia", "cuda"))}
-    extras = {"", "dev", "bench"}
+    extras = {"", "dev", "all"}
     for requirement in map(Requirement, importlib.metadata.requires("trimtab") or []):
         if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras):
             assert requirement.name.lower() in pinned, f"{requirement.name} is not pinned"

