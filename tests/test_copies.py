@@ -31,6 +31,7 @@ FIELD = Violation("a.field", "'x'", "something else")
 ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "InvalidRequest": ([FIELD, FIELD],),
     "ConfigError": (FIELD, "a file"),
+    "MissingExtra": ("server", "grpc"),
     "NotFound": ("model", "x", ("y",)),
     "UnsupportedRequest": ("policy", "x", "y"),
     "UnsupportedModel": ("m", "why"),

@@ -1234,8 +1234,11 @@ def test_bad_input_is_refused_before_any_work(engine: Engine, prompt: Any, optio
     [
         ({"model": "nobody"}, NotFound, "model"),
         ({"policy": Nudged("nobody")}, NotFound, "policy.nudged.nudger"),
-        ({"policy": "nudged"}, UnsupportedRequest, "policy"),
-        ({"draw": "speculative"}, UnsupportedRequest, "draw"),
+        ({"policy": "nudged:nobody"}, NotFound, "policy.nudged.nudger"),
+        ({"policy": "nudged"}, InvalidRequest, "policy nudged.nudger"),
+        ({"draw": "speculative"}, InvalidRequest, "draw speculative.draft"),
+        ({"policy": 16}, UnsupportedRequest, "policy"),
+        ({"draw": 16}, UnsupportedRequest, "draw"),
         ({"search": 16}, UnsupportedRequest, "search"),
     ],
 )
