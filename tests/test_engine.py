@@ -878,7 +878,7 @@ def test_branches_of_one_request_take_pages_from_one_another(make: Factory, monk
 
     monkeypatch.setattr("trimtab.decode.engine.root.write", method)
     for pages in (100, 12):
-        engine = make("llama", page_tokens=4, memory_bytes=pages * 4 * 576)
+        engine = make("llama", page_tokens=4, memory_bytes=pages * 4 * 576, context=48)
         run_each(engine, [request("llama", [9] * 26, 1)])
     assert len(answers) == 10
     assert answers[:5] == answers[5:]
