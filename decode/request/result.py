@@ -216,8 +216,8 @@ class Result:
         return pandas.DataFrame.from_records(self.records(every))
 
     def __repr__(self) -> str:
-        if not self.candidates:
-            return f"Result(no candidates, seed {self.seed})"
+        if not 0 <= self.selected < len(self.candidates):
+            return f"Result(no answer, seed {self.seed})"
         written = Counter(token.author for token in self.tokens)
         by = ", ".join(f"{written[name]} by {name}" for name in self.models if written[name])
         many = f", chosen of {len(self.candidates)}" if len(self.candidates) > 1 else ""
