@@ -156,7 +156,6 @@ BAD = {
     "temperature negative": (spec(sampling=pb.Sampling(temperature=-1)), {"spec.sampling.temperature"}),
     "temperature 11": (spec(sampling=pb.Sampling(temperature=11)), {"spec.sampling.temperature"}),
     "top_p 0": (spec(sampling=pb.Sampling(top_p=0)), {"spec.sampling.top_p"}),
-    "top_k 0": (spec(sampling=pb.Sampling(top_k=0)), {"spec.sampling.top_k"}),
     "min_p 1": (spec(sampling=pb.Sampling(min_p=1)), {"spec.sampling.min_p"}),
     "max_new_tokens 0": (spec(stopping=pb.Stopping(max_new_tokens=0)), {"spec.stopping.max_new_tokens"}),
     "nine stops": (spec(stopping=pb.Stopping(stop=list("abcdefghi"))), {"spec.stopping.stop"}),
