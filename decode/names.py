@@ -29,6 +29,7 @@ from trimtab.decode.methods.draws.length import (
 from trimtab.decode.methods.draws.lookup import PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.guided import Guided
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.token_reward import TokenReward
@@ -97,6 +98,7 @@ __all__ = [
     "FinishReason",
     "Fixed",
     "GenerateOptions",
+    "Guided",
     "InvalidRequest",
     "Length",
     "Limits",

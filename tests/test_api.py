@@ -19,6 +19,7 @@ from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
 from trimtab.decode.methods.draws.lookup import PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.guided import Guided
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.token_reward import TokenReward
@@ -100,6 +101,7 @@ VARIANTS: list[Any] = [
     Nudged("chat", Entropy(1.0), 3),
     Mixture((Weighted("chat", -1.5), Weighted("twin")), plausibility=0.0),
     Mixture((Weighted("chat", 0.0),), plausibility=0.999),
+    Guided(0.0, "other", plausibility=0.5),
     TokenReward("helpful", -1.0, 2),
     TokenReward("cheap", 0.0, 64),
     Autoregressive(),
@@ -290,8 +292,21 @@ BAD_FIELDS: list[tuple[str, Request]] = [
             ("experts[1].model", (Weighted("chat"), Weighted("chat"))),
             ("experts[0].model", (Weighted("scorer"),)),
             ("experts[0].model", (Weighted(""),)),
-            *(("experts[0].weight", (Weighted("chat", weight),)) for weight in (NAN, INF, True, None, "1")),
+            *(
+                ("experts[0].weight", (Weighted("chat", weight),))
+                for weight in (NAN, INF, 1.1e6, -1.1e6, True, None, "1")
+            ),
         )
+    ),
+    *(
+        (f"policy.guided.{name}", axis(Guided(**{name: value})))
+        for name, values in (
+            ("scale", (-0.1, 1.1e6, NAN, INF, True, None, "1")),
+            ("prompt", ("", 3, "\ud800")),
+            ("system", (3, "for chats alone")),
+            ("plausibility", (-0.1, 1, NAN, True, "x")),
+        )
+        for value in values
     ),
     *(
         ("policy.mixture.plausibility", axis(Mixture((Weighted("chat"),), value)))
@@ -456,6 +471,7 @@ def test_every_field_is_checked() -> None:
     for path, cls in {
         "policy.mixture": Mixture,
         "policy.token_reward": TokenReward,
+        "policy.guided": Guided,
         "draw.speculative.fixed": Fixed,
         "draw.speculative.confidence": Confidence,
         "draw.speculative.acceptance": Acceptance,

@@ -551,7 +551,8 @@ def test_a_model_lists_what_it_can_be_asked_for() -> None:
         RewardInfo(name="w", kind="sequence"),
         RewardInfo(name="j", kind="prefix", pairwise=True),
     )
-    alone = {"policy.base", "draw.autoregressive", "draw.speculative", "search.single", "search.best_of_n"}
+    alone = {"policy.base", "policy.guided", "draw.autoregressive", "draw.speculative", "search.single"}
+    alone.add("search.best_of_n")
     beginnings = {"policy.token_reward", "search.segments", "search.reject_segments", "search.evolution"}
     for rewards, more in (
         ((), set()),

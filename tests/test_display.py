@@ -503,7 +503,7 @@ def test_rewards_of_the_command_line_join_those_of_the_configuration(monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["--policy", "nudge:chat"], 2, "--policy = 'nudge': accepted: one of base, mixture, nudged"),
+        (["--policy", "nudge:chat"], 2, "--policy = 'nudge': accepted: one of base, guided, mixture, nudged"),
         (["--policy", "nudged:chat", "--nudger", "chat"], 2, "use one of them"),
         (["--draw", "speculative:d,length=fixed:x"], 2, "--draw speculative.length.fixed.tokens = 'x'"),
         (["--draw", "speculative:base"], 2, "draw.speculative.draft_model = 'base'"),

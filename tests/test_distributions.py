@@ -29,6 +29,7 @@ from trimtab.decode.methods.draws.length import Confidence, Fixed
 from trimtab.decode.methods.draws.lookup import PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.guided import Guided
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Entropy
@@ -102,20 +103,24 @@ class Reference:
         self._models = {name: tiny.make(kind, seed) for name, (kind, seed) in WEIGHTS.items()}
         self._vocabulary = tiny.VOCAB
 
-    def logits(self, name: str, answers: torch.Tensor) -> torch.Tensor:
+    def logits(self, name: str, answers: torch.Tensor, asked: Sequence[int] = PROMPT) -> torch.Tensor:
         """[N, L, V]: before each token of N answers."""
-        prompt = torch.tensor(PROMPT).expand(len(answers), -1)
+        prompt = torch.tensor(asked).expand(len(answers), -1)
         with torch.inference_mode():
             found: torch.Tensor = self._models[name](torch.cat((prompt, answers), 1)).logits
-        return found[:, len(PROMPT) - 1 : -1].double()
+        return found[:, len(asked) - 1 : -1].double()
 
     def distribution(self, case: Case, answers: torch.Tensor) -> Floats:
         """p of every token at each place of N answers, [N, L, V]."""
         base = self.logits("base", answers)
-        if isinstance(case.policy, Mixture):
+        if isinstance(case.policy, Mixture | Guided):
             mixed = base.clone()  # logits, not ln p: a penalty sees their signs
-            for expert in case.policy.experts:
-                mixed = mixed + expert.weight * self.logits(expert.model, answers)
+            if isinstance(case.policy, Guided):
+                scale = case.policy.scale
+                mixed = scale * mixed + (1 - scale) * self.logits("base", answers, PROMPT[-1:])
+            else:
+                for expert in case.policy.experts:
+                    mixed = mixed + expert.weight * self.logits(expert.model, answers)
             if case.policy.plausibility:
                 p = base.softmax(-1)
                 mixed = mixed.masked_fill(p < case.policy.plausibility * p.amax(-1, keepdim=True), -torch.inf)
@@ -224,6 +229,7 @@ POLICIES: tuple[Policy, ...] = (
     Base(),
     Nudged("chat", when=Entropy(above=4.0)),
     Mixture((Weighted("chat", 0.7), Weighted("draft", -0.4)), plausibility=0.02),
+    Guided(1.4, plausibility=0.01),
 )
 DRAWS: tuple[Draw | None, ...] = (
     None,
@@ -255,6 +261,8 @@ SHORT = [
     Case("penalty, mixture", FIELDS[5], POLICIES[2]),
     Case("bias, mixture, foreign", FIELDS[6], POLICIES[2], DRAWS[4]),
     Case("stops", FIELDS[7], POLICIES[1], DRAWS[6]),
+    Case("penalty, guided", FIELDS[5], POLICIES[3]),
+    Case("guided, foreign", FIELDS[4], POLICIES[3], DRAWS[4]),
     Case("everything, plain", EVERYTHING, POLICIES[2]),
     Case("everything, mixture", EVERYTHING, POLICIES[2], DRAWS[1]),
     Case("everything, coupled, forked", EVERYTHING, draw=DRAWS[7], n=3),

@@ -18,6 +18,7 @@ from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
 from trimtab.decode.methods.draws.lookup import PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
 from trimtab.decode.methods.policies.base import Base
+from trimtab.decode.methods.policies.guided import Guided
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.token_reward import TokenReward
@@ -47,6 +48,9 @@ BOTH = Objective((RewardTerm("helpful"), RewardTerm("short", 0.2)))
         ("mixture:chat", Mixture((Weighted("chat"),))),
         ("mixture:chat=1,base2=-1", Mixture((Weighted("chat", 1.0), Weighted("base2", -1.0)))),
         ("mixture:small=-0.5,plausibility=0.1", Mixture((Weighted("small", -0.5),), 0.1)),
+        ("guided", Guided()),
+        ('guided:2,system="Be rude, please.",plausibility=0.1', Guided(2.0, None, "Be rude, please.", 0.1)),
+        ('guided:prompt=""', Guided(prompt="")),
         ("token_reward:helpful", TokenReward("helpful")),
         ("token_reward:helpful,weight=0.5,width=20", TokenReward("helpful", 0.5, 20)),
         ("autoregressive", Autoregressive()),
@@ -153,7 +157,7 @@ def test_an_objective_may_stand_beside_the_search() -> None:
     ("parse", "text", "field", "accepted"),
     [
         (parse_policy, "nudge:chat", "--x", "did you mean 'nudged'"),
-        (parse_policy, "", "--x", "one of base, mixture, nudged, token_reward"),
+        (parse_policy, "", "--x", "one of base, guided, mixture, nudged, token_reward"),
         (parse_policy, "nudged", "--x nudged.nudger", "nudger=..."),
         (parse_policy, "nudged:chat,when=entropy:x", "--x nudged.when.entropy.above", "a number"),
         (parse_policy, "nudged:chat,when=entrop:1", "--x nudged.when", "did you mean 'entropy'"),

@@ -74,7 +74,7 @@ def test_a_spec_string_is_the_value_it_stands_for(options: Any, axes: dict[str, 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"policy": "nudge:chat"}, "policy = 'nudge': accepted: one of base, mixture, nudged"),
+        ({"policy": "nudge:chat"}, "policy = 'nudge': accepted: one of base, guided, mixture, nudged"),
         ({"draw": "speculative:d,length=fixed:x"}, "draw speculative.length.fixed.tokens = 'x'"),
         ({"search": "best_of_n:many"}, "search best_of_n.n = 'many'"),
         ({"search": "segments"}, "search segments.objective = None"),

@@ -15,6 +15,7 @@ from trimtab.decode.errors import InvalidRequest, RewardFailed, UnsupportedReque
 from trimtab.decode.methods.draws.length import Fixed
 from trimtab.decode.methods.draws.lookup import PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
+from trimtab.decode.methods.policies.guided import Guided
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.token_reward import TokenReward
@@ -77,6 +78,7 @@ def client(address: str) -> Iterator[Client]:
 
 AXES: dict[str, dict[str, Any]] = {
     "mixture": {"policy": Mixture((Weighted("chat", 0.5), Weighted("draft", -0.25)), 0.05)},
+    "guided": {"policy": Guided(1.75, "other", plausibility=0.05)},
     "token reward": {"policy": TokenReward("short", 0.5, 4)},
     "speculative": {"draw": Speculative("draft", Fixed(3))},
     "coupled": {"draw": Speculative("draft", Fixed(3), coupled=True)},

@@ -77,7 +77,9 @@ class Preparer:
         instance, policy = self._models[request.model], request.policy
         same = frozenset(name for name in self._models if self.same_ids(request.model, name))
         prompts = prompts_of(request, same, lambda name: self._rendered(name, request))
-        for name, ids in prompts.items():
+        besides = policy.other_prompts(request.prompt, prompts[request.model])
+        others = tuple(tuple(instance.template.encode(other)) for other in besides)
+        for name, ids in (*prompts.items(), *((request.model, other) for other in others)):
             if not ids:
                 raise InvalidRequest.of("prompt", request.prompt, f"a prompt of at least one token of model {name!r}")
             if outside := self._models[name].unknown(ids):
@@ -100,7 +102,7 @@ class Preparer:
         if prompt_kind(request.prompt) is PromptKind.TOKEN_IDS:  # rewards and searches read text
             text = instance.vocabulary.decode_bytes(prompts[request.model]).decode(errors="replace")
             request = replace(request, prompt=text)
-        return Prepared(request, prompts, drawing, stops, same, own)
+        return Prepared(request, prompts, drawing, stops, same, own, others)
 
     def _rendered(self, model: str, request: Request) -> list[int]:
         """The prompt as a model reads it."""
@@ -123,22 +125,17 @@ class Preparer:
             InvalidRequest: it could never fit, not even alone.
         """
         needed: dict[str, int] = {}
+        new, most = plan.request.stopping.max_new_tokens, plan.request.search.candidates
         for name, ids in plan.prompts.items():
             instance = self._models[name]
-            limit = instance.pages.count * instance.pages.page_tokens
-            longest = min(len(ids) + plan.request.stopping.max_new_tokens, instance.context)
-            if instance.pages.pages_for(longest) > instance.pages.count:
-                raise InvalidRequest.of(
-                    "stopping.max_new_tokens",
-                    plan.request.stopping.max_new_tokens,
-                    f"at most {limit - len(ids)} after a prompt of {len(ids)} tokens: the cache holds {limit}",
-                )
-            most = plan.request.search.candidates
-            if most > instance.pages.count:
-                raise InvalidRequest.of(
-                    "search", f"{most} candidates", f"at most {instance.pages.count}: the cache's pages"
-                )
-            needed[name] = instance.pages.pages_for(len(ids)) + most
+            pages, sequences = instance.pages, [ids, *(plan.others if name == plan.request.model else ())]
+            if sum(pages.pages_for(min(len(read) + new, instance.context)) for read in sequences) > pages.count:
+                held, read = pages.count // len(sequences) * pages.page_tokens, max(map(len, sequences))
+                accepted = f"at most {held - read} after a prompt of {read} tokens: the cache holds {held}"
+                raise InvalidRequest.of("stopping.max_new_tokens", new, accepted)
+            if most > pages.count:
+                raise InvalidRequest.of("search", f"{most} candidates", f"at most {pages.count}: the cache's pages")
+            needed[name] = sum(pages.pages_for(len(read)) + most for read in sequences)
         return needed
 
     def model(self, name: str) -> ModelInstance:

@@ -37,6 +37,7 @@ class Prepared:
         stops: texts with which the base turns to a question of its own; see ``PromptTemplate.stops``.
         same_ids: models that share the requested model's token ids, it among them.
         rewards: of this request alone, by name.
+        others: token ids of what the policy has the requested model read besides its prompt.
     """
 
     request: Request
@@ -45,6 +46,7 @@ class Prepared:
     stops: tuple[str, ...] = ()
     same_ids: frozenset[str] = frozenset()
     rewards: Mapping[str, Reward] = field(default_factory=FrozenDict)
+    others: tuple[tuple[int, ...], ...] = ()
 
 
 def prompts_of(
@@ -113,14 +115,17 @@ class Maker:
     ) -> Writer:
         """A writer by the request's policy and draw, at the beginning of an answer."""
         plan, request, context = self.plan, self.plan.request, self.context
-        asked, prompts, stops = request.prompt, plan.prompts, plan.stops
+        asked, prompts, stops, others = request.prompt, plan.prompts, plan.stops, plan.others
         if prompt is not None:  # a search's own, text or chat
             asked, stops = prompt, tuple(dict.fromkeys((*plan.stops, *BASE_STOPS)))
             prompts = prompts_of(request, plan.same_ids, lambda model: context.render(model, prompt))
+            besides = request.policy.other_prompts(prompt, prompts[request.model])
+            others = tuple(tuple(context.render(request.model, other)) for other in besides)
         # Whatever is no turn of its own goes on where the prompt ends.
         begun = prompt_kind(asked) is not PromptKind.CHAT or bool(beginning(asked))
         drawing = replace(plan.drawing, key=key)
-        desk = Desk(context, request, prompts, drawing, self.team, self.rate, stops, plan.same_ids, begun, index, emit)
+        same = plan.same_ids
+        desk = Desk(context, request, prompts, drawing, self.team, self.rate, stops, same, begun, index, emit, others)
         return request.policy.writer(desk)
 
     async def complete(

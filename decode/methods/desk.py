@@ -33,6 +33,7 @@ class Desk:
         begun: the prompts end with the beginning of the answer, which goes on without a space of its own.
         index: number of the candidate.
         emit: takes chunks of the answer's text as they are certain; None: nobody listens.
+        others: token ids of what the policy has the requested model read besides; see ``Policy.other_prompts``.
     """
 
     context: Context
@@ -46,6 +47,7 @@ class Desk:
     begun: bool = False
     index: int = 0
     emit: Callable[[Chunk], None] | None = None
+    others: Sequence[tuple[int, ...]] = ()
 
     def shares_ids(self, model: str) -> bool:
         """Whether a model has the requested model's token ids."""

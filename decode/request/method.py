@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from importlib import import_module
@@ -21,6 +21,7 @@ from trimtab.decode.plugins import installed
 from trimtab.decode.request.fields import Mark, Model, Rated, described, name_of
 from trimtab.decode.request.info import Limits, ModelInfo
 from trimtab.decode.request.objective import Objective
+from trimtab.decode.request.prompt import Prompt
 
 if TYPE_CHECKING:
     from trimtab.decode.methods.answer import Answer
@@ -125,6 +126,15 @@ class Policy(Method):
             same_ids: models that share the requested model's token ids.
         """
         return self.helpers_write and any(name not in same_ids for name in self.models())
+
+    def other_prompts(self, prompt: Prompt, ids: Sequence[int]) -> tuple[Prompt, ...]:
+        """Prompts that the requested model reads besides its own; the desk has them as ``others``.
+
+        Args:
+            prompt: what it is asked.
+            ids: the same as it reads it.
+        """
+        return ()
 
     @abstractmethod
     def writer(self, desk: Desk) -> Writer:

@@ -51,8 +51,8 @@ class Token:
 
     * ``Base``, ``TokenReward``: the requested model's; of ``TokenReward`` before rewards count.
     * ``Nudged``: that of the author, base or nudger, after its own prompt and the answer in its own spelling.
-    * ``Mixture``: the mixture's, normalised, without the tokens that ``plausibility`` leaves out. It is no single
-      model's; the author is the requested model, whose ids and sequence they are.
+    * ``Mixture``, ``Guided``: the mixture's, normalised, without the tokens that ``plausibility`` leaves out. It is no
+      single model's; the author is the requested model, whose ids and sequence they are.
 
     Under speculation it is the target's, never the draft's. Of scores it is the model's that was asked.
 

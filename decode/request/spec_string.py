@@ -3,7 +3,7 @@
 A part is its name, what it is mainly about, and further fields by name::
 
     policy     nudged:chat   nudged:chat,when=entropy:1.5,max_span_tokens=8   mixture:chat=1,base2=-1,plausibility=0.1
-               token_reward:helpful,weight=0.5   base
+               guided:2,system="Answer rudely."   token_reward:helpful,weight=0.5   base
     draw       speculative:draft   speculative:lookup,length=fixed:4,coupled   speculative:lookup:5   autoregressive
                speculative:draft,length=(confidence:0.3,max_tokens=8)
     search     best_of_n:16   best_of_n:16,choose=soft,temperature=0.5   segments:helpful,beams=4,samples_per_beam=4

@@ -22,7 +22,7 @@ class Weighted:
     """A model of a mixture and its weight, which may be negative."""
 
     model: Annotated[str, Model()]
-    weight: Annotated[float, Range("(-inf, inf)")] = 1.0
+    weight: Annotated[float, Range("[-1e6, 1e6]")] = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -598,6 +598,7 @@ class Policy(google.protobuf.message.Message):
     NUDGED_FIELD_NUMBER: builtins.int
     MIXTURE_FIELD_NUMBER: builtins.int
     TOKEN_REWARD_FIELD_NUMBER: builtins.int
+    GUIDED_FIELD_NUMBER: builtins.int
     EXTENSION_FIELD_NUMBER: builtins.int
     @property
     def base(self) -> global___Base: ...
@@ -608,6 +609,8 @@ class Policy(google.protobuf.message.Message):
     @property
     def token_reward(self) -> global___TokenReward: ...
     @property
+    def guided(self) -> global___Guided: ...
+    @property
     def extension(self) -> global___Extension: ...
     def __init__(
         self,
@@ -616,11 +619,12 @@ class Policy(google.protobuf.message.Message):
         nudged: global___Nudged | None = ...,
         mixture: global___Mixture | None = ...,
         token_reward: global___TokenReward | None = ...,
+        guided: global___Guided | None = ...,
         extension: global___Extension | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["base", b"base", "extension", b"extension", "kind", b"kind", "mixture", b"mixture", "nudged", b"nudged", "token_reward", b"token_reward"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["base", b"base", "extension", b"extension", "kind", b"kind", "mixture", b"mixture", "nudged", b"nudged", "token_reward", b"token_reward"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["base", "nudged", "mixture", "token_reward", "extension"] | None: ...
+    def HasField(self, field_name: typing.Literal["base", b"base", "extension", b"extension", "guided", b"guided", "kind", b"kind", "mixture", b"mixture", "nudged", b"nudged", "token_reward", b"token_reward"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "extension", b"extension", "guided", b"guided", "kind", b"kind", "mixture", b"mixture", "nudged", b"nudged", "token_reward", b"token_reward"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["kind", b"kind"]) -> typing.Literal["base", "nudged", "mixture", "token_reward", "guided", "extension"] | None: ...
 
 global___Policy = Policy
 
@@ -709,7 +713,7 @@ class Weighted(google.protobuf.message.Message):
     WEIGHT_FIELD_NUMBER: builtins.int
     model: builtins.str
     weight: builtins.float
-    """may be negative; unset: 1"""
+    """[-1e6, 1e6]; unset: 1"""
     def __init__(
         self,
         *,
@@ -721,6 +725,49 @@ class Weighted(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
 
 global___Weighted = Weighted
+
+@typing.final
+class Guided(google.protobuf.message.Message):
+    """Away from what the model says to another prompt: ln p = scale x ln p_prompt + (1 - scale) x ln p_other, normalised.
+    Classifier-free guidance, context-aware decoding, negative prompts.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SCALE_FIELD_NUMBER: builtins.int
+    PROMPT_FIELD_NUMBER: builtins.int
+    SYSTEM_FIELD_NUMBER: builtins.int
+    PLAUSIBILITY_FIELD_NUMBER: builtins.int
+    scale: builtins.float
+    """[0, 1e6]; 1 leaves the model as it is; unset: 1.5"""
+    prompt: builtins.str
+    """The other prompt; of a chat, what the user's last message says in it. With neither of the two: the last token of
+    the prompt alone.
+    """
+    system: builtins.str
+    """of a chat, the other prompt's system message; empty for none"""
+    plausibility: builtins.float
+    """[0, 1): only tokens of at least this share of the top probability; unset: all"""
+    def __init__(
+        self,
+        *,
+        scale: builtins.float | None = ...,
+        prompt: builtins.str | None = ...,
+        system: builtins.str | None = ...,
+        plausibility: builtins.float | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_plausibility", b"_plausibility", "_prompt", b"_prompt", "_scale", b"_scale", "_system", b"_system", "plausibility", b"plausibility", "prompt", b"prompt", "scale", b"scale", "system", b"system"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_plausibility", b"_plausibility", "_prompt", b"_prompt", "_scale", b"_scale", "_system", b"_system", "plausibility", b"plausibility", "prompt", b"prompt", "scale", b"scale", "system", b"system"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_plausibility", b"_plausibility"]) -> typing.Literal["plausibility"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_prompt", b"_prompt"]) -> typing.Literal["prompt"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_scale", b"_scale"]) -> typing.Literal["scale"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_system", b"_system"]) -> typing.Literal["system"] | None: ...
+
+global___Guided = Guided
 
 @typing.final
 class TokenReward(google.protobuf.message.Message):
