@@ -20,7 +20,7 @@ class RewardTerm:
     """A reward by name, and its weight."""
 
     reward: Annotated[str, Rated(beginnings=None)]
-    weight: Annotated[float, Range("(-inf, inf)")] = 1.0
+    weight: Annotated[float, Range("[-1e6, 1e6]")] = 1.0
 
 
 class Combine(StrEnum):
@@ -47,7 +47,7 @@ class Objective:
 
     terms: Annotated[tuple[RewardTerm, ...], Many(1, 32)]
     combine: Combine = Combine.SUM
-    spread: Annotated[float, Range("[0, inf)")] = 1.0
+    spread: Annotated[float, Range("[0, 1e6]")] = 1.0
 
     @classmethod
     def of(cls, value: AnyObjective) -> Objective:

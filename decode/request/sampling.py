@@ -21,7 +21,7 @@ class Sampling:
         top_k: keep the k most likely tokens, >= 0; 0 keeps all.
         top_p: keep the smallest set of mass >= top_p, in (0, 1].
         min_p: keep tokens of at least min_p times the top probability, in [0, 1).
-        repetition_penalty: in (0, 10]; divides positive and multiplies negative logits of tokens already present.
+        repetition_penalty: in [1e-30, 10]; divides positive and multiplies negative logits of tokens already present.
         logit_bias: token id -> finite number added to its logit; -inf bans it.
         seed: unsigned 32 bits; None draws one, which the answer reports.
 
@@ -32,7 +32,7 @@ class Sampling:
     top_k: Annotated[int | None, Range("[0, inf)")] = None
     top_p: Annotated[float | None, Range("(0, 1]")] = None
     min_p: Annotated[float | None, Range("[0, 1)")] = None
-    repetition_penalty: Annotated[float | None, Range("(0, 10]")] = None
+    repetition_penalty: Annotated[float | None, Range("[1e-30, 10]")] = None
     logit_bias: Mapping[int, float] = field(default_factory=FrozenDict)
     seed: Annotated[int | None, Range("[0, inf)")] = None
 

@@ -114,8 +114,8 @@ def whole(sample: Sample) -> Sample:
 class Reward:
     """What all rewards have. Subclass ``LocalReward`` or ``EngineReward``, not this.
 
-    A rating must be a finite number and a function of its own sample alone: which others are rated in the same call,
-    and in which order, changes nothing.
+    A rating must be a number in [-1e30, 1e30] and a function of its own sample alone: which others are rated in the
+    same call, and in which order, changes nothing.
 
     Attributes:
         name: under which the engine serves it; set by the engine.
@@ -159,7 +159,7 @@ class LocalReward(Reward, abc.ABC):
 
     @abc.abstractmethod
     def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
-        """One finite number per sample, in order; more is better. Called from several threads at once."""
+        """One number per sample, in order; more is better. Called from several threads at once."""
 
     def work(self, samples: Sequence[Sample]) -> tuple[Callable[..., Sequence[float]], tuple[Any, ...]]:
         """What to call, where the reward runs, to rate samples: a function and its arguments.
@@ -176,7 +176,7 @@ class EngineReward(Reward, abc.ABC):
 
     @abc.abstractmethod
     async def rate(self, context: Context, samples: Sequence[Sample]) -> Sequence[float]:
-        """One finite number per sample, in order; more is better. Awaits nothing but the engine's ops."""
+        """One number per sample, in order; more is better. Awaits nothing but the engine's ops."""
 
 
 class PairwiseReward(Reward, abc.ABC):

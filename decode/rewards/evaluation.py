@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from numbers import Real
 
@@ -10,7 +9,10 @@ from trimtab.decode.errors import EngineClosed, EngineFailed, RequestCancelled, 
 from trimtab.decode.ops import Call, Context
 from trimtab.decode.rewards.base import EngineReward, LocalReward, PairwiseReward, Reward, Sample, whole
 
-__all__ = ["evaluate", "evaluate_pairs"]
+__all__ = ["LARGEST", "evaluate", "evaluate_pairs"]
+
+# In size, of one rating: sums and squares of some, times the largest weights that a request may give, are still finite.
+LARGEST = 1e30
 
 _NOT_THE_REWARDS = (RewardFailed, RequestCancelled, EngineClosed, EngineFailed)
 
@@ -72,8 +74,9 @@ def _checked(reward: Reward, values: object, count: int) -> list[float]:
     if len(found) != count:
         raise RewardFailed(reward.name, f"it gave {len(found)} numbers for {count} samples")
     for i, value in enumerate(found):
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise RewardFailed(reward.name, f"it gave {_shown(value)} for sample {i}; accepted: finite numbers")
+        if not isinstance(value, Real) or not abs(value) <= LARGEST:
+            accepted = f"numbers in [-{LARGEST:g}, {LARGEST:g}]"
+            raise RewardFailed(reward.name, f"it gave {_shown(value)} for sample {i}; accepted: {accepted}")
     return [float(value) for value in found]
 
 

@@ -41,7 +41,7 @@ class TokenReward(Policy):
     """
 
     reward: Annotated[str, Rated(beginnings=True)]
-    weight: Annotated[float, Range("(-inf, inf)")] = 1.0
+    weight: Annotated[float, Range("[-1e6, 1e6]")] = 1.0
     width: Annotated[int, Range("[2, 64]")] = 10
 
     # Its distribution needs a rating of every likely token, so there is nothing to verify at once.
@@ -134,7 +134,8 @@ class TokenRewardWriter(Writer):
         weights = [math.exp((logp - top) / filters.temperature) for _, logp in kept]
         total, before, last = sum(weights), 0.0, 0
         for i, weight in enumerate(weights):
-            if before >= filters.top_p * total or weight < filters.min_p:
+            full = filters.top_p < 1 and before >= filters.top_p * total  # of a cold row one weight is the whole sum
+            if full or weight < filters.min_p:
                 break
             before, last = before + weight, i
         return kept[: last + 1]

@@ -75,8 +75,8 @@ class Segments(Search):
     delimiter: Annotated[str | None, Text("max_stop_bytes")] = None
     entropy_above: Annotated[float | None, Range("[0, inf)", "of nats")] = None
     lookahead: Annotated[int, Range("[0, max_new_tokens]")] = 0
-    reward_weight: Annotated[float, Range("(-inf, inf)")] = 1.0
-    logprob_weight: Annotated[float, Range("(-inf, inf)")] = 0.0
+    reward_weight: Annotated[float, Range("[-1e6, 1e6]")] = 1.0
+    logprob_weight: Annotated[float, Range("[-1e6, 1e6]")] = 0.0
     diverse: bool = False
     logprob: Logprob = Logprob.SUM
 

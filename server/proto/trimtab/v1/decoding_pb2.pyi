@@ -468,7 +468,7 @@ class Sampling(google.protobuf.message.Message):
     min_p: builtins.float
     """[0, 1)"""
     repetition_penalty: builtins.float
-    """(0, 10]"""
+    """[1e-30, 10]"""
     seed: builtins.int
     """32 bits, exact in every language; unset: drawn by the server, which reports it"""
     @property
@@ -781,7 +781,7 @@ class TokenReward(google.protobuf.message.Message):
     reward: builtins.str
     """of kind PREFIX or TOKEN"""
     weight: builtins.float
-    """unset: 1"""
+    """[-1e6, 1e6]; unset: 1"""
     width: builtins.int
     """[2, 64] tokens rated per position; unset: 10"""
     def __init__(
@@ -1173,13 +1173,13 @@ class Segments(google.protobuf.message.Message):
     delimiter: builtins.str
     """1 to Limits.max_stop_bytes bytes of UTF-8; unset: none"""
     reward_weight: builtins.float
-    """unset: 1"""
+    """[-1e6, 1e6]; unset: 1"""
     diverse: builtins.bool
     """every beam is a tree of its own and keeps its own best continuation"""
     entropy_above: builtins.float
     """>= 0; unset: no bound"""
     logprob_weight: builtins.float
-    """unset: 0"""
+    """[-1e6, 1e6]; unset: 0"""
     logprob: global___Logprob.ValueType
     """of the answer so far; unset: LOGPROB_SUM"""
     @property
@@ -1390,7 +1390,7 @@ class Objective(google.protobuf.message.Message):
     combine: global___Combine.ValueType
     """unset: COMBINE_SUM"""
     spread: builtins.float
-    """>= 0, factor of the standard deviation for COMBINE_CONSERVATIVE; unset: 1"""
+    """[0, 1e6], factor of the standard deviation for COMBINE_CONSERVATIVE; unset: 1"""
     @property
     def terms(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___RewardTerm]:
         """1 to 32 rewards"""
@@ -1417,7 +1417,7 @@ class RewardTerm(google.protobuf.message.Message):
     reward: builtins.str
     """a name that ListRewards returns"""
     weight: builtins.float
-    """unset: 1"""
+    """[-1e6, 1e6]; unset: 1"""
     def __init__(
         self,
         *,
