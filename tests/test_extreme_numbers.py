@@ -45,6 +45,7 @@ def engine(tiny_folder: Callable[..., Path], one_thread: None) -> Iterator[Engin
         "huge": {"type": "python", "function": lambda p, t: HUGE * (-1) ** len(t), "kind": "token"},
         "vowels": {"type": "python", "function": lambda p, t: sum(map(t.count, "aeiou")), "kind": "token"},
         "beyond": {"type": "python", "function": lambda p, t: 1.01 * HUGE, "kind": "token"},
+        "integer": {"type": "python", "function": lambda p, t: 10**400, "kind": "token"},
     }
     with Engine(models, rewards=rewards, options=EngineOptions(memory_bytes=16 << 20)) as made:
         yield made
@@ -110,5 +111,6 @@ def test_beyond_the_ends_is_refused(engine: Engine) -> None:
     ):
         with pytest.raises(InvalidRequest, match=r"\[-1000000, 1000000\]|\[1e-30, 10\]"):
             engine.generate("the sin and", model="base", **axes)
-    with pytest.raises(RewardFailed, match=r"beyond.*numbers in \[-1e\+30, 1e\+30\]"):
-        engine.generate("the sin and", model="base", search=BestOfN(2, "beyond"), max_new_tokens=4)
+    for reward in ("beyond", "integer"):
+        with pytest.raises(RewardFailed, match=reward + r".*numbers in \[-1e\+30, 1e\+30\]"):
+            engine.generate("the sin and", model="base", search=BestOfN(2, reward), max_new_tokens=4)

@@ -74,10 +74,17 @@ def _checked(reward: Reward, values: object, count: int) -> list[float]:
     if len(found) != count:
         raise RewardFailed(reward.name, f"it gave {len(found)} numbers for {count} samples")
     for i, value in enumerate(found):
-        if not isinstance(value, Real) or not abs(value) <= LARGEST:
+        if not _is_rating(value):
             accepted = f"numbers in [-{LARGEST:g}, {LARGEST:g}]"
             raise RewardFailed(reward.name, f"it gave {_shown(value)} for sample {i}; accepted: {accepted}")
     return [float(value) for value in found]
+
+
+def _is_rating(value: object) -> bool:
+    try:
+        return isinstance(value, Real) and abs(float(value)) <= LARGEST
+    except OverflowError:  # an integer beyond the range of floats
+        return False
 
 
 def _shown(value: object) -> str:
