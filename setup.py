@@ -24,6 +24,8 @@ PACKAGES = [
     "trimtab.bench.decode",
     "trimtab.bench.kernels",
     "trimtab.bench.nudging",
+    "trimtab.bench.public",
+    "trimtab.bench.reproduce",
     "trimtab.bench.searches",
     "trimtab.bench.speculation",
     "trimtab.bench.training",
@@ -88,7 +90,7 @@ setup(
         "trimtab.decode": ["py.typed", "models/drafts/*/*"],
         "trimtab.kernels": ["py.typed"],
         "trimtab.server": ["py.typed"],
-        "trimtab.bench": ["py.typed"],
+        "trimtab.bench": ["py.typed", "public/rows.json"],
         "trimtab.v1": ["py.typed", "*.proto", "*.pyi"],
     },
     install_requires=[
@@ -108,6 +110,8 @@ setup(
         # On a GPU, torch brings the Triton it was built with; this extra is for the interpreter on a CPU.
         "triton": ['triton; platform_system == "Linux"'],
         # What IFEval's checkers import; they are files of lm-eval, to be had without its own needs (pip --no-deps).
+        # What `trimtab bench data` reads the Hugging Face hub with.
+        "data": ["datasets>=4"],
         "eval": ["immutabledict", "langdetect", "nltk>=3.9.1"],
         "dev": [
             "hypothesis",

@@ -9,7 +9,7 @@ from typing import Any
 
 from trimtab.decode.errors import InvalidRequest
 
-__all__ = ["append_rows", "prompt_of", "read_rows", "select"]
+__all__ = ["append_rows", "going_on", "prompt_of", "read_rows", "select"]
 
 _PROMPT_FIELDS = ("prompt", "instruction", "question")
 
@@ -46,6 +46,32 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
             stream.flush()
+
+
+def going_on(path: Path, made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a work file that a run appends to, and goes on with. A last line that was cut short is removed.
+
+    Args:
+        path: of the file; there may be none yet.
+        made: what every row must say of how it was made.
+
+    Raises:
+        InvalidRequest: a row was made otherwise.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        path.write_bytes(whole)
+    rows = read_rows(path)
+    wanted = json.loads(json.dumps(dict(made)))
+    for row in rows:
+        found = {key: row.get(key) for key in wanted}
+        if found != wanted:
+            accepted = f"rows made with {json.dumps(wanted)}, or another place for the new ones"
+            raise InvalidRequest.of(path.name, json.dumps(found), accepted)
+    return rows
 
 
 def prompt_of(row: Mapping[str, Any]) -> str:
