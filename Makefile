@@ -10,18 +10,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+TABLE ?=
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+  --constraint constraints.txt
 
 # Tests run side by side, a file at a time, each process on one core: models this small gain nothing from two.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo serve bench test test-full check proto fmt models clean
+.PHONY: help demo serve bench reproduce test test-full check proto fmt models clean
 
 help:
 	@cat <<-'TEXT'
 	make demo       ask the bundled pair a few questions through the server, with and without nudging
 	make serve      start the gRPC server              (ARGS="--port 50052" passes options on)
 	make bench      run the benchmarks                 (ARGS="..." likewise)
+	make reproduce  make a table of the documents anew (TABLE=name; without it, list them)
 	make test       the tests, as in continuous integration
 	make test-full  the slow tests too
 	make check      style, types, layers, generated code
@@ -40,8 +44,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	  $(PYTHON) -m venv $(VENV)
 	fi
 	echo "installing the pinned dependencies into $(VENV) (takes minutes the first time)"
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-	  --constraint constraints.txt --editable '.[dev,all,triton]' \
+	$(PIP) --editable '.[dev,all,triton]' \
 	  2> >(grep -v '^WARNING: Location .* is ignored' >&2) \
 	  | { grep --line-buffered -E '^ *Downloading .*(MB|GB)\)|^Installing collected' || true; } | cut -c1-100
 	touch $@
@@ -57,6 +60,16 @@ serve: models
 
 bench: models
 	@$(BIN)/trimtab bench $(ARGS)
+
+# A reader of public data sets, and IFEval's checkers, which are files of a package whose own needs are not wanted.
+$(VENV)/.reproduce: $(VENV)/.installed
+	@echo "installing what reads public data sets and checks answers"
+	$(PIP) --quiet --editable '.[data,eval]'
+	$(PIP) --quiet --no-deps lm-eval
+	touch $@
+
+reproduce: $(if $(TABLE),models $(VENV)/.reproduce,$(VENV)/.installed)
+	@$(BIN)/trimtab bench reproduce $(TABLE) $(ARGS)
 
 test: models
 	@$(PYTEST) -m "not full and not gpu" $(ARGS)

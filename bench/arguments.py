@@ -13,9 +13,11 @@ from trimtab.decode.options import OutputFolder, writable_folder
 if TYPE_CHECKING:  # it brings numpy, and every command line reads this module
     from trimtab.bench.record import Recorder
 
-__all__ = ["RESULTS", "options_of", "recorded", "results_option"]
+__all__ = ["RESULTS", "UNFINISHED", "options_of", "recorded", "results_option"]
 
-RESULTS = Path("bench/results")  # where results are kept, from the root of the repository
+# From the root of the repository: where results are kept, and the cases of runs that are not done.
+RESULTS = Path("bench/results")
+UNFINISHED = Path("build/unfinished")
 
 T = TypeVar("T")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trimtab.bench.arguments import RESULTS, options_of, recorded, results_option
+from trimtab.bench.arguments import RESULTS, UNFINISHED, options_of, recorded, results_option
+from trimtab.bench.public.commands import register as register_data
+from trimtab.bench.reproduce.commands import register as register_reproduce
 from trimtab.bench.searches.commands import register as register_searches
 from trimtab.bench.speculation.commands import register as register_speculation
 from trimtab.bench.training.commands import register as register_training
@@ -64,6 +67,8 @@ def register(subparsers: Any) -> None:
     results_option(memory)
     memory.set_defaults(run=_memory)
 
+    register_data(actions)
+    register_reproduce(actions)
     register_speculation(actions)
     register_training(actions)
     register_searches(actions)
@@ -139,13 +144,13 @@ def _nudging_options(parser: argparse.ArgumentParser) -> None:
 def _decode(args: argparse.Namespace) -> int:
     from trimtab.bench.decode.run import Options, bench_decode
 
-    return recorded(args, bench_decode(options_of(args, Options)))
+    return recorded(args, bench_decode(replace(options_of(args, Options), unfinished=UNFINISHED)))
 
 
 def _kernels(args: argparse.Namespace) -> int:
     from trimtab.bench.kernels.run import Options, bench_kernels
 
-    recorder = bench_kernels(options_of(args, Options))
+    recorder = bench_kernels(replace(options_of(args, Options), unfinished=UNFINISHED))
     if args.plot:
         from trimtab.bench.kernels.plot import plot_kernels
 

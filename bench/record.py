@@ -18,9 +18,10 @@ from typing import Any
 
 from trimtab.bench.data import append_rows, read_rows
 from trimtab.bench.timing import Ratio, Spread
+from trimtab.bench.unfinished import Unfinished
 from trimtab.decode.errors import InvalidRequest
 
-__all__ = ["Device", "Recorder", "Row", "latest", "load", "newest"]
+__all__ = ["Device", "Recorder", "Row", "commit", "latest", "load", "newest"]
 
 _PACKAGES = ("torch", "transformers", "trimtab")
 
@@ -69,8 +70,8 @@ class Row:
         subject: what was measured, e.g. ``trimtab`` or ``transformers``.
         metric, unit: the quantity.
         value: the median over repeats; where there is one measurement over many samples, that measurement.
-        p20, p80: percentiles over repeats; None where there is one measurement.
-        low, high: 95 % bootstrap interval of ``value``; None where none was computed.
+        p20, p80: percentiles over repeats; None where there are fewer than three.
+        low, high: 95 % bootstrap interval of ``value``; None where none was computed, or of fewer than three repeats.
         repeats: measurements, or samples, behind ``value``.
         dtype: of the weights; empty where models of several were used.
         settings: what else determines the value.
@@ -128,13 +129,23 @@ class Recorder:
         dtype: of the weights.
         settings: what else determines the values.
         quick: whether this is a smoke run.
+        unfinished: folder in which cases are kept until the run is done; None keeps none, nor does a smoke run.
     """
 
-    def __init__(self, bench: str, *, seed: int, dtype: str, settings: Mapping[str, Any], quick: bool = False) -> None:
+    def __init__(
+        self,
+        bench: str,
+        *,
+        seed: int,
+        dtype: str,
+        settings: Mapping[str, Any],
+        quick: bool = False,
+        unfinished: Path | None = None,
+    ) -> None:
         self._common: dict[str, Any] = {
             "bench": bench,
             "device": Device.here(),
-            "commit": _commit(),
+            "commit": commit(),
             "seed": seed,
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "command": _command(sys.argv),
@@ -144,6 +155,10 @@ class Recorder:
         }
         self.bench = bench
         self.rows: list[Row] = []
+        self._unfinished: Unfinished | None = None
+        if unfinished is not None and not quick:
+            run = {key: value for key, value in self._common.items() if key != "time"}
+            self._unfinished = Unfinished({**run, "device": dataclasses.asdict(run["device"])}, unfinished)
 
     def spread(self, case: str, subject: str, metric: str, unit: str, values: Sequence[float]) -> None:
         """Repeated measurements."""
@@ -170,6 +185,21 @@ class Recorder:
         low, high = interval or (None, None)
         self._add(case, subject, metric, unit, value=value, repeats=samples, low=low, high=high)
 
+    def has(self, case: str) -> bool:
+        """Whether a run of the same kind that was cut short has measured this case; then its rows are taken."""
+        known = None if self._unfinished is None else self._unfinished.cases.get(case)
+        if known is None:
+            return False
+        rows = [Row.from_json(row) for row in known]
+        self._common["time"] = rows[0].time  # it is one run
+        self.rows = [dataclasses.replace(row, time=rows[0].time) for row in self.rows] + rows
+        return True
+
+    def keep(self, case: str, first: int) -> None:
+        """A case is done, of which the rows are those from ``rows[first]`` on."""
+        if self._unfinished is not None:
+            self._unfinished.add(case, [row.to_json() for row in self.rows[first:]])
+
     def _add(self, case: str, subject: str, metric: str, unit: str, **figures: Any) -> None:
         rounded: dict[str, Any] = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in figures.items()}
         names: dict[str, Any] = {"case": case, "subject": subject, "metric": metric, "unit": unit}
@@ -179,6 +209,8 @@ class Recorder:
         """Append the rows to ``folder/BENCH.jsonl``; returns that file."""
         path = folder / f"{self.bench}.jsonl"
         append_rows(path, [row.to_json() for row in self.rows])
+        if self._unfinished is not None:
+            self._unfinished.done()
         return path
 
 
@@ -208,13 +240,17 @@ def _is_number(value: object) -> bool:
 
 
 def _command(argv: Sequence[str]) -> str:
-    """The command line without the folders of the machine that ran it."""
-    words = (Path(word).name if word.startswith(("/", "~")) else word for word in argv[1:])
+    """The command line without the folders of the machine that ran it, and without the place of the results."""
+    words = [Path(word).name if word.startswith(("/", "~")) else word for word in argv[1:]]
+    while "--results" in words[:-1]:
+        at = words.index("--results")
+        del words[at : at + 2]
     return shlex.join(("trimtab", *words))
 
 
-def _commit() -> str:
-    """Of the repository that holds this file."""
+@functools.cache
+def commit() -> str:
+    """Of the repository that holds this file, with ``+`` if the tree has changes; empty outside a repository."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
