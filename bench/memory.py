@@ -14,9 +14,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from trimtab.bench.cells import run_of
 from trimtab.bench.record import Recorder, Row
+from trimtab.bench.weights import quantised, weights
 
 __all__ = ["bench_memory", "memory_table"]
 
@@ -30,8 +32,10 @@ def bench_memory() -> Recorder:
     done = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"the example failed: {done.stderr.strip()[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    recorder = Recorder("memory", seed=7, dtype="", settings={"models": list(_MODELS.values())})
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    models = list(_MODELS.values())
+    settings = {"models": models, "quantisation": quantised(*models)}
+    recorder = Recorder("memory", seed=7, dtype=found.pop("dtype"), settings=settings)
     for metric, value in found.items():
         recorder.value("README's first example", "trimtab", metric, "MB", value, samples=1)
     return recorder
@@ -56,15 +60,16 @@ def _quiet() -> Iterator[None]:
         sys.stdout = kept
 
 
-def _example() -> dict[str, float]:
+def _example() -> dict[str, Any]:
     from trimtab.decode import Engine, Entropy, Nudged
 
     question = [{"role": "user", "content": "Give me three tips for staying healthy."}]
-    found = {"imported": _resident()}
+    found: dict[str, Any] = {"imported": _resident()}
     for cycle in range(_CYCLES):
         with Engine(models=_MODELS) as engine:
             if not cycle:
                 found["loaded"] = _resident()
+                found["dtype"] = " ".join(dict.fromkeys(info.dtype for info in engine.models.values()))
             engine.generate(question, model="base", policy=Nudged("chat", when=Entropy(above=2.0)), temperature=0)
             for _ in engine.stream(question, model="base", policy=Nudged("chat"), max_new_tokens=32, seed=7):
                 pass
@@ -86,5 +91,8 @@ def memory_table(rows: Sequence[Row]) -> list[str]:
     lines = [f"| {' | '.join(row.metric for row in rows)} |", "|---" * len(rows) + "|"]
     cells = (f"**{row.value:.0f}**" if row.metric == "peak" else f"{row.value:.0f}" for row in rows)
     models = " and ".join(rows[0].settings["models"])
-    caption = f"MB resident in a process that runs {rows[0].case} with {models}. {run_of(rows[0])}"
+    caption = (
+        f"MB resident in a process that runs {rows[0].case} with {models}, "
+        f"{weights(rows[0], *rows[0].settings['models'])}. {run_of(rows[0])}"
+    )
     return [*lines, f"| {' | '.join(cells)} |", "", caption]

@@ -237,7 +237,7 @@ def test_the_table_and_the_picture_of_rejection(tmp_path: Path, pools: Path) -> 
     assert gain.value == pytest.approx(float((ours.reward - plain.reward).mean()), abs=1e-5)
     text = table("rejection", found)
     assert f"| 4 | {plain.mean[0]:.3f} | {plain.mean[1]:.0f} |" in text
-    assert "1 real runs chose the same 100 %" in text
+    assert "1 real run chose the same 100 %" in text
     pytest.importorskip("matplotlib")
     plot_rejection(found, tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text(encoding="utf-8")
@@ -265,7 +265,7 @@ def test_a_pool_goes_on_where_it_was(engine: Engine, pools: Path, tmp_path: Path
 
 
 def test_answers_that_were_made_otherwise_are_refused(pools: Path) -> None:
-    with pytest.raises(InvalidRequest, match="another folder"):
+    with pytest.raises(InvalidRequest, match="another place"):
         kept_rows(pools, settings(temperature=0.5).made)
     assert len(kept_rows(pools, settings().made)) == len(PROMPTS)
 
@@ -304,8 +304,8 @@ def scored(samples: int, responses: Sequence[str], rewards: Sequence[float], gre
     row = {"prompt": f"{responses}{greedy}", "instruction_id_list": ["a", "b"], "kwargs": [{}, {}]}
     pool = [{"response": r, "reward": v, "tokens": 10} for r, v in zip(responses, rewards, strict=True)][:samples]
     checkers: Any = Checkers()
-    others = {"greedy": {**row, "candidates": [{"response": greedy}], "generated": 7}}
-    return tried({**row, "candidates": pool}, others, checkers)
+    answers = {"greedy": {**row, "candidates": [{"response": greedy}], "generated": 7}}
+    return tried(answers | ({"pool": {**row, "candidates": pool}} if pool else {}), checkers)
 
 
 def figures(rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
@@ -346,8 +346,18 @@ def test_deep_pools_are_a_case_of_their_own() -> None:
     assert ("instruct, 2 prompts", "best of 16", "prompts kept whole") not in found
     alone = figures(record({"instruct": [deep]}, options).rows)
     assert {case for case, _, _ in alone} == {"instruct, 1 prompts"}
-    with pytest.raises(InvalidRequest, match="a pool for 'instruct'"):
+    with pytest.raises(InvalidRequest, match="answers of 'instruct'"):
         record({"instruct": []}, options)
+
+
+def test_methods_without_a_pool_have_figures() -> None:
+    options = searching.Options(data=Path("none"), methods=("greedy",))
+    found = record({"instruct": [scored(0, [], [], greedy="01"), scored(0, [], [])]}, options).rows
+    assert figures(found)["instruct, 2 prompts", "greedy", "prompts kept whole"] == 0.5
+    text = table("ifeval_search", found)
+    assert text.count("instruct, 2 prompts") == 1
+    assert "agree" not in text
+    assert "Segment search" not in text
 
 
 def test_the_rules_of_a_row_are_seen_by_the_search(tiny_folder: Callable[..., Path]) -> None:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.bench.data import prompt_of, read_rows
+from trimtab.bench.progress import Progress
 from trimtab.bench.prompts import PROMPTS, spaced
 from trimtab.bench.record import Recorder
 from trimtab.bench.timing import interleaved, paired_ratio
+from trimtab.bench.weights import quantised
 from trimtab.decode.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class Options:
         data: JSONL file of prompts; None takes the project's own.
         threads: of torch; None leaves torch's setting alone.
         quick: whether this is a smoke run: sizes 1 and 4, 8 tokens, one repeat.
+        unfinished: folder in which cases are kept until the run is done; None keeps none.
     """
 
     model: str = _MODEL
@@ -52,6 +55,7 @@ class Options:
     data: Path | None = None
     threads: int | None = None
     quick: bool = False
+    unfinished: Path | None = None
 
     def checked(self) -> Options:
         """With the values of a smoke run if it is one.
@@ -103,8 +107,10 @@ def bench_decode(options: Options) -> Recorder:
                 "max_new_tokens": options.max_new_tokens,
                 "prompts": "own" if options.data is None else options.data.name,
                 "prompt_tokens": [min(sizes.values()), max(sizes.values())],
+                "quantisation": quantised(options.model),
             },
             quick=options.quick,
+            unfinished=options.unfinished,
         )
         with closing(theirs):
             for size in options.batches:
@@ -113,7 +119,11 @@ def bench_decode(options: Options) -> Recorder:
                 def prompts(repeat: int, chosen: Sequence[str] = chosen) -> list[list[int]]:
                     return [engine.tokenize("model", f"[{repeat}] {text}")[0] for text in chosen]
 
-                compare(recorder, f"{size} prompt{'s' * (size > 1)}", contestants, prompts, options)
+                case = f"{size} prompt{'s' * (size > 1)}"
+                if not recorder.has(case):
+                    first = len(recorder.rows)
+                    compare(recorder, case, contestants, prompts, options)
+                    recorder.keep(case, first)
     return recorder
 
 
@@ -135,7 +145,8 @@ def compare(
         return batch
 
     runs = {name: (lambda repeat, c=contestant: measure(c, repeat)) for name, contestant in contestants.items()}
-    batches = interleaved(runs, options.repeats)
+    with Progress(f"decode, {case}", len(runs) * (options.repeats + 1)) as progress:
+        batches = interleaved(runs, options.repeats, progress=progress)
     for name, found in batches.items():
         recorder.spread(case, name, "speed", "tokens/s", [batch.rate for batch in found])
         recorder.spread(case, name, "first token", "s", [batch.mean_first for batch in found])

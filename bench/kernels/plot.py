@@ -41,7 +41,8 @@ def plot_kernels(rows: Sequence[Row], path: Path) -> None:
                 (c for c in found if c[0] == kernel and c[2:4] == (vocabulary, dtype)), key=lambda c: c.rows
             )
             x, values = [case.rows for case in chosen], [found[case].value for case in chosen]
-            low, high = ([getattr(found[case], name) for case in chosen] for name in ("p20", "p80"))
+            ends = ([getattr(found[case], name) for case in chosen] for name in ("p20", "p80"))
+            low, high = ([v if p is None else p for p, v in zip(end, values, strict=True)] for end in ends)
             axes.plot(x, values, color=f"C{i}", marker="o", markersize=4, label=TITLES[kernel])
             axes.fill_between(x, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
         axes.set_xscale("log", base=2)

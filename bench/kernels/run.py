@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,7 @@ from trimtab.bench.kernels.cases import KERNELS, Work
 from trimtab.bench.kernels.clock import Graph, copy_rate, seconds
 from trimtab.bench.kernels.names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, Case, share_of
 from trimtab.bench.kernels.table import GOALS
+from trimtab.bench.progress import Progress
 from trimtab.bench.record import Recorder
 from trimtab.bench.timing import interleaved, paired_ratio
 from trimtab.decode.errors import InvalidRequest
@@ -54,6 +56,7 @@ class Options:
         quick: whether this is a smoke run: two kernels, one size, three rounds.
         goals: whether to measure also what has a goal at another size (kernel, rows, vocabulary); None: on a GPU, if
             neither rows nor vocabularies are given.
+        unfinished: folder in which cases are kept until the run is done; None keeps none.
     """
 
     device: str = "auto"
@@ -68,6 +71,7 @@ class Options:
     seed: int = 0
     quick: bool = False
     goals: bool | None = None
+    unfinished: Path | None = None
 
     def checked(self) -> Options:
         """With nothing left open, and with the values of a smoke run if it is one.
@@ -128,27 +132,39 @@ def bench_kernels(options: Options) -> Recorder:
         dtype=" ".join(options.dtypes),
         settings={"device": options.device, "logits": "Zipf, exponent 1.6"},
         quick=options.quick,
+        unfinished=options.unfinished,
     )
+    threads_used = options.threads or ()
+    cases = len(threads_used) * len(options.dtypes) * len(_shapes(options))
     before = torch.get_num_threads()
     try:
-        for threads in options.threads or ():
-            if threads:
-                torch.set_num_threads(threads)
-            _measure(recorder, options, device, threads)
+        with Progress("kernels", cases, unit="case") as progress:
+            for threads in threads_used:
+                if threads:
+                    torch.set_num_threads(threads)
+                _measure(recorder, options, device, threads, progress)
     finally:
         torch.set_num_threads(before)
     return recorder
 
 
-def _measure(recorder: Recorder, options: Options, device: torch.device, threads: int) -> None:
+def _measure(recorder: Recorder, options: Options, device: torch.device, threads: int, progress: Progress) -> None:
     """All kernels and sizes on one number of threads."""
     with torch.inference_mode():
-        rates = copy_rate(device, options.repeats)
-        recorder.spread(str(Case(COPY, 1, 1, "int8", threads)), COPY, "bandwidth", "B/s", rates)
-        rate = sorted(rates)[len(rates) // 2]
+        copied = str(Case(COPY, 1, 1, "int8", threads))
+        if not recorder.has(copied):
+            first = len(recorder.rows)
+            recorder.spread(copied, COPY, "bandwidth", "B/s", copy_rate(device, options.repeats))
+            recorder.keep(copied, first)
+        rate = next(row.value for row in recorder.rows if row.case == copied)
         for dtype in options.dtypes:
             for name, rows, vocabulary in _shapes(options):
-                _one(recorder, options, Case(name, rows, vocabulary, dtype, threads), device, rate)
+                case = Case(name, rows, vocabulary, dtype, threads)
+                if not recorder.has(str(case)):
+                    first = len(recorder.rows)
+                    _one(recorder, options, case, device, rate)
+                    recorder.keep(str(case), first)
+                progress.add()
 
 
 def _shapes(options: Options) -> list[tuple[str, int, int]]:

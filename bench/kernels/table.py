@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from trimtab.bench.cells import count
 from trimtab.bench.kernels.names import COMPILED, COPY, EAGER, GRAPH, OURS, PLAIN, TITLES, Case, share_of
 from trimtab.bench.record import Row
 
@@ -70,20 +71,19 @@ def _cpu(found: Found) -> list[str]:
             if time is None:
                 cells.append("")
                 continue
-            first, *rest = (
-                found[case._replace(threads=n), f"{EAGER} / {OURS}", PLAIN].value for n in reversed(threads)
-            )
-            others = "".join(f" ({value:.1f}×)" for value in rest)
-            cells.append(f"{_time(time.value)}, **{first:.1f}×**{others}")
+            eager = (found.get((case._replace(threads=n), f"{EAGER} / {OURS}", PLAIN)) for n in reversed(threads))
+            first, *rest = ("–" if row is None else f"{row.value:.1f}×" for row in eager)
+            others = "".join(f" ({times})" for times in rest)
+            cells.append(f"{_time(time.value)}, **{first}**{others}")
         title = TITLES[kernel] + (f", {dtype}" if several else "")
         lines.append(f"| {title} | {vocabulary:,} | {' | '.join(cells)} |")
-    most, *fewer = reversed(threads)
+    most, *fewer = reversed(threads or [0])
     also = f", in brackets on {' and '.join(map(str, fewer))}" if fewer else ""
-    repeats = [row.repeats for (_, subject, _), row in found.items() if subject == OURS and row.unit == "s"]
+    repeats = count(row for (_, subject, _), row in found.items() if subject == OURS and row.unit == "s")
     dtypes = ", ".join(dict.fromkeys(case.dtype for case in cases))
     caption = (
         f"The path of a CPU on {dtypes} logits: time of a call on {most} thread{'s' * (most != 1)}, and how many times "
-        f"as long the eager formula takes there{also}; medians of {_range(repeats)} interleaved repeats. Each gives "
+        f"as long the eager formula takes there{also}; medians of {repeats} interleaved repeats. Each gives "
         "token, logprob, entropy and top probability; rows of a verification are windows of 4 drafted tokens.\n"
         "Figures on an H200 are not measured yet: its goals are in `bench/kernels/table.py`, and what can be checked "
         "without one, the machine code for sm_90, passes its gates (`tests/test_kernel_gates.py`)."
@@ -98,18 +98,18 @@ def _gpu(found: Found) -> list[str]:
     ]
     cases = list(dict.fromkeys(case for case, _, _ in found if case.kernel != COPY))
     for case in cases:
-        time = found[case, OURS, GRAPH]
+        time, plain = (found.get((case, OURS, how)) for how in (GRAPH, PLAIN))
         goal = GOALS.get((case.kernel, case.rows, case.vocabulary)) if case.dtype == "bfloat16" else None
-        share = found[case, OURS, share_of(GRAPH)]
+        share = found.get((case, OURS, share_of(GRAPH)))
         eager = found.get((case, f"{EAGER} / {OURS}", GRAPH))
         compiled = found.get((case, f"{COMPILED} / {OURS}", GRAPH))
         title = TITLES[case.kernel] + (f", {case.dtype}" if case.dtype != "bfloat16" else "")
         cells = [
             f"{case.rows} × {case.vocabulary:,}",
-            f"**{1e6 * time.value:.1f} µs**",
+            f"**{1e6 * time.value:.1f} µs**" if time else "",
             f"≤ {goal.micros:g} µs" if goal else "",
-            f"{1e6 * found[case, OURS, PLAIN].value:.0f} µs",
-            f"{100 * share.value:.0f} %",
+            f"{1e6 * plain.value:.0f} µs" if plain else "",
+            f"{100 * share.value:.0f} %" if share else "",
             f"≥ {100 * goal.share:.0f} %" if goal and goal.share else "",
             f"{eager.value:.1f}×" if eager else "",
             f"≥ {goal.eager:g}×" if goal else "",
@@ -117,19 +117,14 @@ def _gpu(found: Found) -> list[str]:
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     copies = [row for (case, _, _), row in found.items() if case.kernel == COPY]
-    copied = f"{copies[0].value / 1e12:.2f} TB/s"
+    copied = f", {copies[0].value / 1e12:.2f} TB/s in the same run" if copies else ""
     caption = (
         "Medians with cold caches: the launches alone, several of them in a CUDA graph, and a whole call by the wall "
-        f"clock. Of copy: bytes that have to be read, over the time, as a share of what a copy moves, {copied} in the "
-        "same run. Eager, compiled: how many times as long the eager formula takes, as it is and under torch.compile, "
+        f"clock. Of copy: bytes that have to be read, over the time, as a share of what a copy moves{copied}. "
+        "Eager, compiled: how many times as long the eager formula takes, as it is and under torch.compile, "
         "in graphs too. Goals are those for an H200."
     )
     return [*lines, "", caption]
-
-
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _time(seconds: float) -> str:

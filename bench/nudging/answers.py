@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import queue
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.bench.data import append_rows, prompt_of, read_rows
+from trimtab.bench.data import append_rows, going_on, prompt_of
+from trimtab.bench.progress import Progress
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.policies.base import Base
 from trimtab.decode.methods.policies.nudged import Nudged
@@ -35,7 +34,6 @@ __all__ = ["METHODS", "Method", "answer", "methods", "parse_trigger", "trigger_t
 
 METHODS = ("base", "nudger", "nudged")
 _TRIGGER = "top_prob:P with P in (0, 1], entropy:NATS with NATS >= 0, or branching:FACTOR with FACTOR >= 1"
-_LINE_EVERY = 60.0  # seconds between lines of progress where there is no terminal
 
 
 def parse_trigger(text: str) -> Trigger:
@@ -113,6 +111,7 @@ def answer(
     *,
     max_new_tokens: int,
     concurrency: int = 64,
+    about: Mapping[str, Any] | None = None,
 ) -> int:
     """Answer each row that ``out`` does not have yet; returns how many that were.
 
@@ -124,22 +123,25 @@ def answer(
             Written as answers come, so that a run that was cut short goes on where it was.
         max_new_tokens: length limit of every answer.
         concurrency: requests in the engine at a time.
+        about: what else is kept with every answer.
 
     Raises:
         InvalidRequest: ``out`` holds answers that were made otherwise.
     """
     made = {"method": method.name, "trigger": method.trigger, "max_new_tokens": max_new_tokens}
-    done = _answered(out, made)
+    done = {row["prompt"] for row in going_on(out, made)}
     prompts = {prompt_of(row): row for row in reversed(rows)}  # of equal prompts the first; the answers are equal too
     open_rows = [row for prompt, row in reversed(prompts.items()) if prompt not in done]
     if not open_rows:
         return 0
     begun = time.time()
     started = time.monotonic()
-    with _Progress(method.name, len(prompts), len(prompts) - len(open_rows)) as progress:
+    with Progress(method.name, len(prompts), len(prompts) - len(open_rows), "answer") as progress:
         for row, result in _results(engine, method, open_rows, max_new_tokens, concurrency):
             figures = {"run": round(begun, 3), "seconds": round(time.monotonic() - started, 3)}
-            append_rows(out, [{**row, "prompt": prompt_of(row), **_figures(method, result), **made, **figures}])
+            append_rows(
+                out, [{**row, "prompt": prompt_of(row), **_figures(method, result), **made, **(about or {}), **figures}]
+            )
             progress.add(len(result.tokens))
     return len(open_rows)
 
@@ -195,53 +197,3 @@ def _figures(method: Method, result: Result) -> dict[str, Any]:
         "finish_reason": str(result.finish_reason),
         "exp_mean_entropy": round(result.exp_mean_entropy, 4),
     }
-
-
-def _answered(out: Path, made: Mapping[str, Any]) -> set[str]:
-    """Prompts that a file has answers to. A last line that was cut short is removed.
-
-    Raises:
-        InvalidRequest: the answers were made otherwise.
-    """
-    if not out.exists():
-        return set()
-    data = out.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        out.write_bytes(whole)
-    rows = read_rows(out)
-    for row in rows:
-        found = {key: row.get(key) for key in made}
-        if found != made:
-            accepted = f"answers made with {json.dumps(made)}, or another place for the new ones"
-            raise InvalidRequest.of(out.name, json.dumps(found), accepted)
-    return {row["prompt"] for row in rows}
-
-
-class _Progress:
-    """A bar on a terminal, else a line a minute."""
-
-    def __init__(self, name: str, total: int, done: int) -> None:
-        from tqdm import tqdm
-
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=name, unit="answer", disable=not terminal)
-        self._name, self._total, self._done, self._tokens = name, total, done, 0
-        self._started = self._said = time.monotonic()
-        self._lines = not terminal
-
-    def add(self, tokens: int) -> None:
-        self._bar.update()
-        self._done += 1
-        self._tokens += tokens
-        now = time.monotonic()
-        if self._lines and (now - self._said >= _LINE_EVERY or self._done == self._total):
-            self._said = now
-            rate = self._tokens / (now - self._started)
-            sys.stderr.write(f"{self._name}: {self._done} of {self._total} answers, {rate:.0f} tokens/s\n")
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()

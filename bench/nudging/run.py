@@ -14,10 +14,12 @@ from trimtab.bench.data import read_rows, select
 from trimtab.bench.nudging.answers import METHODS, answer, methods, parse_trigger, trigger_text
 from trimtab.bench.record import Recorder
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
+from trimtab.bench.weights import quantised
 from trimtab.decode.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from trimtab.bench.nudging.ifeval import Checkers
+    from trimtab.decode.engine.engine import Engine
 
 __all__ = ["Options", "Scored", "collect", "nudging", "record", "score"]
 
@@ -87,9 +89,20 @@ def nudging(options: Options) -> list[Path]:
             suffix = "-" + trigger_text(trigger).replace(":", "-") if method.trigger else ""
             path = options.out / f"{method.name}{suffix}.jsonl"
             limit = options.max_new_tokens
-            answer(engine, method, rows, path, max_new_tokens=limit, concurrency=concurrency)
+            about = _about(engine, options)
+            answer(engine, method, rows, path, max_new_tokens=limit, concurrency=concurrency, about=about)
             written.append(path)
     return written
+
+
+def _about(engine: Engine, options: Options) -> dict[str, Any]:
+    """The models, and what their weights were made from."""
+    infos = [engine.models[name] for name in (options.base, options.nudger) if name in engine.models]
+    return {
+        "models": [Path(info.source).name for info in infos],
+        "quantisation": quantised(*(info.source for info in infos)),
+        "dtype": " ".join(dict.fromkeys(info.dtype for info in infos)),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +189,10 @@ def score(answers: Mapping[str, list[dict[str, Any]]], checkers: Checkers) -> li
 
 def record(scored: Sequence[Scored], case: str, quick: bool = False) -> Recorder:
     """Rows of results: each method's figures, and the differences nudged - other in accuracy, paired by prompt."""
-    settings = {"max_new_tokens": scored[0].rows[0]["max_new_tokens"]}
-    recorder = Recorder("nudging", seed=0, dtype="", settings=settings, quick=quick)
+    row = scored[0].rows[0]
+    names = ("max_new_tokens", "models", "quantisation")
+    settings: dict[str, Any] = {name: row[name] for name in names if name in row}
+    recorder = Recorder("nudging", seed=0, dtype=row.get("dtype", ""), settings=settings, quick=quick)
     for one in scored:
         n = len(one.rows)
         for metric, samples in (("constraints kept", one.constraints), ("prompts kept whole", one.prompts)):

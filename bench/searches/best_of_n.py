@@ -23,9 +23,11 @@ import torch
 
 from trimtab.bench.contestants import Apart, Batch, Contestant
 from trimtab.bench.data import prompt_of, read_rows
+from trimtab.bench.progress import Progress
 from trimtab.bench.prompts import PROMPTS, spaced
 from trimtab.bench.record import Recorder
 from trimtab.bench.timing import interleaved, paired_ratio
+from trimtab.bench.weights import quantised
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
 from trimtab.decode.request.sampling import Sampling, Stopping
@@ -277,6 +279,7 @@ def bench_best_of_n(options: Options) -> Recorder:
             "temperature": options.temperature,
             "prompts": options.prompts,
             "prompt_tokens": [min(sizes), max(sizes)],
+            "quantisation": quantised(options.model),
         },
         quick=options.quick,
     )
@@ -318,7 +321,9 @@ def compare(
         return batch
 
     runs = {name: (lambda repeat, c=contestant: measure(c, repeat)) for name, contestant in contestants.items()}
-    rates = {name: [b.rate for b in found] for name, found in interleaved(runs, options.repeats).items()}
+    with Progress(f"best of {options.n}", len(runs) * (options.repeats + 1)) as progress:
+        batches = interleaved(runs, options.repeats, progress=progress)
+    rates = {name: [batch.rate for batch in found] for name, found in batches.items()}
     case = f"best of {options.n}"
     for name, found in rates.items():
         recorder.spread(case, name, "speed", "tokens/s", found)

@@ -23,6 +23,7 @@ from trimtab.bench.record import Recorder
 from trimtab.bench.searches.constraints import reward_for
 from trimtab.bench.searches.pool import Asked, Deadline, best, candidates, collect, kept_rows, messages, seed_of
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
+from trimtab.bench.weights import quantised
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.policies.base import Base
 from trimtab.decode.methods.policies.nudged import Nudged
@@ -158,7 +159,8 @@ def ifeval_search(options: Options) -> Recorder | None:
                     )
     if not whole:
         return None
-    return record({system: _tried(options, system, rows, checkers) for system in options.systems}, options)
+    tried = {system: _tried(options, system, rows, checkers) for system in options.systems}
+    return record(tried, options, _dtype(options, rows))
 
 
 def _engine(options: Options, system: str, rows: Sequence[Mapping[str, Any]]) -> Engine:
@@ -256,15 +258,17 @@ class Tried:
         return any(all(kept) for kept in self.followed[:n])
 
 
-def tried(pool: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], checkers: Checkers) -> Tried:
-    """Score one prompt's rows: that of its pool, and those of other methods by name."""
+def tried(answers: Mapping[str, Mapping[str, Any]], checkers: Checkers) -> Tried:
+    """Score one prompt's rows by method; a pool is needed for what is chosen from it, and not for the others."""
 
     def followed(row: Mapping[str, Any], candidate: Mapping[str, Any]) -> tuple[bool, ...]:
         return tuple(checkers.followed({**row, "response": candidate["response"]}))
 
-    found = pool["candidates"]
+    pool = answers.get("pool", {})
+    found = pool.get("candidates", ())
+    others = {name: row for name, row in answers.items() if name != "pool"}
     return Tried(
-        prompt=pool["prompt"],
+        prompt=next(row["prompt"] for row in answers.values()),
         followed=tuple(followed(pool, candidate) for candidate in found),
         rewards=tuple(candidate["reward"] for candidate in found),
         tokens=tuple(candidate["tokens"] for candidate in found),
@@ -276,23 +280,34 @@ def tried(pool: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], chec
 
 def _tried(options: Options, system: str, rows: Sequence[dict[str, Any]], checkers: Checkers) -> Sequence[Tried]:
     every = replace(options, methods=METHODS)
-    found = {part.method: rows for part, rows in _found(every, list(_parts(every, system, rows)))}
-    others = [method for method in METHODS[1:] if found[method]]
+    found = {part.method: rows for part, rows in _found(every, list(_parts(every, system, rows))) if rows}
+    first, *_ = (*found.values(), {})  # in the order of METHODS: the pool, if there is one
     return [
-        tried(row, {method: found[method][prompt] for method in others}, checkers)
-        for prompt, row in found["pool"].items()
-        if all(prompt in found[method] for method in others)
+        tried({method: answered[prompt] for method, answered in found.items()}, checkers)
+        for prompt in first
+        if all(prompt in answered for answered in found.values())
     ]
+
+
+def _dtype(options: Options, rows: Sequence[dict[str, Any]]) -> str:
+    """Of the weights that answers were written with; empty for what was written before it was kept."""
+    every = [part for system in options.systems for part in _parts(options, system, rows)]
+    return " ".join({row.get("dtype", ""): 0 for _, found in _found(options, every) for row in found.values()})
 
 
 # --------------------------------------------------------------------------------------------------------- recording
 
 
-def record(systems: Mapping[str, Sequence[Tried]], options: Options) -> Recorder:
+def record(systems: Mapping[str, Sequence[Tried]], options: Options, dtype: str = "") -> Recorder:
     """Rows of results: for each system, of the prompts with deep pools, and of all.
 
+    Args:
+        systems: what was tried, by system.
+        options: of the run.
+        dtype: of the weights.
+
     Raises:
-        InvalidRequest: no prompt has a pool.
+        InvalidRequest: no prompt was answered by all methods.
     """
     settings = {
         "aligned": Path(options.aligned).name,
@@ -300,11 +315,12 @@ def record(systems: Mapping[str, Sequence[Tried]], options: Options) -> Recorder
         "temperature": options.temperature,
         "max_new_tokens": options.max_new_tokens,
         "segments": f"{options.beams} beams of {options.samples_per_beam}, {options.segment_tokens} tokens",
+        "quantisation": quantised(options.aligned, *([options.base] if "nudged" in options.systems else [])),
     }
-    recorder = Recorder("ifeval_search", seed=options.seed, dtype="", settings=settings, quick=options.quick)
+    recorder = Recorder("ifeval_search", seed=options.seed, dtype=dtype, settings=settings, quick=options.quick)
     for system, found in systems.items():
         if not found:
-            raise InvalidRequest.of("methods", options.methods, f"a pool for {system!r} among the answers")
+            raise InvalidRequest.of("methods", options.methods, f"answers of {system!r} to one prompt by all of them")
         deep = [one for one in found if len(one.rewards) >= options.deep_samples > options.samples]
         for rows in (deep, found) if 0 < len(deep) < len(found) else (found,):
             _record(recorder, f"{system}, {len(rows)} prompts", rows)
@@ -336,8 +352,9 @@ def _record(recorder: Recorder, case: str, found: Sequence[Tried]) -> None:
     agreed = [
         [(reward >= 1) == all(kept), 1] for one in found for reward, kept in zip(one.rewards, one.followed, strict=True)
     ]
-    share = float(mean_ratio(np.array(agreed, dtype=np.float64)))
-    recorder.value(case, "rules", "agree with the checkers", "share", share, len(agreed))
+    if agreed:
+        share = float(mean_ratio(np.array(agreed, dtype=np.float64)))
+        recorder.value(case, "rules", "agree with the checkers", "share", share, len(agreed))
     for n in sizes:
         passed = np.array([[one.passed(n), 1] for one in found], dtype=np.float64)
         recorder.value(case, f"pass@{n}", "prompts kept whole", "share", *_estimate(passed))

@@ -7,9 +7,7 @@ done, and a run that was cut short goes on where it was.
 
 from __future__ import annotations
 
-import json
 import queue
-import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.bench.data import append_rows, read_rows
-from trimtab.decode.errors import InvalidRequest
+from trimtab.bench.data import append_rows, going_on
+from trimtab.bench.progress import Progress
 from trimtab.decode.request.events import Completed, Event
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import Result
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from trimtab.decode.engine.request_state import Job
 
 __all__ = ["Asked", "Deadline", "best", "candidates", "collect", "kept_rows", "messages", "seed_of"]
-
-_LINE_EVERY = 60.0  # seconds between lines of progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +85,7 @@ def kept_rows(path: Path, made: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         InvalidRequest: a row was made otherwise.
     """
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        path.write_bytes(whole)
-    rows = read_rows(path)
-    for row in rows:
-        found = {key: row.get(key) for key in made}
-        if found != dict(made):
-            accepted = f"rows made with {json.dumps(dict(made))}, or another folder for the new ones"
-            raise InvalidRequest.of(path.name, json.dumps(found), accepted)
-    return {row["prompt"]: row for row in rows}
+    return {row["prompt"]: row for row in going_on(path, made)}
 
 
 def collect(
@@ -132,8 +116,8 @@ def collect(
     open_work = [asked for asked in work if asked.row["prompt"] not in known]
     ended: queue.SimpleQueue[tuple[Asked, Event | Exception]] = queue.SimpleQueue()
     jobs: list[Job] = []
-    began = said = time.monotonic()
-    done = tokens = 0
+    done = 0
+    progress = Progress(out.stem, len(work), len(work) - len(open_work), "prompt")
 
     def submit() -> None:
         if len(jobs) < len(open_work) and not deadline.passed:
@@ -141,23 +125,19 @@ def collect(
             jobs.append(engine.submit(asked.request, lambda event: _pass_on(ended, asked, event)))
 
     try:
-        for _ in range(concurrency):
-            submit()
-        while done < len(jobs):
-            asked, event = ended.get()
-            if isinstance(event, Exception):
-                raise event
-            assert isinstance(event, Completed)
-            submit()  # first, so that the engine has work while this one is looked at
-            kept = keep(asked, event.result)
-            append_rows(out, [{**asked.row, **made, **kept}])
-            done += 1
-            tokens += event.result.usage.generated_tokens
-            now = time.monotonic()
-            if now - said > _LINE_EVERY or done == len(open_work):
-                said, rate = now, tokens / (now - began)
-                line = f"{out.stem}: {len(work) - len(open_work) + done} of {len(work)} prompts, {rate:.0f} tokens/s"
-                sys.stderr.write(f"trimtab: {line}\n")
+        with progress:
+            for _ in range(concurrency):
+                submit()
+            while done < len(jobs):
+                asked, event = ended.get()
+                if isinstance(event, Exception):
+                    raise event
+                assert isinstance(event, Completed)
+                submit()  # first, so that the engine has work while this one is looked at
+                kept = keep(asked, event.result)
+                append_rows(out, [{**asked.row, **made, **kept, "dtype": engine.models[asked.request.model].dtype}])
+                done += 1
+                progress.add(event.result.usage.generated_tokens)
     finally:
         for job in jobs:
             job.cancel()

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trimtab.bench.data import append_rows, prompt_of, read_rows, select
+from trimtab.bench.progress import Progress
 from trimtab.bench.record import Recorder
 from trimtab.bench.searches.pool import Asked, Deadline, best, candidates, collect, kept_rows, messages, seed_of
 from trimtab.bench.statistics import Array, bootstrap_interval, mean_ratio
+from trimtab.bench.weights import quantised
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.request import Request
@@ -317,18 +319,21 @@ def rejection(options: Options) -> Recorder | None:
         runs = options.out / "runs.jsonl"
         made = {**options.made, "rule": f"{n}, {rule}", "against": options.against}
         checks = [known[row["prompt"]] for row in rows["report"][: options.confirm]]
-        done = kept_rows(runs, made) if runs.exists() else {}
-        for row in checks:
-            if row["prompt"] not in done:
+        done = kept_rows(runs, made)
+        left = [row for row in checks if row["prompt"] not in done]
+        with Progress("real runs", len(checks), len(checks) - len(left), "prompt") as progress:
+            for row in left:
                 if deadline.passed:
                     return None
                 engine = engine or _engine(options)
                 append_rows(runs, [{"prompt": row["prompt"], **made, **confirmed(engine, row, n, rule, options)}])
+                progress.add()
         done = kept_rows(runs, made)
     finally:
         if engine is not None:
             engine.close()
-    return record(pools["report"], n, rule, [done[row["prompt"]] for row in checks], options)
+    dtype = " ".join({row.get("dtype", ""): 0 for row in known.values()})
+    return record(pools["report"], n, rule, [done[row["prompt"]] for row in checks], options, dtype)
 
 
 def _rows(data: Sequence[dict[str, Any]], split: str, count: int) -> list[dict[str, Any]]:
@@ -441,14 +446,19 @@ def confirmed(engine: Engine, row: Mapping[str, Any], n: int, rule: Rule, option
 
 
 def record(
-    pools: Sequence[Sequence[Rated]], count: int, rule: Rule, runs: Sequence[Mapping[str, Any]], options: Options
+    pools: Sequence[Sequence[Rated]],
+    count: int,
+    rule: Rule,
+    runs: Sequence[Mapping[str, Any]],
+    options: Options,
+    dtype: str = "",
 ) -> Recorder:
     """Rows of results: reward and tokens by n, plain and with the chosen rule; the comparison of rejection with
     ``count`` candidates; every rule at full n.
     """
     chosen = {"chosen": count, "rule": str(rule), "against": options.against, "budget": options.budget}
-    settings = {**options.made, **chosen}
-    recorder = Recorder("rejection", seed=options.seed, dtype="", settings=settings, quick=options.quick)
+    settings = {**options.made, **chosen, "quantisation": quantised(options.model)}
+    recorder = Recorder("rejection", seed=options.seed, dtype=dtype, settings=settings, quick=options.quick)
 
     def add(case: str, subject: str, found: Point) -> None:
         for metric, unit, values in (("reward", "", found.reward), ("tokens generated", "per answer", found.tokens)):

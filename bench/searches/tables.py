@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.bench.cells import interval, share, spread
+from trimtab.bench.cells import count, interval, medians, share, spread
 from trimtab.bench.record import Row
+from trimtab.bench.weights import weights
 
 __all__ = ["best_of_n_table", "ifeval_search_table", "rejection_table"]
 
@@ -23,25 +24,43 @@ def ifeval_search_table(rows: Sequence[Row]) -> list[str]:
     for case, subject in dict.fromkeys((row.case, row.subject) for row in rows):
         if subject == "rules" or subject.startswith("pass@") or " / " in subject:
             continue
-        kept, single, tokens = (found[case, subject, m] for m in (whole, "constraints kept", "tokens generated"))
+        kept, single, tokens = (found.get((case, subject, m)) for m in (whole, "constraints kept", "tokens generated"))
         multiple = found.get((case, f"{subject} / greedy", whole))
         n = subject.removeprefix("best of ")
         ceiling = found.get((case, f"pass@{n}", whole)) if n != subject else None
         name = f"**{subject}**" if ceiling else subject
         lines.append(
-            f"| {case} | {name} | {share(kept)} | {'' if multiple is None else f'{multiple.value:.2f}'} "
-            f"| {share(single)} | {tokens.value:.0f} | {'' if ceiling is None else f'{100 * ceiling.value:.1f} %'} |"
+            f"| {case} | {name} | {'' if kept is None else share(kept)} "
+            f"| {'' if multiple is None else f'{multiple.value:.2f}'} | {'' if single is None else share(single)} "
+            f"| {'' if tokens is None else f'{tokens.value:.0f}'} "
+            f"| {'' if ceiling is None else f'{100 * ceiling.value:.1f} %'} |"
         )
+    return [*lines, "", _ifeval_caption(rows)]
+
+
+def _ifeval_caption(rows: Sequence[Row]) -> str:
     settings = rows[0].settings
-    agreed = [row for row in rows if row.metric == "agree with the checkers"]
+    intervals = ", with 95 % intervals" * any(interval(row, "{}") for row in rows)
+    systems = {
+        "instruct": settings["aligned"],
+        "nudged": f"{settings['base']} with {settings['aligned']} as its nudger",
+    }
+    used = [f"{name}: {what}" for name, what in systems.items() if any(row.case.startswith(name) for row in rows)]
+    names = (settings["aligned"], settings["base"])[: len(used)]
     caption = (
-        f"IFEval, strict, with 95 % intervals; samples at temperature {settings['temperature']:g}, at most "
+        f"IFEval, strict{intervals}; samples at temperature {settings['temperature']:g}, at most "
         f"{settings['max_new_tokens']} tokens. Searches go by the project's own rules, the public checkers only score. "
-        f"instruct: {settings['aligned']}; nudged: {settings['base']} with {settings['aligned']} as its nudger. "
-        f"Segment search: {settings['segments']}. On whether a sample keeps all constraints, rules and checkers agree "
-        f"in {' and '.join(f'{100 * row.value:.1f} %' for row in agreed)} of the cases (in the order of the table)."
+        f"{'; '.join(used)}; {weights(rows[0], *names)}."
     )
-    return [*lines, "", caption]
+    if any(row.subject == "segments" for row in rows):
+        caption += f" Segment search: {settings['segments']}."
+    agreed = [f"{100 * row.value:.1f} %" for row in rows if row.metric == "agree with the checkers"]
+    if agreed:
+        caption += (
+            f" On whether a sample keeps all constraints, rules and checkers agree in {' and '.join(agreed)} of the "
+            f"cases{' (in the order of the table)' * (len(agreed) > 1)}."
+        )
+    return caption
 
 
 def rejection_table(rows: Sequence[Row]) -> list[str]:
@@ -56,24 +75,29 @@ def rejection_table(rows: Sequence[Row]) -> list[str]:
         lines.append(f"| {case.split()[0]} | {' | '.join(cells)} |")
     captions = []
     settings = rows[0].settings
+    rewards = [row for row in rows if row.metric == "reward"] or rows
     gain = next((row for row in rows if row.metric == "reward" and " - " in row.subject), None)
     if gain is not None:
-        share = next(row for row in rows if row.metric == "tokens generated" and " / " in row.subject)
-        captions.append(
-            f"{gain.subject.replace(' - ', ' against ')}: reward {gain.value:+.3f} {interval(gain, '{:+.3f}')}, with "
-            f"{100 * share.value:.0f} % {interval(share, '{:.0f}', 100)} of the tokens."
+        spent = next((row for row in rows if row.metric == "tokens generated" and " / " in row.subject), None)
+        text = (
+            f"{gain.subject.replace(' - ', ' against ')}: reward {gain.value:+.3f} {interval(gain, '{:+.3f}')}".rstrip()
         )
+        if spent is not None:
+            text += f", with {100 * spent.value:.0f} % {interval(spent, '{:.0f}', 100)}".rstrip() + " of the tokens"
+        captions.append(f"{text}.")
     early = [row for row in rows if row.metric.startswith("rank correlation")]
     if early:
         listed = ", ".join(f"{row.case.split()[2]}: {row.value:.2f}" for row in early)
         captions.append(f"Rank correlation of a beginning's reward with the whole answer's, by tokens: {listed}.")
     real = next((row for row in rows if row.metric == "same answer"), None)
     if real is not None:
-        captions.append(f"Replayed from full pools; {real.repeats} real runs chose the same {100 * real.value:.0f} %.")
+        runs = f"{real.repeats} real run{'s' * (real.repeats != 1)}"
+        captions.append(f"Replayed from full pools; {runs} chose the same {100 * real.value:.0f} %.")
     captions.append(
-        f"{settings['model']} at temperature {settings['temperature']:g}, at most {settings['max_new_tokens']} tokens, "
-        f"reward model {settings['reward']}; means over {gain.repeats if gain else rows[0].repeats} prompts, rejection "
-        f"of {settings['rule']} tokens and its {settings['chosen']} candidates chosen on other prompts."
+        f"{settings['model']}, {weights(rows[0], settings['model'])}, at temperature {settings['temperature']:g}, at "
+        f"most {settings['max_new_tokens']} tokens, reward model {settings['reward']}; means over {count(rewards)} "
+        f"prompts, rejection of {settings['rule']} tokens and its {settings['chosen']} candidates chosen on other "
+        "prompts."
     )
     return [*lines, "", " ".join(captions)]
 
@@ -90,15 +114,17 @@ def best_of_n_table(rows: Sequence[Row]) -> list[str]:
             continue
         speed = found[case, subject, "speed"]
         ratio = found.get((case, f"{subject} / transformers", "speed"))
-        multiple = "" if ratio is None else f"**{ratio.value:.2f}** {interval(ratio, '{:.2f}')}"
+        multiple = "" if ratio is None else f"**{ratio.value:.2f}** {interval(ratio, '{:.2f}')}".rstrip()
         counted = [found.get((case, subject, metric)) for metric in _PAGES]
         pages = " | ".join(f"{row.value:.0f}" if row else "" for row in counted)
         lines.append(f"| {subject} | {spread(speed)} | {multiple} | {pages} |")
     settings = rows[0].settings
+    shortest, longest = settings["prompt_tokens"]
+    asked = f"{settings['prompts']} prompt{'s' * (settings['prompts'] != 1)} of {shortest} to {longest} tokens"
+    measured = medians([row for row in rows if row.metric == "speed" and " / " not in row.subject])
     caption = (
-        f"{settings['model']}, {rows[0].dtype}, {settings['n']} candidates of {settings['max_new_tokens']} tokens to "
-        f"each of {settings['prompts']} prompts of {settings['prompt_tokens'][0]} to {settings['prompt_tokens'][1]} "
-        f"tokens, one prompt at a time, at temperature {settings['temperature']:g}: median (20th to 80th percentile) "
-        "of interleaved repeats. Pages: at most held at a time while the longest prompt is answered."
+        f"{settings['model']}, {weights(rows[0], settings['model'])}, {settings['n']} candidates of "
+        f"{settings['max_new_tokens']} tokens to each of {asked}, one prompt at a time, at temperature "
+        f"{settings['temperature']:g}: {measured}. Pages: at most held at a time while the longest prompt is answered."
     )
     return [*lines, "", caption]

@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from trimtab.bench.contestants import Apart, Batch, Contestant
 from trimtab.bench.data import prompt_of, read_rows, select
+from trimtab.bench.progress import Progress
 from trimtab.bench.prompts import PROMPTS
 from trimtab.bench.record import Recorder
 from trimtab.bench.speculation.run import answers
 from trimtab.bench.timing import interleaved, paired_ratio
+from trimtab.bench.weights import quantised
 from trimtab.decode.errors import InvalidRequest, UnsupportedModel
 from trimtab.decode.methods.draws.autoregressive import Autoregressive
 from trimtab.decode.methods.draws.lookup import PromptLookup
@@ -60,6 +62,7 @@ class Options:
         threads: of torch; None leaves torch's setting alone.
         memory_mb: for this engine's pages.
         quick: whether this is a smoke run: two prompts, 8 tokens, one repeat.
+        unfinished: folder in which cases are kept until the run is done; None keeps none.
     """
 
     target: str = "smollm2-135m-instruct"
@@ -76,6 +79,7 @@ class Options:
     threads: int | None = None
     memory_mb: int = 1024
     quick: bool = False
+    unfinished: Path | None = None
 
     def checked(self) -> Options:
         """With the values of a smoke run if it is one.
@@ -256,8 +260,11 @@ def bench_assisted(options: Options) -> Recorder:
         "prompts": options.prompts,
         "prompt_tokens": [min(lengths), max(lengths)],
         "max_new_tokens": options.max_new_tokens,
+        "quantisation": quantised(options.target),
     }
-    recorder = Recorder("assisted", seed=0, dtype=info.dtype, settings=settings, quick=options.quick)
+    recorder = Recorder(
+        "assisted", seed=0, dtype=info.dtype, settings=settings, quick=options.quick, unfinished=options.unfinished
+    )
     for temperature in options.temperatures:
         for batch in options.batches:
             theirs = partial(
@@ -292,7 +299,10 @@ def bench_assisted(options: Options) -> Recorder:
                 "transformers, plain": partial(theirs, None),
             }
             case = json.dumps({"temperature": temperature, "batch": batch})
-            _compare(recorder, case, makers, asked, options)
+            if not recorder.has(case):
+                first = len(recorder.rows)
+                _compare(recorder, case, makers, asked, options)
+                recorder.keep(case, first)
     return recorder
 
 
@@ -337,7 +347,9 @@ def _compare(
             name: (lambda repeat, c=contestant: c.run(asked[repeat], options.max_new_tokens))
             for name, contestant in contestants.items()
         }
-        found = interleaved(runs, options.repeats, warm_up=0)
+        name = f"assisted, T = {json.loads(case)['temperature']:g}, {json.loads(case)['batch']} at a time"
+        with Progress(name, len(runs) * options.repeats) as progress:
+            found = interleaved(runs, options.repeats, warm_up=0, progress=progress)
     rates = {name: [batch.rate for batch in batches] for name, batches in found.items()}
     for name, values in rates.items():
         recorder.spread(case, name, "speed", "tokens/s", values)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
-from trimtab.bench.arguments import options_of, recorded, results_option
+from trimtab.bench.arguments import UNFINISHED, options_of, recorded, results_option
 from trimtab.decode.options import InputFile, OutputFile, OutputFolder
 
 __all__ = ["register"]
@@ -108,4 +109,4 @@ def _run_lengths(args: argparse.Namespace) -> int:
 def _run_assisted(args: argparse.Namespace) -> int:
     from trimtab.bench.speculation.assisted import Options, bench_assisted
 
-    return recorded(args, bench_assisted(options_of(args, Options)))
+    return recorded(args, bench_assisted(replace(options_of(args, Options), unfinished=UNFINISHED)))

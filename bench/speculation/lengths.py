@@ -16,7 +16,6 @@ Each measurement is appended to a file of its own, so a run that was cut short g
 from __future__ import annotations
 
 import random
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +26,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab.bench.data import append_rows, prompt_of, read_rows, select
-from trimtab.bench.record import Recorder
+from trimtab.bench.data import append_rows, going_on, prompt_of, read_rows, select
+from trimtab.bench.progress import Progress
+from trimtab.bench.record import Recorder, commit
 from trimtab.bench.speculation.replay import Blocks, Replay
 from trimtab.bench.speculation.run import answers
 from trimtab.bench.statistics import bootstrap_interval, median_ratio, percentile
+from trimtab.bench.timing import LEAST
+from trimtab.bench.weights import quantised
 from trimtab.decode.engine.lengths import LengthController
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.methods.draws.length import Acceptance, Length
@@ -57,7 +59,6 @@ _LONGEST = 8  # tokens of a recorded block
 _SHUFFLES = 3  # orders of the answers that are replayed
 _UNDISTURBED = 20  # percentile of the times of like passes that is taken for their cost
 _MODELS = ("target", "draft")
-_MINUTE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,13 @@ class Options:
         if not self.batches or min(self.batches) < 1:
             raise InvalidRequest.of("batches", self.batches, "numbers of answers, each 1 or more")
         return self
+
+    @property
+    def made(self) -> Mapping[str, Any]:
+        """How measurements are made; a file with others is refused. Other code may well be another speed."""
+        models = [Path(self.target).name, Path(self.draft).name]
+        asked = {"data": [path.stem for path in self.data], "split": self.split, "asked": self.prompts}
+        return {"models": models, **asked, "max_new_tokens": self.max_new_tokens, "commit": commit()}
 
 
 @dataclass(slots=True)
@@ -151,23 +159,23 @@ def speculation_lengths(options: Options) -> Recorder | None:
     with Engine(models) as engine:
         if not _measure(engine, options, [[{"role": "user", "content": text}] for text in texts]):
             return None
-    return record(read_rows(options.out), options)
+    return record(going_on(options.out, options.made), options)
 
 
 def _measure(engine: Engine, options: Options, prompts: Sequence[Any]) -> bool:
-    began = said = time.monotonic()
-    known = read_rows(options.out) if options.out.exists() else []
-    done = {tuple(row["step"]) for row in known}
+    began, made = time.monotonic(), options.made
+    done = {tuple(row["step"]) for row in going_on(options.out, made)}
     controllers = {arm: LengthController() for arm in ARMS}
-    todo = [step for step in _steps(options, len(prompts)) if step not in done]
-    for number, step in enumerate(todo):
-        if options.stop_after is not None and time.monotonic() - began > options.stop_after:
-            return False
-        append_rows(options.out, [{"step": step, **_made(engine, options, prompts, step, controllers)}])
-        if time.monotonic() - said > _MINUTE or number + 1 == len(todo):
-            said = time.monotonic()
-            left = (said - began) / (number + 1) * (len(todo) - number - 1)
-            sys.stderr.write(f"trimtab: {number + 1} of {len(todo)} measurements, about {left / 60:.0f} min left\n")
+    wanted = _steps(options, len(prompts))
+    todo = [step for step in wanted if step not in done]
+    common = {**made, "dtype": engine.models["target"].dtype}
+    with Progress("speculation lengths", len(wanted), len(wanted) - len(todo)) as progress:
+        for step in todo:
+            if options.stop_after is not None and time.monotonic() - began > options.stop_after:
+                return False
+            figures = _made(engine, options, prompts, step, controllers)
+            append_rows(options.out, [{"step": step, **common, **figures}])
+            progress.add()
     return True
 
 
@@ -238,9 +246,10 @@ def record(rows: Sequence[Mapping[str, Any]], options: Options) -> Recorder:
         "target": Path(options.target).name,
         "draft": Path(options.draft).name,
         "max_new_tokens": options.max_new_tokens,
+        "quantisation": quantised(options.target),
         "costs": {model: costs[model] for model in _MODELS},
     }
-    recorder = Recorder("speculation_lengths", seed=0, dtype="", settings=settings)
+    recorder = Recorder("speculation_lengths", seed=0, dtype=costs.get("dtype", ""), settings=settings)
     for temperature, batch in product(options.temperatures, options.batches):
         blocks = [row["blocks"] for step, row in found.items() if step[:2] == ("blocks", temperature)]
         timed: dict[str, dict[Any, Mapping[str, Any]]] = {}
@@ -289,5 +298,5 @@ def _ratios(
             continue
         for metric, name in (("timed", "seconds"), ("processor", "processor")):
             samples = np.array([[a["tokens"] / a[name], b["tokens"] / b[name]] for a, b in pairs])
-            interval = bootstrap_interval(samples, median_ratio) if len(pairs) > 1 else None
+            interval = bootstrap_interval(samples, median_ratio) if len(pairs) >= LEAST else None
             recorder.value(case, arm, metric, "ratio", float(median_ratio(samples)), len(pairs), interval)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import queue
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trimtab.bench.data import append_rows, prompt_of, read_rows, select
-from trimtab.bench.record import Recorder
+from trimtab.bench.data import append_rows, going_on, prompt_of, read_rows, select
+from trimtab.bench.progress import Progress
+from trimtab.bench.record import Recorder, commit
 from trimtab.bench.statistics import bootstrap_interval, percentile, rate_ratio
+from trimtab.bench.timing import LEAST
+from trimtab.bench.weights import quantised
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.request.events import Completed, Event
 from trimtab.decode.request.method import Draw
@@ -49,7 +51,6 @@ METHODS: Mapping[str, str] = {
 }
 _ADAPTING = ("confidence", "acceptance", "lookup", "both")
 _SHARE = 4  # times as many prompts as are answered at a time: the fewer, the more of a share is its end, with few rows
-_MINUTE = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,16 @@ class Options:
                 raise InvalidRequest.of(name, getattr(self, name), "1 or more")
         if not self.batches or min(self.batches) < 1:
             raise InvalidRequest.of("batches", self.batches, "numbers of answers, each 1 or more")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise InvalidRequest.of("temperatures", self.temperatures, "one or more, each 0 or above")
         return self
+
+    @property
+    def made(self) -> Mapping[str, Any]:
+        """How measurements are made; a file with others is refused. Other code may well be another speed."""
+        models = [Path(self.target).name, Path(self.draft).name]
+        asked = {"split": self.split, "asked": [self.prompts, self.timed], "max_new_tokens": self.max_new_tokens}
+        return {"models": models, **asked, "commit": commit()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +140,19 @@ def speculation(options: Options) -> Recorder | None:
 
     options = options.checked()
     texts = {path.stem: _texts(path, options) for path in options.data}
-    known = read_rows(options.out) if options.out.exists() else []
-    done = {_Step.of(row) for row in known}
-    todo = [step for step in _steps(options, texts) if step not in done]
+    made, wanted = options.made, list(_steps(options, texts))
+    done = {_Step.of(row) for row in going_on(options.out, made)}
+    todo = [step for step in wanted if step not in done]
     if todo:
         models = {
             "target": ModelConfig(source=options.target),
             "draft": ModelConfig(source=options.draft, role="draft"),
         }
         with Engine(models) as engine:
-            if not _run(engine, options, texts, todo):
+            if not _run(engine, options, texts, todo, len(wanted)):
                 return None
-    return record(read_rows(options.out), options)
+    asked = set(wanted)
+    return record([row for row in going_on(options.out, made) if _Step.of(row) in asked], options)
 
 
 def _shares(options: Options, batch: int, prompts: int) -> tuple[list[slice], int]:
@@ -170,10 +181,18 @@ def _texts(path: Path, options: Options) -> list[str]:
     return list(dict.fromkeys(prompt_of(row) for row in rows))[: options.prompts]
 
 
-def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo: Sequence[_Step]) -> bool:
-    began = said = time.monotonic()
+def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo: Sequence[_Step], whole: int) -> bool:
+    with Progress("speculation", whole, whole - len(todo)) as progress:
+        return _measured(engine, options, texts, todo, progress)
+
+
+def _measured(
+    engine: Engine, options: Options, texts: Mapping[str, list[str]], todo: Sequence[_Step], progress: Progress
+) -> bool:
+    began = time.monotonic()
+    made = {**options.made, "dtype": engine.models["target"].dtype}
     warm: tuple[str, float, int] | None = None
-    for number, step in enumerate(todo):
+    for step in todo:
         if options.stop_after is not None and time.monotonic() - began > options.stop_after:
             return False
         prompts = texts[step.case]
@@ -191,12 +210,9 @@ def _run(engine: Engine, options: Options, texts: Mapping[str, list[str]], todo:
             measure(engine, prompts[: step.batch], draw, step.temperature, step.batch, 32)
         asked = prompts[shares[step.share]]
         figures = measure(engine, asked, draw, step.temperature, step.batch, options.max_new_tokens)
-        append_rows(options.out, [{**asdict(step), "prompts": len(asked), "timed": step.share < timed, **figures}])
-        now = time.monotonic()
-        if sys.stderr.isatty() or now - said > _MINUTE or number + 1 == len(todo):
-            said = now
-            left = (now - began) / (number + 1) * (len(todo) - number - 1)
-            sys.stderr.write(f"trimtab: {number + 1} of {len(todo)} measurements, about {left / 60:.0f} min left\n")
+        row = {**asdict(step), "prompts": len(asked), "timed": step.share < timed, **made, **figures}
+        append_rows(options.out, [row])
+        progress.add(figures["sums"]["tokens"])
     return True
 
 
@@ -271,10 +287,11 @@ def record(runs: Sequence[Mapping[str, Any]], options: Options) -> Recorder:
         "target": Path(options.target).name,
         "draft": Path(options.draft).name,
         "max_new_tokens": options.max_new_tokens,
-        "prompts": options.prompts,
-        "timed": options.timed,
+        "quantisation": quantised(options.target),
+        **_asked(runs),
     }
-    recorder = Recorder("speculation", seed=0, dtype="", settings=settings)
+    dtypes = dict.fromkeys(run.get("dtype", "") for run in runs)
+    recorder = Recorder("speculation", seed=0, dtype=" ".join(dtypes), settings=settings)
     cases: dict[tuple[str, float, int], dict[str, list[Mapping[str, Any]]]] = {}
     for run in sorted(runs, key=lambda r: (r["batch"], r["repeat"], r["share"])):
         methods = cases.setdefault((run["case"], run["temperature"], run["batch"]), {})
@@ -303,6 +320,17 @@ def record(runs: Sequence[Mapping[str, Any]], options: Options) -> Recorder:
     return recorder
 
 
+def _asked(runs: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Prompts of a case that were answered, and timed, at most: what was asked for may be more than there is."""
+    counted: dict[tuple[Any, ...], list[int]] = {}
+    for run in runs:
+        if run["repeat"] == 0:
+            sums = counted.setdefault((run["case"], run["temperature"], run["batch"], run["method"]), [0, 0])
+            sums[0] += run["prompts"]
+            sums[1] += run["prompts"] * run["timed"]
+    return {name: max(sums[i] for sums in counted.values()) for i, name in enumerate(("prompts", "timed"))}
+
+
 def _rates(runs: Sequence[Mapping[str, Any]]) -> list[float]:
     """Tokens per second of each repeat."""
     sums: dict[int, tuple[int, float]] = {}
@@ -317,10 +345,10 @@ def _ratio(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]
 ) -> tuple[tuple[float, int], tuple[float, float] | None]:
     """How many times as fast, over the shares that both have answered; how many these are, and the 95 % interval, which
-    a single one can't give.
+    a few can't give.
     """
     seen = {(run["repeat"], run["share"]): run for run in theirs if run["timed"]}
     pairs = [(run, seen[at]) for run in ours if run["timed"] and (at := (run["repeat"], run["share"])) in seen]
     samples = np.array([[a["sums"]["tokens"], a["seconds"], b["sums"]["tokens"], b["seconds"]] for a, b in pairs])
-    interval = bootstrap_interval(samples, rate_ratio) if len(pairs) > 1 else None
+    interval = bootstrap_interval(samples, rate_ratio) if len(pairs) >= LEAST else None
     return (float(rate_ratio(samples)), len(pairs)), interval

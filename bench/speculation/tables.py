@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from trimtab.bench.cells import interval, spread
+from trimtab.bench.cells import count, interval, medians, spread
 from trimtab.bench.record import Row
+from trimtab.bench.weights import weights
 
 __all__ = ["Case", "assisted_table", "cases_of", "lengths_table", "speculation_table"]
 
@@ -25,8 +26,14 @@ _HEADS = (
     "target passes per token",
     "drafts discarded per token",
 )
-_AGAINST = "acceptance / "
-_RULES = ("confidence", "acceptance", "lookup", "both")
+_FIXED = "fixed "
+_RULES = {
+    "confidence": "{}",
+    "acceptance": "**{}**",
+    "lookup": "{}",
+    "both": "**{}**",
+}  # and how their speed is written
+_Found = Mapping[tuple[str, str], Row]  # rows of one case, by subject and metric
 
 
 class Case(NamedTuple):
@@ -53,41 +60,63 @@ def cases_of(rows: Sequence[Row]) -> list[Case]:
 
 
 def speculation_table(rows: Sequence[Row]) -> list[str]:
-    """One line per kind of text, temperature and batch: the best fixed length beside the rules that adapt."""
-    found = {(Case.parse(row.case), row.subject, row.metric): row for row in rows}
-    lines = [
-        f"| {' | '.join(_HEADS)} |",
-        "|---" * len(_HEADS) + "|",
-    ]
+    """One line per kind of text, temperature and batch: the best fixed length beside the rules that adapt; what was not
+    measured is left open.
+    """
+    lines = [f"| {' | '.join(_HEADS)} |", "|---" * len(_HEADS) + "|"]
     for case in cases_of(rows):
-        plain = found[case, "plain", "speed"]
-        against = next(
-            row for (c, name, _), row in found.items() if c == case and name.startswith("acceptance / fixed")
-        )
-        best = against.subject.removeprefix(_AGAINST)
-        times = {name: found[case, f"{name} / plain", "speed"].value for name in (best, *_RULES)}
-        passes, lost = (
-            " / ".join(f"{found[case, name, metric].value:.2f}" for name in (best, "acceptance"))
-            for metric in ("target passes", "discarded")
-        )
-        ratio = f"{against.value:.3f} {interval(against, '{:.3f}')}".rstrip()
-        lines.append(
-            f"| {case.data} | {case.temperature:g} | {case.batch} | {plain.value:.0f} "
-            f"| {best.removeprefix('fixed ')}: {times[best]:.2f}× | {times['confidence']:.2f}× "
-            f"| **{times['acceptance']:.2f}×** | {times['lookup']:.2f}× | **{times['both']:.2f}×** "
-            f"| {ratio} | {passes} | {lost} |"
-        )
+        found = {(row.subject, row.metric): row for row in rows if Case.parse(row.case) == case}
+        cells = (case.data, f"{case.temperature:g}", f"{case.batch}", *_speeds(found))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", _speculation_caption(rows)]
+
+
+def _speeds(found: _Found) -> Iterator[str]:
+    """From plain decoding to discarded drafts."""
+    plain, best = found.get(("plain", "speed")), _best_fixed(found)
+    yield "" if plain is None else f"{plain.value:.0f}"
+    length = best.removeprefix(_FIXED)
+    yield f"{length}: {_times(found, best)}".removesuffix(": ") if best else ""
+    for name, form in _RULES.items():
+        times = _times(found, name)
+        yield form.format(times) if times else ""
+    against = found.get((f"acceptance / {best}", "speed"))
+    yield "" if against is None else f"{against.value:.3f} {interval(against, '{:.3f}')}".rstrip()
+    for metric in ("target passes", "discarded"):
+        both = [found.get((name, metric)) for name in (best, "acceptance")]
+        yield " / ".join("–" if row is None else f"{row.value:.2f}" for row in both) if any(both) else ""
+
+
+def _best_fixed(found: _Found) -> str:
+    """The fixed length that the rules were compared with, or the fastest that was measured; empty without any."""
+    for ours in ("acceptance", "both"):
+        for subject, _ in found:
+            if subject.startswith(f"{ours} / {_FIXED}"):
+                return subject.removeprefix(f"{ours} / ")
+    speeds = {name: row.value for (name, metric), row in found.items() if metric == "speed" and " / " not in name}
+    fixed = [name for name in speeds if name.startswith(_FIXED)]
+    return max(fixed, key=speeds.__getitem__, default="")
+
+
+def _times(found: _Found, name: str) -> str:
+    row = found.get((f"{name} / plain", "speed"))
+    return "" if row is None else f"{row.value:.2f}×"
+
+
+def _speculation_caption(rows: Sequence[Row]) -> str:
     settings = rows[0].settings
-    repeats = {row.repeats for row in rows if row.unit == "tokens/s"}
-    rounds = " to ".join(f"{count}" for count in sorted({min(repeats), max(repeats)}))
-    caption = (
-        f"{settings['target']} with {settings['draft']}, {settings['timed']} prompts of each kind, at most "
-        f"{settings['max_new_tokens']} tokens: tokens per second as multiples of plain decoding's over all prompts, "
-        f"{rounds} interleaved repeats together, with 95 % intervals. Passes and discarded drafts: of the best "
-        f"fixed length / of acceptance, over {max(row.repeats for row in rows)} prompts. Both: copies where they have "
-        "mostly stood, drafts by acceptance elsewhere."
+    speeds = [row for row in rows if row.unit == "tokens/s"]
+    counted = max((row.repeats for row in rows if row.metric == "target passes"), default=0)
+    intervals = any(interval(row, "{}") for row in rows)
+    repeats = count(speeds)
+    return (
+        f"{settings['target']} with {settings['draft']}, {weights(rows[0], settings['target'])}, {settings['timed']} "
+        f"prompts of each kind, at most {settings['max_new_tokens']} tokens: tokens per second as multiples of plain "
+        f"decoding's over all prompts, {repeats} interleaved repeat{'s' * (repeats != '1')}"
+        f"{' together' * (repeats != '1')}{', with 95 % intervals' * intervals}. Passes and discarded drafts: of the "
+        f"best fixed length / of acceptance, over {counted} prompts. Both: copies where they have mostly stood, drafts "
+        "by acceptance elsewhere."
     )
-    return [*lines, "", caption]
 
 
 def assisted_table(rows: Sequence[Row]) -> list[str]:
@@ -103,15 +132,17 @@ def assisted_table(rows: Sequence[Row]) -> list[str]:
         if speed is None:
             lines.append(f"{cells} refuses more than one | |")
             continue
-        times = "" if ratio is None else f"**{ratio.value:.2f}×** {interval(ratio, '{:.2f}')}"
+        times = "" if ratio is None else f"**{ratio.value:.2f}×** {interval(ratio, '{:.2f}')}".rstrip()
         lines.append(f"{cells} {spread(speed)} | {times} |")
     settings = rows[0].settings
     shortest, longest = settings["prompt_tokens"]
-    repeats = next(row.repeats for row in rows if row.metric == "speed")
+    speeds = [row for row in rows if row.metric == "speed"]
+    measured = medians([row for row in speeds if " / " not in row.subject], "round").capitalize()
+    intervals = ", the ratio with its 95 % interval" * any(interval(row, "{}") for row in speeds)
     caption = (
-        f"{settings['target']} with {settings['draft']}, {rows[0].dtype}, on both sides; {settings['prompts']} prompts "
-        f"of {shortest} to {longest} tokens a round, at most {settings['max_new_tokens']} new tokens each. Median "
-        f"(20th to 80th percentile) of {repeats} interleaved rounds, the ratio with its 95 % interval."
+        f"{settings['target']} with {settings['draft']}, {weights(rows[0], settings['target'])}, on both sides; "
+        f"{settings['prompts']} prompts of {shortest} to {longest} tokens a round, at most "
+        f"{settings['max_new_tokens']} new tokens each. {measured}{intervals}."
     )
     return [*lines, "", caption]
 
@@ -120,9 +151,9 @@ def lengths_table(rows: Sequence[Row]) -> list[str]:
     """One line for each way to decide lengths, beside the best fixed length: replayed, and timed."""
     found = {(row.case, row.subject, row.metric): row for row in rows}
     cases = list(dict.fromkeys(row.case for row in rows))
-    best = {case: next(row.subject for row in rows if row.case == case and row.unit == "s") for case in cases}
+    best = {row.case: row.subject for row in rows if row.unit == "s"}
     lines = [
-        f"| lengths | {' | '.join(f'{case} ({best[case]})' for case in cases)} |",
+        f"| lengths | {' | '.join(f'{case} ({best[case]})' if case in best else case for case in cases)} |",
         "|---" * (len(cases) + 1) + "|",
     ]
     for subject in sorted({row.subject for row in rows}):
@@ -131,12 +162,14 @@ def lengths_table(rows: Sequence[Row]) -> list[str]:
             figures = [found.get((case, subject, metric)) for metric in ("replayed", "processor", "timed")]
             cells.append(" / ".join("" if row is None else f"{row.value:.3f}" for row in figures))
         lines.append(f"| {subject} | {' | '.join(cells)} |")
-    settings = rows[-1].settings
+    last = rows[-1]
+    settings = last.settings
     repeats = max((row.repeats for row in rows if row.metric == "timed"), default=0)
-    answers = max(row.repeats for row in rows if row.metric == "replayed")
+    timed = "once" if repeats == 1 else f"medians of up to {repeats} interleaved repeats"
+    answers = max((row.repeats for row in rows if row.metric == "replayed"), default=0)
     caption = (
-        f"{settings['target']} with {settings['draft']}, speed as a multiple of the best fixed length's, named above: "
-        f"replayed on recorded blocks of {answers} answers at costs measured once / in the engine, by the processor's "
-        f"time / and by the clock, medians of up to {repeats} interleaved repeats."
+        f"{settings['target']} with {settings['draft']}, {weights(last, settings['target'])}, speed as a multiple "
+        f"of the best fixed length's, named above: replayed on recorded blocks of {answers} answers at costs measured "
+        f"once / in the engine, by the processor's time / and by the clock, {timed}."
     )
     return [*lines, "", caption]

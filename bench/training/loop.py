@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.bench.data import append_rows, read_rows
+from trimtab.bench.progress import Progress
 from trimtab.decode.errors import InvalidRequest, TrimtabError
 
 __all__ = ["Settings", "plot_curve", "train"]
 
-_LINE_EVERY = 60.0  # seconds between lines of progress
 _CHECKPOINT, _CURVE = "checkpoint.pt", "curve.jsonl"
 
 Figures = Mapping[str, float]
@@ -115,45 +114,44 @@ def train(
     )
     run = json.loads(json.dumps({**asdict(settings), **made}))
     first, before = _resume(folder, parameters, optimiser, run)
-    begun = saved = said = time.monotonic()
+    begun = saved = time.monotonic()
     sums: dict[str, float] = {}
     summed = 0
     last: Figures = {}
     end = settings.steps if stop_after is None else min(settings.steps, first + stop_after)
-    for number in range(first, end):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.rate(number)
-        loss, figures = step(number)
-        if not math.isfinite(value := float(loss.detach())):
-            raise TrimtabError(f"{name}: the loss of step {number} is {value}; try a smaller learning rate")
-        module.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
-        optimiser.step()
-        for key, figure in {"loss": value, "norm": float(norm), **figures}.items():
-            sums[key] = sums.get(key, 0.0) + figure
-        summed += 1
-        now = time.monotonic()
-        seconds = before + now - begun
-        if (number + 1) % settings.log_every == 0 or number + 1 == end:
-            means = {key: round(figure / summed, 6) for key, figure in sums.items()}
-            row = {"step": number + 1, **means, "rate": settings.rate(number), "seconds": round(seconds, 1)}
-            append_rows(folder / _CURVE, [row])
-            sums, summed = {}, 0
-            if now - said >= _LINE_EVERY or number + 1 == end:
-                said = now
-                shown = ", ".join(f"{key} {figure:.4g}" for key, figure in means.items())
-                sys.stderr.write(f"{name}: step {number + 1} of {settings.steps}, {seconds:.0f} s, {shown}\n")
-        if evaluate is not None and ((number + 1) % settings.evaluate_every == 0 or number + 1 == settings.steps):
-            last = evaluate()
-            append_rows(
-                folder / _CURVE, [{"step": number + 1, **{f"held_out_{k}": round(v, 6) for k, v in last.items()}}]
-            )
-            shown = ", ".join(f"{key} {figure:.4g}" for key, figure in last.items())
-            sys.stderr.write(f"{name}: step {number + 1}, held out: {shown}\n")
-        if now - saved >= checkpoint_every or number + 1 == end:
-            saved = now
-            _save(folder, parameters, optimiser, run, number + 1, before + time.monotonic() - begun)
+    with Progress(name, settings.steps, first, "step") as progress:
+        for number in range(first, end):
+            for group in optimiser.param_groups:
+                group["lr"] = settings.rate(number)
+            loss, figures = step(number)
+            if not math.isfinite(value := float(loss.detach())):
+                raise TrimtabError(f"{name}: the loss of step {number} is {value}; try a smaller learning rate")
+            module.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
+            optimiser.step()
+            for key, figure in {"loss": value, "norm": float(norm), **figures}.items():
+                sums[key] = sums.get(key, 0.0) + figure
+            summed += 1
+            now = time.monotonic()
+            seconds, note = before + now - begun, ""
+            if (number + 1) % settings.log_every == 0 or number + 1 == end:
+                means = {key: round(figure / summed, 6) for key, figure in sums.items()}
+                row = {"step": number + 1, **means, "rate": settings.rate(number), "seconds": round(seconds, 1)}
+                append_rows(folder / _CURVE, [row])
+                sums, summed = {}, 0
+                note = ", ".join(f"{key} {figure:.4g}" for key, figure in means.items())
+            if evaluate is not None and ((number + 1) % settings.evaluate_every == 0 or number + 1 == settings.steps):
+                last = evaluate()
+                append_rows(
+                    folder / _CURVE, [{"step": number + 1, **{f"held_out_{k}": round(v, 6) for k, v in last.items()}}]
+                )
+                shown = ", ".join(f"{key} {figure:.4g}" for key, figure in last.items())
+                progress.line(f"{name}: step {number + 1}, held out: {shown}")
+            if now - saved >= checkpoint_every or number + 1 == end:
+                saved = now
+                _save(folder, parameters, optimiser, run, number + 1, before + time.monotonic() - begun)
+            progress.add(note=note)
     return last
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from trimtab.bench.data import prompt_of, read_rows, select
+from trimtab.bench.progress import Progress
 from trimtab.bench.training.instructions import beginnings, opened_user_turn
 from trimtab.bench.training.rollout import Ask, Rollout, Trace
 from trimtab.bench.training.shards import read_traces, write_traces
@@ -21,7 +21,6 @@ from trimtab.decode.text.templates import PromptTemplate
 __all__ = ["answers", "asks_of_files", "own_prompts", "read_source"]
 
 _FILE = 64  # traces in one file
-_LINE_EVERY = 60.0
 _OWN_TOKENS = 64  # length limit of a prompt that the target writes
 _OWN_TEMPERATURE = 0.9
 
@@ -112,20 +111,14 @@ def answers(rollout: Rollout, asks: Sequence[Ask], folder: Path, name: str, seco
         done.add(trace.ask.index)
         yield trace
     left = [ask for ask in asks if ask.index not in done]
-    begun = said = time.monotonic()
-    written = tokens = 0
+    begun = time.monotonic()
     if not left or seconds <= 0:
         return
     traces = rollout.run(left)
-    while ready := list(itertools.islice(traces, _FILE)):
-        write_traces(folder, ready)
-        written += len(ready)
-        tokens += sum(len(trace.starts) - 1 for trace in ready)
-        yield from ready
-        now = time.monotonic()
-        if now - said >= _LINE_EVERY or written == len(left):
-            said = now
-            rate = tokens / (now - begun)
-            sys.stderr.write(f"{name}: {len(done) + written} of {len(asks)}, {tokens} tokens, {rate:.0f} tokens/s\n")
-        if now - begun > seconds:
-            return
+    with Progress(name, len(asks), len(done), "answer") as progress:
+        while ready := list(itertools.islice(traces, _FILE)):
+            write_traces(folder, ready)
+            yield from ready
+            progress.add(sum(len(trace.starts) - 1 for trace in ready), len(ready))
+            if time.monotonic() - begun > seconds:
+                return

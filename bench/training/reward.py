@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from trimtab.bench.progress import Progress
 from trimtab.bench.record import Recorder
 from trimtab.bench.training.attention import TRAINING_ATTENTION
 from trimtab.bench.training.bag_of_words import BagOfWords, pair_loss
@@ -45,6 +46,7 @@ from trimtab.bench.training.preferences import (
     read_preferences,
 )
 from trimtab.bench.training.states import States, lower, upper
+from trimtab.bench.weights import quantised
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.models.sources import resolve
 from trimtab.decode.request.prompt import ChatMessage
@@ -409,6 +411,7 @@ def evaluate(
         "instructions_learned_from": len(by_instruction(learned)),
         "epochs": options.epochs,
         "unseen": list(unseen),
+        "quantisation": quantised(options.source),
     }
     recorder = Recorder(
         "reward_training",
@@ -421,7 +424,10 @@ def evaluate(
     for subject, found in scores.items():
         for which in ("all", "seen", "unseen") if unseen else ("all",):
             for case, margin in ((f"{which} generators", 0.0), (f"{which} generators, clear pairs", _CLEAR)):
-                a = pair_accuracy(found, margin, unseen, which)
+                try:
+                    a = pair_accuracy(found, margin, unseen, which)
+                except InvalidRequest:  # of few answers there may be no such pair; the table leaves it open
+                    continue
                 recorder.value(case, subject, "pair accuracy", "share", a.value, a.pairs, a.interval)
         groups = len(found.groups())
         recorder.value("all generators", subject, "correlation with length", "", correlation(found, lengths), groups)
@@ -445,12 +451,12 @@ def _scored(options: Options, rows: Sequence[Answered], vocabulary: Vocabulary, 
         options=EngineOptions(memory_bytes=400 << 20),
     ) as engine:
         place = 0
-        for group in by_instruction(rows).values():
-            items = [((ChatMessage("user", row.instruction),), cut[place + i]) for i, row in enumerate(group)]
-            values += [scored.value for scored in engine.score(items, reward="trained")]
-            place += len(group)
-            if len(values) // 500 > (len(values) - len(group)) // 500:
-                sys.stderr.write(f"scored {len(values)} of {len(rows)} answers\n")
+        with Progress("scoring", len(rows), unit="answer") as progress:
+            for group in by_instruction(rows).values():
+                items = [((ChatMessage("user", row.instruction),), cut[place + i]) for i, row in enumerate(group)]
+                values += [scored.value for scored in engine.score(items, reward="trained")]
+                place += len(group)
+                progress.add(pieces=len(group))
     return values
 
 

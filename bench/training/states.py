@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from trimtab.bench.progress import Progress
 from trimtab.decode.errors import InvalidRequest
 
 __all__ = ["States", "lower", "upper"]
 
 _FILE = 64  # answers in one file
 _BATCH_TOKENS = 2048
-_LINE_EVERY = 60.0
 
 
 def lower(model: Any, layers: int) -> Any:
@@ -80,23 +79,20 @@ class States:
 
     def compute(self, body: Any, stop_after: float | None = None) -> bool:
         """Compute what is missing; False if ``stop_after`` seconds passed before the end."""
-        begun = said = time.monotonic()
-        read = 0
-        for number in range(self.files):
-            if self._path(number).exists():
-                continue
+        missing = [number for number in range(self.files) if not self._path(number).exists()]
+        with Progress("states", self.files, self.files - len(missing), "file") as progress:
+            return self._computed(body, missing, stop_after, progress)
+
+    def _computed(self, body: Any, missing: Sequence[int], stop_after: float | None, progress: Progress) -> bool:
+        begun = time.monotonic()
+        for number in missing:
             indices = range(number * _FILE, min((number + 1) * _FILE, len(self.sequences)))
             states = _hidden(body, [self.sequences[i] for i in indices])
             work = self._path(number).with_suffix(".tmp")
             save_file({str(i): state for i, state in zip(indices, states, strict=True)}, work)
             work.rename(self._path(number))
-            read += sum(len(self.sequences[i]) for i in indices)
-            now = time.monotonic()
-            if now - said >= _LINE_EVERY or number + 1 == self.files:
-                said = now
-                rate = read / (now - begun)
-                sys.stderr.write(f"states: file {number + 1} of {self.files}, {rate:.0f} tokens a second\n")
-            if stop_after is not None and now - begun >= stop_after and number + 1 < self.files:
+            progress.add(sum(len(self.sequences[i]) for i in indices))
+            if stop_after is not None and time.monotonic() - begun >= stop_after and number + 1 < self.files:
                 return False
         return True
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.bench.cells import command_of
 from trimtab.bench.record import Row
+from trimtab.bench.weights import weights
 
 __all__ = ["draft_table", "head_table"]
 
@@ -18,10 +20,11 @@ def draft_table(rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for case in cases:
-        shown = [f"{found[case, 'acceptance'].value:.3f}", _figure(found.get((f"{case}, sampled", "acceptance")))]
-        shown += [f"{found[case, 'agreement'].value:.3f}", _figure(found.get((f"{case}, greedy", "agreement")))]
-        shown.append(f"{found[case, 'missing'].value:.3f}")
-        lines.append(f"| {case} | {found[case, 'acceptance'].repeats} | {' | '.join(shown)} |")
+        columns = [(case, "acceptance"), (f"{case}, sampled", "acceptance"), (case, "agreement")]
+        columns += [(f"{case}, greedy", "agreement"), (case, "missing")]
+        shown = " | ".join(_figure(found.get(column)) for column in columns)
+        positions = next(row.repeats for row in rows if row.case == case)
+        lines.append(f"| {case} | {positions} | {shown} |")
     return [*lines, "", _ran(rows)]
 
 
@@ -35,7 +38,7 @@ def head_table(rows: Sequence[Row]) -> list[str]:
     ]
     found = {(row.subject, row.metric): row for row in scores}
     for subject in dict.fromkeys(row.subject for row in scores):
-        lines.append(f"| {subject} | {' | '.join(f'{found[subject, metric].value:.4f}' for metric in metrics)} |")
+        lines.append(f"| {subject} | {' | '.join(_figure(found.get((subject, metric)), 4) for metric in metrics)} |")
     lines += ["", "| kept head | predicted | observed | positions |", "|---|---|---|---|"]
     for row in rows:
         name, _, predicted = row.case.partition(", predicted ")
@@ -46,11 +49,13 @@ def head_table(rows: Sequence[Row]) -> list[str]:
     return [*lines, "", _ran(rows)]
 
 
-def _figure(row: Row | None) -> str:
-    return "" if row is None else f"{row.value:.3f}"
+def _figure(row: Row | None, digits: int = 3) -> str:
+    return "" if row is None else f"{row.value:.{digits}f}"
 
 
 def _ran(rows: Sequence[Row]) -> str:
     row = rows[0]
-    settings = ", ".join(f"{key} {value}" for key, value in row.settings.items())
-    return f"{row.device.name}, {row.device.threads} thread(s), {row.time[:10]}; {settings}. `{row.command}`"
+    settings = ", ".join(f"{key} {value}" for key, value in row.settings.items() if key != "quantisation")
+    made = weights(row, row.settings["target"])
+    threads = f"{row.device.threads} thread{'s' * (row.device.threads != 1)}"
+    return f"{row.device.name}, {threads}, {row.time[:10]}; {settings}; the target's {made}. `{command_of(row)}`"

@@ -41,6 +41,7 @@ from trimtab.bench.training.losses import Loss
 from trimtab.bench.training.prompts import answers, asks_of_files, own_prompts, read_source
 from trimtab.bench.training.rollout import Rollout, Trace
 from trimtab.bench.training.shards import read_traces
+from trimtab.bench.weights import quantised
 from trimtab.decode.config import ModelConfig
 from trimtab.decode.errors import InvalidRequest, TrimtabError
 from trimtab.decode.models.draft import DraftSpec, read_draft, write_draft
@@ -196,6 +197,7 @@ def make_draft(options: DraftOptions) -> Recorder:
         "weight_decay": options.weight_decay,
         "texts": len(corpus.examples),
         "answer_tokens": corpus.answer_tokens,
+        "quantisation": quantised(options.target),
     }
     recorder = Recorder("draft_training", seed=options.seed, dtype=str(dtype), settings=made, quick=options.quick)
     if held_out is not None:
@@ -239,7 +241,8 @@ def make_head(options: HeadOptions) -> Recorder:
         reject_weight=options.reject_weight,
         settings=settings,
     )
-    made = {"target": files.spec.target, "positions": len(found.hidden), "steps": options.steps}
+    made: dict[str, Any] = {"target": files.spec.target, "positions": len(found.hidden), "steps": options.steps}
+    made["quantisation"] = quantised(files.spec.target)
     recorder = Recorder("head_training", seed=options.seed, dtype="float32", settings=made, quick=options.quick)
     head = train_head(kept, found, seen, out / "head-run")
     if seen is not None:
