@@ -109,11 +109,11 @@ def _speculation_caption(rows: Sequence[Row]) -> str:
     counted = max((row.repeats for row in rows if row.metric == "target passes"), default=0)
     intervals = any(interval(row, "{}") for row in rows)
     repeats = count(speeds)
+    how = "in one repeat" if repeats == "1" else f"{repeats} interleaved repeats together"
     return (
         f"{settings['target']} with {settings['draft']}, {weights(rows[0], settings['target'])}, {settings['timed']} "
         f"prompts of each kind, at most {settings['max_new_tokens']} tokens: tokens per second as multiples of plain "
-        f"decoding's over all prompts, {repeats} interleaved repeat{'s' * (repeats != '1')}"
-        f"{' together' * (repeats != '1')}{', with 95 % intervals' * intervals}. Passes and discarded drafts: of the "
+        f"decoding's over all prompts, {how}{', with 95 % intervals' * intervals}. Passes and discarded drafts: of the "
         f"best fixed length / of acceptance, over {counted} prompts. Both: copies where they have mostly stood, drafts "
         "by acceptance elsewhere."
     )

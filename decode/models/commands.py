@@ -62,7 +62,7 @@ def _list(args: argparse.Namespace) -> int:
         sys.stdout.write(f"{model.name}\n")
         for label, value in (
             ("role", model.role),
-            ("weights", f"4-bit ({model.quantisation}), dequantised to bfloat16"),
+            ("weights", f"4-bit ({model.quantisation}), dequantised to bfloat16; to float32 on a CPU without it"),
             ("state", state),
             ("licence", model.licence),
             ("notice", model.notice),
