@@ -117,6 +117,7 @@ setup(
             "hypothesis",
             "mypy>=1.18",
             "packaging",
+            "pandas>=2.2",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import builtins
 import pickle
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import ModuleType
 from typing import Any
 
+import pandas
 import pytest
 
 from trimtab.decode.display.curve import curve
 from trimtab.decode.display.page import fragment, page
+from trimtab.decode.display.script import SCRIPT
 from trimtab.decode.request.result import Candidate, FinishReason, Result, Token, TokenDraw, Usage
 
 TOKENS = (
@@ -31,6 +34,12 @@ RESULT = Result(
     usage=USAGE,
     seed=7,
     selected=1,
+)
+NOTHING = (
+    replace(RESULT, candidates=(), selected=0),
+    replace(RESULT, selected=2),
+    replace(RESULT, selected=-1),
+    replace(RESULT, candidates=(Candidate(0, "", (), FinishReason.STOP),), selected=0),
 )
 
 
@@ -62,11 +71,24 @@ def test_records_have_a_row_for_each_token() -> None:
     ]
 
 
-def test_a_data_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    pandas = pytest.importorskip("pandas")
+def test_a_data_frame() -> None:
     frame = RESULT.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert frame["entropy"].tolist() == [1.75, 0.25, 9.0]
+    assert list(frame) == list(RESULT.records()[0])
+    assert len(RESULT.to_pandas(every=True)) == 4
+
+
+@pytest.mark.parametrize("result", NOTHING, ids=["no candidates", "selected 2 of 2", "selected -1", "no tokens"])
+def test_a_result_without_an_answer_can_be_looked_at(result: Result) -> None:
+    assert result.records() == []
+    assert len(result.records(every=True)) == sum(len(candidate.tokens) for candidate in result.candidates)
+    frame = result.to_pandas()
+    assert len(frame) == 0
+    assert list(frame) == list(RESULT.to_pandas()), "the columns are there"
+    tags = Tags(result._repr_html_())
+    assert not [tag for tag, attrs in tags.found if "tabindex" in attrs]
+    assert len(tags.all("section")) == (2 if len(result.candidates) == 2 else 0), "of an only one there is no choice"
 
 
 def test_without_pandas_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,51 +105,150 @@ def test_without_pandas_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 class Tags(HTMLParser):
-    """Every tag that is opened, with its attributes, and that all are closed in order."""
+    """Every tag that is opened, with its attributes and the text right inside it, and that all are closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.open: list[str] = []
+        self.open: list[tuple[str, int]] = []
         self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
         self.feed(html)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
         if tag not in ("meta", "input", "br"):
-            self.open.append(tag)
+            self.open.append((tag, len(self.found)))
+        self.found.append((tag, dict(attrs)))
+        self.texts.append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
+        self.texts.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.texts[self.open[-1][1]] += data
+
+    def all(self, tag: str, cls: str | None = None) -> list[tuple[dict[str, str | None], str]]:
+        """Attributes and text of each such tag."""
+        found = zip(self.found, self.texts, strict=True)
+        return [
+            (attrs, text)
+            for (name, attrs), text in found
+            if name == tag and (cls is None or cls in (attrs.get("class") or "").split())
+        ]
 
 
 def test_a_notebook_shows_who_wrote_each_token() -> None:
     html = RESULT._repr_html_()
     assert html == fragment(RESULT)
     assert html in page(RESULT, "?")
-    tags = Tags(html)
-    spans = [attrs for tag, attrs in tags.found if tag == "span"]
-    assert [attrs["class"] for attrs in spans] == ["t m1", "t m0 accepted", "t m0"]
-    assert all(attrs["tabindex"] == "0" and attrs["data-about"] for attrs in spans), "the keyboard reaches each"
-    assert [attrs["style"] for attrs in spans] == ["--h:44%", "--h:6%", "--h:100%"]
-    assert "script" not in {tag for tag, _ in tags.found}
-    assert "rejected after 1 tokens" in html
-    assert "Drink water&lt;" not in html, "the answer is in spans"
+    spans = Tags(html).all("span", "t")
+    assert [attrs["class"] for attrs, _ in spans] == ["t m1", "t m0 accepted", "t m0"]
+    assert [text for _, text in spans] == ["Drink ", "wat", "er<"]
+    assert [attrs["style"] for attrs, _ in spans] == ["--h:44%", "--h:6%", "--h:100%"]
     rules = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
     assert rules is not None
     selectors = [part for rule in re.findall(r"([^{}]+){", rules[1]) for part in rule.split(",")]
     assert all(part.strip().startswith(".trimtab") for part in selectors), "the style is for it alone"
 
 
+def test_every_token_can_be_reached_and_is_described_without_scripts_too() -> None:
+    html = page(RESULT, "?")
+    tags = Tags(html)
+    spans = tags.all("span", "t")
+    assert all(attrs["tabindex"] == "0" for attrs, _ in spans), "until the script makes one stop of them"
+    for (attrs, _), token in zip(spans, TOKENS, strict=True):
+        said = attrs["title"] or ""
+        assert said.startswith(f"token {token.piece.decode()!r}, by {token.author}, id {token.id}")
+        assert f"entropy {token.entropy:.3g} nats" in said
+        assert f"top p {token.top_prob}" in said
+    assert "drawn drafted and accepted" in (spans[1][0]["title"] or "")
+    assert not [attrs for _, attrs in tags.found if "id" in attrs], "two results in one document have no id in common"
+    (card,) = tags.all("div", "card")
+    assert card[0]["role"] == "status"
+    assert "hidden" in card[0], "it is of use with scripts alone"
+    (group,) = [attrs for attrs, _ in tags.all("div") if attrs.get("role") == "group"]
+    assert group["aria-label"]
+    assert all(attrs.get("scope") in ("row", "col") for attrs, _ in tags.all("th"))
+
+
+def test_the_table_of_all_tokens_has_what_is_known_of_them() -> None:
+    html = fragment(RESULT)
+    table = html[html.index("<details>") : html.index("</details>")]
+    head, *rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    names = re.findall(r">([^<]+)</th>", head)
+    assert names == ["place", "token", "by", "id", "drawn", "p", "ln p", "entropy", "top p"], "no empty columns"
+    assert len(rows) == len(TOKENS)
+    assert [re.findall(r"<td>(.*?)</td>", row)[1] for row in rows] == ["chat", "base", "base"]
+    assert [re.findall(r"<td>(.*?)</td>", row)[-1] for row in rows] == ["0.6", "0.9", "0.8"]
+
+
+def test_the_script_works_on_what_is_there() -> None:
+    classes = {cls for attrs, _ in Tags(fragment(RESULT)).all("span") for cls in (attrs.get("class") or "").split()}
+    classes |= {cls for _, attrs in Tags(fragment(RESULT)).found for cls in (attrs.get("class") or "").split()}
+    wanted = set(re.findall(r"""(?:querySelector(?:All)?|closest)\("\.([a-z]+)""", SCRIPT))
+    assert wanted == {"trimtab", "t", "card", "answer"}
+    assert wanted <= classes
+    assert "</" not in SCRIPT, "it would end the element"
+
+
+def test_tokens_without_text_of_their_own_have_a_mark_in_their_place() -> None:
+    e, acute = "é".encode()[:1], "é".encode()[1:]
+    tokens = (
+        Token(1, b"<bos>", "base"),
+        Token(2, b" caf", "chat"),
+        Token(3, e, "chat"),
+        Token(4, acute, "base"),
+        Token(5, b"", "base"),
+        Token(6, b"\n", "base"),
+        Token(7, b"<|im_end|>", "chat"),
+    )
+    result = replace(RESULT, candidates=(Candidate(0, "café", tokens, FinishReason.STOP),), selected=0)
+    spans = Tags(result._repr_html_()).all("span", "t")
+    assert [text for _, text in spans] == ["⟨bos⟩", "caf", "é", "⟨a9⟩", "⟨id 5⟩", r"⟨\n⟩", "⟨im_end⟩"]
+    assert ["mark" in (attrs["class"] or "") for attrs, _ in spans] == [True, False, False, True, True, True, True]
+    assert [f"id {token.id}" in (attrs["title"] or "") for (attrs, _), token in zip(spans, tokens, strict=True)]
+
+
+def test_candidates_stand_side_by_side_the_chosen_one_first() -> None:
+    more = Candidate(2, "so so", TOKENS[:2], FinishReason.STOP, rewards={"brief": 0.125, "objective": 0.5})
+    tags = Tags(fragment(replace(RESULT, candidates=(*RESULT.candidates, more))))
+    assert [attrs["class"] for attrs, _ in tags.all("section")] == ["chosen", "whole", "pruned"]
+    assert [text for _, text in tags.all("h3")] == ["Candidate 1 ", "Candidate 2", "Candidate 0"]
+    assert [text for _, text in tags.all("p", "ended")] == [
+        "3 tokens, eos\nreward 0.75",
+        "2 tokens, stop\nreward 0.5\nbrief 0.125",
+        "rejected after 1 token at reward 0.25",
+    ]
+
+
+def points(svg: str) -> list[tuple[float, float]]:
+    (found,) = re.findall(r'points="([^"]+)"', svg)
+    return [(float(x), float(y)) for x, y in (point.split(",") for point in found.split())]
+
+
 def test_the_curve_has_a_point_for_each_known_entropy() -> None:
-    assert curve([1.0, None]) == ""
+    assert curve([1.0, None, float("nan")]) == ""
     svg = curve([0.0, None, 2.302585, 4.60517])
     Tags(svg)
-    (points,) = re.findall(r'points="([^"]+)"', svg)
-    places = [tuple(map(float, point.split(","))) for point in points.split()]
-    assert len(places) == 3
-    assert places[0][0] < places[1][0] < places[2][0]
-    assert places[0][1] - places[1][1] == pytest.approx(places[1][1] - places[2][1], abs=0.11), "a logarithmic scale"
+    assert [x for x, _ in points(svg)] == [0.5, 2.5, 3.5]
+    assert [y for _, y in points(svg)] == pytest.approx([100, 50, 0], abs=0.06), "a logarithmic scale"
+    assert "<text" not in svg, "letters would shrink with the drawing"
+    assert re.findall(r'<span style="top:([\d.]+)%">(\d+)</span>', svg) == [
+        ("100.0", "1"),
+        ("50.0", "10"),
+        ("0.0", "100"),
+    ]
+
+
+def test_the_curve_says_who_wrote_and_where_the_trigger_is() -> None:
+    svg = curve([0.0, 1.0, 1.0, 2.0], ["", "m1", "m1", ""], trigger=1.1512925)
+    Tags(svg)
+    assert re.findall(r'<rect class="m1" x="(\d+)" width="(\d+)"', svg) == [("1", "2")]
+    assert re.findall(r'class="trigger"[^>]* y1="([\d.]+)"', svg) == ["50.0"], "half a decade up"
+    assert "the trigger, 3.16" in svg
+    assert "trigger" not in curve([0.0, 1.0])

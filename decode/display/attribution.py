@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from trimtab.decode.request.result import Result, Token
+from trimtab.decode.request.result import Candidate, Token
 
 __all__ = ["Attribution", "Span", "spans_of"]
 
@@ -16,7 +16,7 @@ _LOOK_AHEAD = 4  # tokens without text of their own that may come before one wit
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Text that one token gave; None where no token accounts for it."""
+    """Text that one token gave, empty if it gave none of its own; None where no token accounts for it."""
 
     text: str
     token: Token | None
@@ -85,6 +85,17 @@ def _runs(owners: Iterable[tuple[str, Token | None]]) -> Iterable[tuple[Token | 
         yield items[0][1], items
 
 
-def spans_of(result: Result) -> list[Span]:
-    """The spans of a whole answer."""
-    return Attribution().feed(result.text, result.tokens)
+def spans_of(candidate: Candidate) -> list[Span]:
+    """The spans of a whole answer, with every token of it: one without text of its own has an empty span, in order.
+
+    Such are tokens that end the answer, those of a stop text, and all but the first of a character's.
+    """
+    tokens = candidate.tokens
+    spans, shown = list[Span](), 0  # tokens that have a span
+    for span in Attribution().feed(candidate.text, tokens):
+        place = next((i for i in range(shown, len(tokens)) if tokens[i] is span.token), None)
+        if place is not None:
+            spans += [Span("", token) for token in tokens[shown:place]]
+            shown = place + 1
+        spans.append(span)
+    return spans + [Span("", token) for token in tokens[shown:]]

@@ -1,43 +1,60 @@
-"""The branching factor along an answer, as inline SVG."""
+"""The branching factor along an answer: a line in SVG that fills its place, with labels that keep their size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil, exp, log
+from collections.abc import Iterator, Sequence
+from html import escape
+from itertools import groupby
+from math import ceil, exp, isfinite, log
 
 __all__ = ["curve"]
 
-_WIDTH, _HEIGHT, _LEFT = 640, 92, 44
 _LEAST = 2  # tokens of which a curve can be drawn
+_HEIGHT = 100  # of the drawing in its own units, which are stretched to the page
 
 
-def curve(entropies: Sequence[float | None]) -> str:
+def curve(entropies: Sequence[float | None], classes: Sequence[str] = (), trigger: float | None = None) -> str:
     """exp(entropy) by token, on a logarithmic scale; empty where too few tokens have one.
 
     Args:
         entropies: of each token, in nats.
+        classes: of each token that of its author, which tints its place; "" leaves it plain.
+        trigger: entropy, in nats, above which another model writes; a dashed line.
     """
-    known = [(i, entropy) for i, entropy in enumerate(entropies) if entropy is not None]
+    known = [(i, entropy) for i, entropy in enumerate(entropies) if entropy is not None and isfinite(entropy)]
     if len(known) < _LEAST:
         return ""
-    top = max(1, ceil(max(entropy for _, entropy in known) / log(10)))  # decades
-
-    def x(i: int) -> float:
-        return _LEFT + (_WIDTH - _LEFT) * i / max(1, len(entropies) - 1)
+    highest = max(*(entropy for _, entropy in known), trigger or 0.0)
+    decades = max(1, ceil(highest / log(10)))
 
     def y(entropy: float) -> float:
-        return 6 + (_HEIGHT - 24) * (1 - entropy / (top * log(10)))
+        return _HEIGHT * (1 - entropy / (decades * log(10)))
 
-    points = " ".join(f"{x(i):.1f},{y(entropy):.1f}" for i, entropy in known)
-    grid = "".join(
-        f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y(d * log(10)):.1f}" y2="{y(d * log(10)):.1f}"/>'
-        f'<text x="{_LEFT - 6}" y="{y(d * log(10)) + 4:.1f}">{10**d:,}</text>'
-        for d in range(top + 1)
-    )
+    def level(entropy: float, kind: str) -> str:
+        return f'<line class="{kind}" x1="0" x2="{len(entropies)}" y1="{y(entropy):.1f}" y2="{y(entropy):.1f}"/>'
+
+    points = " ".join(f"{i + 0.5},{y(entropy):.1f}" for i, entropy in known)
+    lines = [level(d * log(10), "grid") for d in range(decades + 1)]
+    labels = [f'<span style="top:{y(d * log(10)):.1f}%">{10**d:,}</span>' for d in range(decades + 1)]
+    caption = "Branching factor exp(entropy), by token"
+    if trigger is not None:
+        lines.append(level(trigger, "trigger"))
+        caption += f"; dashed: the trigger, {exp(min(trigger, 700.0)):.3g}"
     mean = exp(min(sum(entropy for _, entropy in known) / len(known), 700.0))
-    said = f"Branching factor, exp(entropy), of {len(entropies)} tokens; that of the mean entropy is {mean:.2f}"
+    said = f"{caption}. {len(entropies)} tokens; that of the mean entropy is {mean:.2f}"
     return (
-        f'<svg class="curve" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{said}">{grid}'
-        f'<polyline points="{points}"/><text class="axis" x="{_LEFT}" y="{_HEIGHT - 4}">'
-        "branching factor exp(entropy), by token</text></svg>\n"
+        f'<figure class="curve"><div class="plot" role="img" aria-label="{escape(said)}">{"".join(labels)}'
+        f'<svg viewBox="0 0 {len(entropies)} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
+        f'{"".join(_bands(classes))}{"".join(lines)}<polyline points="{points}"/></svg></div>'
+        f"<figcaption>{caption}</figcaption></figure>\n"
     )
+
+
+def _bands(classes: Sequence[str]) -> Iterator[str]:
+    """A tint behind each run of tokens of one author."""
+    start = 0
+    for cls, run in groupby(classes):
+        count = len(list(run))
+        if cls:
+            yield f'<rect class="{cls}" x="{start}" width="{count}" height="{_HEIGHT}"/>'
+        start += count

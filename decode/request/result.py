@@ -14,7 +14,17 @@ from trimtab.decode.frozen import FrozenDict, freeze_fields
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Candidate", "FinishReason", "ModelUsage", "Result", "Scored", "Token", "TokenDraw", "TopLogprob", "Usage"]
+__all__ = [
+    "Candidate",
+    "FinishReason",
+    "ModelUsage",
+    "Result",
+    "Scored",
+    "Token",
+    "TokenDraw",
+    "TopLogprob",
+    "Usage",
+]
 
 
 class FinishReason(StrEnum):
@@ -196,15 +206,15 @@ class Result:
         Args:
             every: of all candidates, not of the chosen one alone.
         """
-        candidates = self.candidates if every else (self.chosen,)
+        answer = answer_of(self)
         return [
-            {"candidate": candidate.index, "position": i, "text": token.piece.decode(errors="replace"), **_flat(token)}
-            for candidate in candidates
-            for i, token in enumerate(candidate.tokens)
+            _record(candidate, position)
+            for candidate in (self.candidates if every else (answer,) if answer else ())
+            for position in range(len(candidate.tokens))
         ]
 
     def to_pandas(self, every: bool = False) -> DataFrame:
-        """``records`` as a data frame.
+        """``records`` as a data frame, which has all columns even where there is no token.
 
         Raises:
             ImportError: pandas is not installed.
@@ -213,10 +223,10 @@ class Result:
             import pandas
         except ImportError as error:
             raise ImportError("to_pandas needs pandas: pip install pandas (or use records())") from error
-        return pandas.DataFrame.from_records(self.records(every))
+        return pandas.DataFrame.from_records(self.records(every), columns=list(_COLUMNS))
 
     def __repr__(self) -> str:
-        if not 0 <= self.selected < len(self.candidates):
+        if answer_of(self) is None:
             return f"Result(no answer, seed {self.seed})"
         written = Counter(token.author for token in self.tokens)
         by = ", ".join(f"{written[name]} by {name}" for name in self.models if written[name])
@@ -237,10 +247,20 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
-def _flat(token: Token) -> dict[str, Any]:
-    return {name: getattr(token, name) for name in ("author", "id", "logprob", "entropy", "top_prob", "reward")} | {
-        "draw": str(token.draw)
-    }
+_FIGURES = ("author", "id", "logprob", "entropy", "top_prob", "reward")
+_COLUMNS = ("candidate", "position", "text", *_FIGURES, "draw")
+
+
+def _record(candidate: Candidate, position: int) -> dict[str, Any]:
+    token = candidate.tokens[position]
+    figures = (getattr(token, name) for name in _FIGURES)
+    values = (candidate.index, position, token.piece.decode(errors="replace"), *figures, str(token.draw))
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def answer_of(result: Result) -> Candidate | None:
+    """The chosen candidate; None where there is none, as in a result that was cut short or put together by hand."""
+    return result.candidates[result.selected] if 0 <= result.selected < len(result.candidates) else None
 
 
 @dataclass(frozen=True, slots=True)

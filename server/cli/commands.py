@@ -184,8 +184,16 @@ def _generate(args: argparse.Namespace) -> int:
     if args.html is not None:
         from trimtab.decode.display.page import page
 
-        write_text(args.html, page(result, text))
+        write_text(args.html, page(result, text, _trigger_level(axes["policy"])))
     return 0
+
+
+def _trigger_level(policy: Policy | None) -> float | None:
+    """The base's entropy, in nats, above which the nudger writes, if that is what it goes by."""
+    from trimtab.decode.methods.policies.nudged import Nudged
+    from trimtab.decode.methods.policies.trigger import DEFAULT_TRIGGER, entropy_level
+
+    return entropy_level(policy.when or DEFAULT_TRIGGER) if isinstance(policy, Nudged) else None
 
 
 def _written(args: argparse.Namespace, events: Iterator[Event]) -> Result:

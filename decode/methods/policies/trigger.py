@@ -9,7 +9,7 @@ from typing import Annotated
 from trimtab.decode.ops import Read
 from trimtab.decode.request.fields import OneOf, Range
 
-__all__ = ["DEFAULT_TRIGGER", "TRIGGERS", "Branching", "Entropy", "TopProb", "Trigger", "fires"]
+__all__ = ["DEFAULT_TRIGGER", "TRIGGERS", "Branching", "Entropy", "TopProb", "Trigger", "entropy_level", "fires"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,17 @@ TRIGGERS = OneOf(
 
 # Chosen on the tune rows of IFEval and AlpacaEval with the bundled pair: see docs/nudging.md.
 DEFAULT_TRIGGER: Trigger = Entropy(above=1.5)
+
+
+def entropy_level(when: Trigger) -> float | None:
+    """The entropy, in nats, above which it fires; None where it goes by the top probability."""
+    match when:
+        case Entropy(above):
+            return above
+        case Branching(above):
+            return log(above)
+        case TopProb():
+            return None
 
 
 def fires(when: Trigger, read: Read) -> bool:
