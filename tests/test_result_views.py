@@ -243,6 +243,7 @@ def test_the_curve_has_a_point_for_each_known_entropy() -> None:
         ("50.0", "10"),
         ("0.0", "100"),
     ]
+    assert re.findall(r'%">(\w+)</span>', curve([0.0, 13.0]))[3:] == ["1k", "10k", "100k", "1M"]
 
 
 def test_the_curve_says_who_wrote_and_where_the_trigger_is() -> None:
@@ -252,3 +253,6 @@ def test_the_curve_says_who_wrote_and_where_the_trigger_is() -> None:
     assert re.findall(r'class="trigger"[^>]* y1="([\d.]+)"', svg) == ["50.0"], "half a decade up"
     assert "the trigger, 3.16" in svg
     assert "trigger" not in curve([0.0, 1.0])
+    high = curve([0.0, 1.0], trigger=5.0)
+    assert '<line class="trigger' not in high, "it would press the curve flat"
+    assert "the trigger is higher, 148" in high

@@ -39,4 +39,6 @@ def _ended(candidate: Candidate) -> str:
         first = f"rejected after {tokens}" + ("" if objective is None else f" at reward {objective:.4g}")
     else:
         first = f"{tokens}, {candidate.finish_reason}" + ("" if objective is None else f"\nreward {objective:.4g}")
+    if list(rewards.values()) == [objective]:  # one reward, which is all of the objective
+        rewards = {}
     return "\n".join([first, *(f"{name} {value:.4g}" for name, value in rewards.items())])

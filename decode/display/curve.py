@@ -10,6 +10,8 @@ from math import ceil, exp, isfinite, log
 __all__ = ["curve"]
 
 _LEAST = 2  # tokens of which a curve can be drawn
+# Of the drawing where styles are stripped.
+_PLAIN = 'width="100%" height="88" fill="none" stroke="currentColor" fill-opacity=".2"'
 _HEIGHT = 100  # of the drawing in its own units, which are stretched to the page
 
 
@@ -19,13 +21,12 @@ def curve(entropies: Sequence[float | None], classes: Sequence[str] = (), trigge
     Args:
         entropies: of each token, in nats.
         classes: of each token that of its author, which tints its place; "" leaves it plain.
-        trigger: entropy, in nats, above which another model writes; a dashed line.
+        trigger: entropy, in nats, above which another model writes; a dashed line, where it is on the scale.
     """
     known = [(i, entropy) for i, entropy in enumerate(entropies) if entropy is not None and isfinite(entropy)]
     if len(known) < _LEAST:
         return ""
-    highest = max(*(entropy for _, entropy in known), trigger or 0.0)
-    decades = max(1, ceil(highest / log(10)))
+    decades = max(1, ceil(max(entropy for _, entropy in known) / log(10)))
 
     def y(entropy: float) -> float:
         return _HEIGHT * (1 - entropy / (decades * log(10)))
@@ -35,19 +36,28 @@ def curve(entropies: Sequence[float | None], classes: Sequence[str] = (), trigge
 
     points = " ".join(f"{i + 0.5},{y(entropy):.1f}" for i, entropy in known)
     lines = [level(d * log(10), "grid") for d in range(decades + 1)]
-    labels = [f'<span style="top:{y(d * log(10)):.1f}%">{10**d:,}</span>' for d in range(decades + 1)]
+    labels = [f'<span style="top:{y(d * log(10)):.1f}%">{_short(10**d)}</span>' for d in range(decades + 1)]
     caption = "Branching factor exp(entropy), by token"
     if trigger is not None:
-        lines.append(level(trigger, "trigger"))
-        caption += f"; dashed: the trigger, {exp(min(trigger, 700.0)):.3g}"
+        seen = trigger <= decades * log(10)
+        lines += [level(trigger, "trigger")] if seen else []
+        caption += f"; {'dashed: the trigger' if seen else 'the trigger is higher'}, {exp(min(trigger, 700.0)):.3g}"
     mean = exp(min(sum(entropy for _, entropy in known) / len(known), 700.0))
     said = f"{caption}. {len(entropies)} tokens; that of the mean entropy is {mean:.2f}"
     return (
         f'<figure class="curve"><div class="plot" role="img" aria-label="{escape(said)}">{"".join(labels)}'
-        f'<svg viewBox="0 0 {len(entropies)} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true">'
-        f'{"".join(_bands(classes))}{"".join(lines)}<polyline points="{points}"/></svg></div>'
-        f"<figcaption>{caption}</figcaption></figure>\n"
+        f'<svg viewBox="0 0 {len(entropies)} {_HEIGHT}" preserveAspectRatio="none" aria-hidden="true" {_PLAIN}>'
+        f'{"".join(_bands(classes))}{"".join(lines)}<polyline vector-effect="non-scaling-stroke" points="{points}"/>'
+        f"</svg></div><figcaption>{caption}</figcaption></figure>\n"
     )
+
+
+def _short(power: int) -> str:
+    """A power of ten in at most four characters, up to billions."""
+    for size, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if power >= size:
+            return f"{power // size}{name}"
+    return str(power)
 
 
 def _bands(classes: Sequence[str]) -> Iterator[str]:
@@ -56,5 +66,6 @@ def _bands(classes: Sequence[str]) -> Iterator[str]:
     for cls, run in groupby(classes):
         count = len(list(run))
         if cls:
-            yield f'<rect class="{cls}" x="{start}" width="{count}" height="{_HEIGHT}"/>'
+            place = f'x="{start}" width="{count}" height="{_HEIGHT}"'
+            yield f'<rect class="{cls}" {place} fill="currentColor" stroke="none"/>'
         start += count

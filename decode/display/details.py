@@ -24,7 +24,7 @@ def _piece(token: Token) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None else f"{value + 0.0:.3g}"  # no -0
 
 
 def _entropy(nats: float | None) -> str:

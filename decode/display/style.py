@@ -25,7 +25,8 @@ STYLE = """
 .trimtab .legend, .trimtab .switch, .trimtab .card, .trimtab .curve, .trimtab table, .trimtab summary,
 .trimtab .ended { font: .82rem/1.5 system-ui, sans-serif; color: var(--soft); }
 .trimtab .legend { margin: 0 0 .4rem; }
-.trimtab .legend b { font-weight: 500; padding: .1em .45em; margin: 0 .3em; display: inline-block; }
+.trimtab .legend b { font-weight: 500; padding: .1em .45em; margin: 0 .5em 0 0;
+           display: inline-block; }
 .trimtab .t { border-radius: 2px; cursor: pointer; }
 .trimtab .accepted, .trimtab .corrected, .trimtab .bonus { text-decoration: underline 1px currentColor;
            text-underline-offset: .3em; }
@@ -38,7 +39,7 @@ STYLE = """
 .trimtab .t:focus, .trimtab .t.shown { outline: 2px solid currentColor; outline-offset: 1px; }
 .trimtab:not(.live) .t:focus::after { content: attr(title); position: fixed; z-index: 9; left: 1rem; bottom: 1rem;
            max-width: calc(100vw - 4rem); }
-.trimtab .card { position: sticky; bottom: .5rem; min-height: 4.8rem; margin: 0 0 1.25rem; padding: .5rem .8rem;
+.trimtab .card { position: sticky; bottom: .5rem; min-height: 6rem; margin: 0 0 1.25rem; padding: .5rem .8rem;
            border: 1px solid var(--line); border-radius: 6px; }
 .trimtab:has(.shown) .card, .trimtab:not(.live) .t:focus::after { white-space: pre-line; overflow-wrap: anywhere;
            background: #1b1b1f; color: #f4f4f6; border: 1px solid #6a6a72; border-radius: 6px; padding: .5rem .8rem;
@@ -47,18 +48,18 @@ STYLE = """
 .trimtab .curve { margin: 0 0 1.25rem; }
 .trimtab .plot { position: relative; height: 5.5rem; margin: .6rem 0 .5rem 3.2em; font-size: .75rem; }
 .trimtab .plot span { position: absolute; right: calc(100% + .5em); transform: translateY(-50%); }
-.trimtab .plot svg { display: block; width: 100%; height: 100%; overflow: visible; }
+.trimtab .plot svg { display: block; width: 100%; height: 100%; overflow: visible; fill-opacity: 1; }
 .trimtab .plot line, .trimtab .plot polyline { fill: none; stroke: currentColor; stroke-width: 1.5;
            stroke-linejoin: round; vector-effect: non-scaling-stroke; }
 .trimtab .plot .grid { stroke: var(--line); stroke-width: 1; }
 .trimtab .plot .trigger { stroke-dasharray: 5 4; stroke-width: 1; }
 .trimtab table { border-collapse: collapse; width: 100%; border-top: 1px solid var(--line); }
-.trimtab td, .trimtab th { padding: .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
+.trimtab table td, .trimtab table th { padding: .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
            font-weight: 400; overflow-wrap: anywhere; background: none; }
-.trimtab .figures td { text-align: right; color: currentColor; font-variant-numeric: tabular-nums; }
+.trimtab .figures tr > td { text-align: right; color: currentColor; font-variant-numeric: tabular-nums; }
 .trimtab summary { margin: 1.25rem 0 .6rem; cursor: pointer; }
 .trimtab .all { overflow-x: auto; }
-.trimtab .all td, .trimtab .all th { padding-right: .9em; white-space: pre; overflow-wrap: normal;
+.trimtab .all tr > td, .trimtab .all tr > th { padding-right: .9em; white-space: pre; overflow-wrap: normal;
            font-variant-numeric: tabular-nums; }
 .trimtab h2, .trimtab h3 { font: 600 .9rem/1.4 system-ui, sans-serif; margin: 1.75rem 0 .6rem; }
 .trimtab h3 { margin: 0; }
