@@ -36,7 +36,7 @@ STYLE = """
 .trimtab .mark { font: .7em/1 system-ui, sans-serif; color: var(--soft); user-select: none; text-decoration: none; }
 .trimtab:has(.shade:checked) .t { background: color-mix(in srgb, #d5402b calc(var(--h, 0%) * .55), transparent);
            border-color: transparent; }
-.trimtab .t:focus, .trimtab .t.shown { outline: 2px solid currentColor; outline-offset: 1px; }
+.trimtab .t:focus, .trimtab .t.shown { outline: 2px solid currentColor; outline-offset: 0; }
 .trimtab:not(.live) .t:focus::after { content: attr(title); position: fixed; z-index: 9; left: 1rem; bottom: 1rem;
            max-width: calc(100vw - 4rem); }
 .trimtab .card { position: sticky; bottom: .5rem; min-height: 6rem; margin: 0 0 1.25rem; padding: .5rem .8rem;
@@ -54,12 +54,12 @@ STYLE = """
 .trimtab .plot .grid { stroke: var(--line); stroke-width: 1; }
 .trimtab .plot .trigger { stroke-dasharray: 5 4; stroke-width: 1; }
 .trimtab table { border-collapse: collapse; width: 100%; border-top: 1px solid var(--line); }
-.trimtab table td, .trimtab table th { padding: .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
-           font-weight: 400; overflow-wrap: anywhere; background: none; }
-.trimtab .figures tr > td { text-align: right; color: currentColor; font-variant-numeric: tabular-nums; }
+.trimtab .figures td, .trimtab .figures th, .trimtab .all td, .trimtab .all th { padding: .3rem 0; text-align: left;
+           border-bottom: 1px solid var(--line); font-weight: 400; overflow-wrap: anywhere; background: none; }
+.trimtab .figures td { text-align: right; color: currentColor; font-variant-numeric: tabular-nums; }
 .trimtab summary { margin: 1.25rem 0 .6rem; cursor: pointer; }
 .trimtab .all { overflow-x: auto; }
-.trimtab .all tr > td, .trimtab .all tr > th { padding-right: .9em; white-space: pre; overflow-wrap: normal;
+.trimtab .all td, .trimtab .all th { padding-right: .9em; white-space: pre; overflow-wrap: normal;
            font-variant-numeric: tabular-nums; }
 .trimtab h2, .trimtab h3 { font: 600 .9rem/1.4 system-ui, sans-serif; margin: 1.75rem 0 .6rem; }
 .trimtab h3 { margin: 0; }
