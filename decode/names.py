@@ -57,6 +57,7 @@ from trimtab.decode.request.result import (
     Scored,
     Token,
     TokenDraw,
+    TokenReason,
     TopLogprob,
     Usage,
 )
@@ -142,6 +143,7 @@ __all__ = [
     "Stopping",
     "Token",
     "TokenDraw",
+    "TokenReason",
     "TokenReward",
     "TopLogprob",
     "TopProb",

@@ -29,6 +29,10 @@ Reader = Callable[[Sequence[int], int, Sequence[int]], tuple[int, float, float]]
 
 MAX_WORD = 16
 
+# Why a model writes a token: the name of the reason, and the entropy and top probability of the base there, if asked.
+Why = tuple[str, float | None, float | None]
+INSIDE: Why = ("within_word", None, None)
+
 
 @dataclass
 class Speaker:
@@ -119,6 +123,7 @@ class Told:
     """The oracle's answer."""
 
     tokens: list[tuple[str, int]] = field(default_factory=list)
+    why: list[Why] = field(default_factory=list)  # of each token
     text: str = ""
     finish_reason: FinishReason | None = None
     stop_match: str | None = None
@@ -191,10 +196,11 @@ class Oracle:
 
     # -------------------------------------------------------------------------------------------------------- writing
 
-    def write(self, speaker: Speaker, token: int) -> bool:
+    def write(self, speaker: Speaker, token: int, why: Why) -> bool:
         """Write one token; whether the answer goes on."""
         out, stopping = self.out, self.stopping
         out.tokens.append((speaker.name, token))
+        out.why.append(why)
         if self.is_eos(speaker, token):
             out.finish_reason = FinishReason.EOS
         elif speaker is self.base and token in stopping.stop_token_ids:
@@ -251,18 +257,21 @@ class Oracle:
             boundary = self.base.text(token)[:1].isspace() or not self.data or self.data[-1:].isspace()
             if self.gives_up(token) or (unsure and boundary and not self.inside_character(self.data)):
                 out.events.add("gave up" if self.gives_up(token) else "unsure")
-                own = self.nudge()
+                reason = "looping" if not self.unsure(entropy, top_prob) else "unsure"
+                own = self.nudge(("base_ends" if self.gives_up(token) else reason, entropy, top_prob))
                 if own is not None:
-                    self.write(self.base, own)
+                    self.write(self.base, *own)
             else:
-                self.write(self.base, token)
+                # At a word's start a base that is unsure would have handed over.
+                inside = self.unsure(entropy, top_prob)
+                self.write(self.base, token, ("within_word" if inside else "sure", entropy, top_prob))
         if out.stop_match is None:
             out.text = self.data.decode(errors="replace")
             self.stopped(self._settled_text(), out.text)
         return out
 
-    def nudge(self) -> int | None:
-        """Words of the nudger, until the base takes over with the token that is returned."""
+    def nudge(self, why: Why) -> tuple[int, Why] | None:
+        """Words of the nudger, the first for the reason ``why``, until the base takes over with what is returned."""
         base, nudger, out = self.base, self.nudger, self.out
         nudger.hear(self.data)
         written = words = 0
@@ -273,7 +282,7 @@ class Oracle:
                 if follower is None:
                     out.finish_reason = FinishReason.CONTEXT_FULL
                 else:
-                    self.write(nudger, follower)
+                    self.write(nudger, follower, why)
                 return None
             told = self.data + b"".join(map(nudger.text, word))
             position = len(out.tokens) + len(word)
@@ -287,25 +296,31 @@ class Oracle:
                     return None
                 if changed and base.spelled:
                     back = self.read(base, base.tokens, position)
-            for token in word:
-                if not self.write(nudger, token):
+            for i, token in enumerate(word):
+                if not self.write(nudger, token, INSIDE if i else why):
                     return None
             written += len(word)
             words += 1
             if words > 3:
                 out.events.add("long span")
-            if back is not None and not ending and not self.gives_up(back[0]):
-                if self.policy.max_span_tokens is not None and written >= self.policy.max_span_tokens:
+            why = ("nudger_ends", None, None) if ending else INSIDE
+            if back is not None and not ending:
+                sure = not self.unsure(back[1], back[2])
+                why = ("unsure", back[1], back[2])
+                if self.gives_up(back[0]):
+                    why = ("base_ends", back[1], back[2])
+                elif self.policy.max_span_tokens is not None and written >= self.policy.max_span_tokens:
                     out.events.add("spent")
-                    return back[0]
-                if self.looping or not self.unsure(back[1], back[2]):
+                    reason = "sure" if sure else "looping" if self.looping else "span_spent"
+                    return back[0], (reason, back[1], back[2])
+                elif self.looping or sure:
                     out.events.add("sure again")
-                    return back[0]
-                if follower is not None:
+                    return back[0], ("sure" if sure else "looping", back[1], back[2])
+                elif follower is not None:
                     mine, other = base.text(back[0]), nudger.text(follower)
                     if mine.strip() and other.strip() and (mine.startswith(other) or other.startswith(mine)):
                         out.events.add("agreed")
-                        return back[0]
+                        return back[0], ("agreed", back[1], back[2])
             if not self.guard():
                 return None
 

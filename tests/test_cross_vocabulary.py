@@ -69,6 +69,11 @@ def same(candidate: Candidate, expected: Any) -> bool:
     return summary(candidate) == (expected.tokens, expected.text, expected.finish_reason, expected.stop_match)
 
 
+def reasons_of(candidate: Candidate) -> list[tuple[str | None, float | None, float | None]]:
+    """Why each token is its author's, and what the base read there."""
+    return [(token.reason, token.base_entropy, token.base_top_prob) for token in candidate.tokens]
+
+
 def prompt_of(kind: str, text: str) -> tuple[int, ...]:
     return (nm.special(kind, "<bos>"), *nm.vocabulary(kind).encode(text, False))
 
@@ -139,6 +144,7 @@ def test_equals_the_oracle(seed: int) -> None:
     candidate, _ = case.run(chunks.append)
     expected = told(case)
     assert summary(candidate) == (expected.tokens, expected.text, expected.finish_reason, expected.stop_match)
+    assert reasons_of(candidate) == expected.why
     assert "".join(chunk.text for chunk in chunks) == candidate.text
     assert [token for chunk in chunks for token in chunk.tokens] == list(candidate.tokens)
 
@@ -165,6 +171,11 @@ def test_the_cases_meet_every_rule(known: list[tuple[Any, Any]]) -> None:
     reasons = Counter(expected.finish_reason for _, expected in known)
     assert set(reasons) == set(FinishReason) - {FinishReason.TIME_BUDGET, FinishReason.PRUNED}, reasons
     assert sum(len({author for author, _ in expected.tokens}) == 2 for _, expected in known) > 100
+    told_why = [zip(expected.tokens, expected.why, strict=True) for _, expected in known]
+    why = Counter((author, reason) for pairs in told_why for (author, _), (reason, _, _) in pairs)
+    of_base = {"sure", "agreed", "span_spent", "within_word"}
+    of_nudger = {"unsure", "base_ends", "nudger_ends", "within_word", "looping"}
+    assert set(why) >= {("base", reason) for reason in of_base} | {("nudger", reason) for reason in of_nudger}, why
     assert sum("\ufffd" in expected.text for _, expected in known) > 20
 
 
@@ -176,6 +187,7 @@ def test_blocks_only_change_the_cost(known: list[tuple[Any, Any]], monkeypatch: 
         for case, expected in known[:120]:
             candidate, context = case.run()
             assert same(candidate, expected), (case.seed, size)
+            assert reasons_of(candidate) == expected.why, (case.seed, size)
             passes[f"base {size}"] += len(context.work["base"].read)
     assert passes["base 1"] > passes["base 3"] > passes["base 16"]
 
@@ -186,7 +198,7 @@ def _wrong_position(self: Answer, model: str, ahead: int = 0) -> Pick:
 
 _pick = Answer.pick
 _respell = Spelling.respell
-_takes_over = cross_vocabulary.CrossVocabularyWriter._takes_over
+_after_word = cross_vocabulary.CrossVocabularyWriter._reason_after_word
 _is_whole = cross_vocabulary.CrossVocabularyWriter._is_whole
 
 
@@ -203,13 +215,13 @@ _is_whole = cross_vocabulary.CrossVocabularyWriter._is_whole
         (cross_vocabulary.CrossVocabularyWriter, "_gives_up", lambda self, read: False),
         (
             cross_vocabulary.CrossVocabularyWriter,
-            "_takes_over",
-            lambda self, read, follower, spent: _takes_over(self, read, None, spent),
+            "_reason_after_word",
+            lambda self, read, follower, spent: _after_word(self, read, None, spent),
         ),
         (
             cross_vocabulary.CrossVocabularyWriter,
-            "_takes_over",
-            lambda self, read, follower, spent: _takes_over(self, read, follower, False),
+            "_reason_after_word",
+            lambda self, read, follower, spent: _after_word(self, read, follower, False),
         ),
         (cross_vocabulary.CrossVocabularyWriter, "_guard", lambda self: None),
         (cross_vocabulary.CrossVocabularyWriter, "_is_last", lambda self, draft, index, ahead: True),
@@ -491,6 +503,9 @@ def test_a_loop_is_handed_to_the_nudger_and_then_ended() -> None:
     period = " sing on the then"
     saved = Scene(period * 40, (period * 40)[1:200] + " sin.", max_new_tokens=400)
     assert ("n", b" sin") in saved.pieces, "the nudger was asked although the base was sure"
+    assert "looping" in {token.reason for token in saved.candidate.tokens if token.author == "nudger"}
+    back = Scene(lambda text: (" a", 0.4), (period * 40)[1:], max_new_tokens=400)
+    assert "looping" in {token.reason for token in back.candidate.tokens if token.author == "base"}
     lost = Scene(period * 40, (period * 40)[1:], max_new_tokens=400)
     assert lost.candidate.finish_reason is FinishReason.REPETITION
     copies = lost.candidate.text.count(period[1:])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import nudging_models as nm
 import numpy as np
 import pytest
+import test_cross_vocabulary as across
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +23,7 @@ from trimtab.decode.methods.policies import nudged
 from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Branching, Entropy, TopProb, fires
 from trimtab.decode.ops import Read
-from trimtab.decode.request.result import Candidate, FinishReason
+from trimtab.decode.request.result import Candidate, FinishReason, TokenReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.decode.text.ends import Ends
 from trimtab.kernels.types import Filters, Key, Pick
@@ -60,10 +65,26 @@ def random_case(seed: int) -> Any:
     )
 
 
-def told(case: Any) -> tuple[list[tuple[str, int]], FinishReason, int, int]:
-    """Token by token, each model reading everything anew: tokens, why it ended, what each model was asked."""
+def beyond(when: Any, entropy: float, top_prob: float) -> bool:
+    """Whether a trigger fires, by its definition."""
+    match when:
+        case Entropy(above):
+            return entropy > above
+        case Branching(above):
+            return math.exp(entropy) > above
+        case TopProb(below):
+            return top_prob < below
+    raise AssertionError(when)
+
+
+def told(case: Any) -> tuple[list[tuple[str, int]], FinishReason, int, int, list[tuple[str, float, float]]]:
+    """Token by token, each model reading everything anew: tokens, why it ended, what each model was asked.
+
+    And for each token why its author wrote it, with the base's entropy and top probability.
+    """
     stopping, own = case.stopping, nm.vocabulary("base")
     tokens: list[tuple[str, int]] = []
+    why: list[tuple[str, float, float]] = []
     asked = Counter[str]()
     span = 0
     keys = {"base": Key(case.seed), "nudger": Key(case.seed).child(0, 2**32 - 1)}
@@ -81,13 +102,17 @@ def told(case: Any) -> tuple[list[tuple[str, int]], FinishReason, int, int]:
 
     while True:
         author, found = "base", ask("base")
+        read = found
         if found is not None:
             gives_up = found.token == EOS and not stopping.ignore_eos
             spent = case.policy.max_span_tokens is not None and span >= case.policy.max_span_tokens
             if gives_up or (fires(case.policy.when, found) and not spent):
                 author, found = "nudger", ask("nudger")
-        if found is None:
-            return tokens, FinishReason.CONTEXT_FULL, asked["base"], asked["nudger"]
+        if found is None or read is None:
+            return tokens, FinishReason.CONTEXT_FULL, asked["base"], asked["nudger"], why
+        unsure = beyond(case.policy.when, read.entropy, read.top_prob)
+        of_base, of_nudger = "span_spent" if unsure else "sure", "base_ends" if gives_up else "unsure"
+        why.append((of_base if author == "base" else of_nudger, read.entropy, read.top_prob))
         span = span + 1 if author == "nudger" else 0
         before = own.decode([token for _, token in tokens], skip_special_tokens=True)
         tokens.append((author, found.token))
@@ -102,7 +127,11 @@ def told(case: Any) -> tuple[list[tuple[str, int]], FinishReason, int, int]:
         elif len(tokens) == stopping.max_new_tokens:
             reason = FinishReason.MAX_NEW_TOKENS
         if reason is not None:
-            return tokens, reason, asked["base"], asked["nudger"]
+            return tokens, reason, asked["base"], asked["nudger"], why
+
+
+def reasons_of(candidate: Candidate) -> list[tuple[str | None, float | None, float | None]]:
+    return [(token.reason, token.base_entropy, token.base_top_prob) for token in candidate.tokens]
 
 
 def authors(candidate: Candidate) -> list[tuple[str, int]]:
@@ -115,17 +144,21 @@ def authors(candidate: Candidate) -> list[tuple[str, int]]:
 def test_equals_the_oracle(seed: int) -> None:
     case = random_case(seed)
     candidate, context = case.run()
-    tokens, reason, base_asked, nudger_asked = told(case)
+    tokens, reason, base_asked, nudger_asked, why = told(case)
     assert (authors(candidate), candidate.finish_reason) == (tokens, reason)
+    assert reasons_of(candidate) == why
     assert context.work["base"].passes == base_asked, "one pass of the base per token"
     assert context.work.get("nudger", nm.Work()).passes == nudger_asked, "one pass of the nudger per nudged token"
 
 
 def test_the_cases_meet_every_end_and_both_authors() -> None:
     found = [told(random_case(seed)) for seed in range(200)]
-    reasons = Counter(reason for _, reason, _, _ in found)
+    reasons = Counter(reason for _, reason, _, _, _ in found)
     assert set(reasons) == set(FinishReason) - {FinishReason.TIME_BUDGET, FinishReason.REPETITION, FinishReason.PRUNED}
-    assert sum(len({author for author, _ in tokens}) == 2 for tokens, _, _, _ in found) > 60
+    assert sum(len({author for author, _ in tokens}) == 2 for tokens, _, _, _, _ in found) > 60
+    why = Counter(reason for *_, whys in found for reason, _, _ in whys)
+    assert set(why) == {"sure", "span_spent", "unsure", "base_ends"}
+    assert min(why.values()) >= 5, why
 
 
 @pytest.mark.parametrize(
@@ -141,6 +174,51 @@ def test_a_wrong_rule_is_seen(monkeypatch: pytest.MonkeyPatch, owner: Any, name:
     expected = [told(case)[0] for case in cases]
     monkeypatch.setattr(owner, name, wrong)
     assert any(authors(case.run()[0]) != tokens for case, tokens in zip(cases, expected, strict=True))
+
+
+@given(st.integers(0, 2**31), st.sampled_from([Entropy(0.7), Branching(2.5), TopProb(0.6)]))
+@settings(max_examples=60)
+def test_the_reason_is_on_the_side_of_the_trigger_that_it_names(seed: int, when: Any) -> None:
+    """Of both policies; the base's figures are those of its distribution after the answer so far."""
+    for case in (random_case(seed), across.random_case(seed)):
+        case = replace(case, policy=replace(case.policy, when=when))
+        written = list[int]()
+        for token in case.run()[0].tokens:
+            if token.author == "base":
+                assert (token.base_entropy, token.base_top_prob) == (token.entropy, token.top_prob)
+            if case.same_vocabulary:
+                _, entropy, top_prob, _ = nm.statistics(case.base.logits([*PROMPT, *written]))
+                assert (token.base_entropy, token.base_top_prob) == (entropy, top_prob)
+            written.append(token.id)
+            if token.base_entropy is None or token.base_top_prob is None:
+                assert token.author == "nudger"
+                assert token.reason in ("within_word", "nudger_ends")
+                continue
+            fired = beyond(when, token.base_entropy, token.base_top_prob)
+            if (token.author, token.reason) in SIDES:
+                assert fired == SIDES[token.author, token.reason], token
+            else:
+                assert (token.author, token.reason) == ("nudger", "base_ends")
+
+
+# On which side of the trigger the base's read is.
+SIDES = {
+    ("base", "sure"): False,
+    ("base", "within_word"): True,
+    ("base", "agreed"): True,
+    ("base", "span_spent"): True,
+    ("base", "looping"): True,
+    ("nudger", "unsure"): True,
+    ("nudger", "looping"): False,
+}
+
+
+def test_the_document_explains_each_reason() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "nudging.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (base|nudger|either) \| \S", text, re.MULTILINE))
+    assert set(rows) == set(TokenReason)
+    for author, reason in SIDES:
+        assert rows[reason] in (author, "either")
 
 
 def test_the_nudger_reads_what_it_missed_in_one_chunk() -> None:

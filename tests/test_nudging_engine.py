@@ -75,11 +75,20 @@ def check(base: Eager, nudger: Eager, engine: Engine, prompt: Any, policy: Nudge
     ]
     told = oracle.Oracle(*speakers, policy, stopping, base.template.stops(prompt)).run()
     assert [(token.author, token.id) for token in result.tokens] == told.tokens
+    same_reasons(result, told.why)
     assert (result.text, result.finish_reason) == (told.text, told.finish_reason)
     assert result.chosen.stop_match == told.stop_match
     usage_adds_up(result)
     settled(engine)
     return result
+
+
+def same_reasons(result: Result, expected: Sequence[oracle.Why]) -> None:
+    """Each token has its reason, and the base's figures to within rounding."""
+    for token, (reason, entropy, top_prob) in zip(result.tokens, expected, strict=True):
+        assert token.reason == reason
+        assert token.base_entropy == (None if entropy is None else pytest.approx(entropy, abs=2e-3))
+        assert token.base_top_prob == (None if top_prob is None else pytest.approx(top_prob, abs=2e-3))
 
 
 def usage_adds_up(result: Result) -> None:
@@ -262,7 +271,9 @@ def test_one_vocabulary_through_the_engine(folders: dict[str, Path], eager: dict
         for seed, when in enumerate((TopProb(0.5), Entropy(1.0), Branching(2.5))):
             sampled: Any = {"max_new_tokens": 30, "temperature": 0.8, "min_p": 0.1, "seed": seed}
             result = engine.generate("the sin", model="base", policy=Nudged("chat", when), **sampled)
-            assert [(t.author, t.id) for t in result.tokens] == _same_vocabulary(eager, "the sin", when, sampled)
+            tokens, why = _same_vocabulary(eager, "the sin", when, sampled)
+            assert [(token.author, token.id) for token in result.tokens] == tokens
+            same_reasons(result, why)
             usage_adds_up(result)
             models = {m.model: m for m in result.usage.models}
             assert models["base"].forward_passes == len(result.tokens)
@@ -275,13 +286,17 @@ def test_one_vocabulary_through_the_engine(folders: dict[str, Path], eager: dict
     settled(engine)
 
 
-def _same_vocabulary(eager: dict[str, Eager], prompt: str, when: Any, options: dict[str, Any]) -> list[tuple[str, int]]:
+def _same_vocabulary(
+    eager: dict[str, Eager], prompt: str, when: Any, options: dict[str, Any]
+) -> tuple[list[tuple[str, int]], list[oracle.Why]]:
+    """Tokens with their authors, and why each is its author's."""
     filters = Filters(temperature=options["temperature"], min_p=options["min_p"])
     key = Key(options["seed"])
     base, twin = eager["base"], eager["twin"]
     ask = {"base": base.reader(filters, key), "chat": twin.reader(filters, key.child(0, 2**32 - 1))}
     prompts = {"base": base.template.encode(prompt), "chat": twin.template.encode(prompt)}
     tokens: list[tuple[str, int]] = []
+    why: list[oracle.Why] = []
     eos = base.vocabulary.eos_token_ids
     while len(tokens) < options["max_new_tokens"]:
         written = [token for _, token in tokens]
@@ -294,13 +309,14 @@ def _same_vocabulary(eager: dict[str, Eager], prompt: str, when: Any, options: d
                 unsure = entropy > above
             case Branching(above):
                 unsure = math.exp(entropy) > above
+        why.append(("base_ends" if token in eos else "unsure" if unsure else "sure", entropy, top_prob))
         if unsure or token in eos:
             author = "chat"
             token, _, _ = ask["chat"]([*prompts["chat"], *written], len(tokens), ())
         tokens.append((author, token))
         if token in eos:
             break
-    return tokens
+    return tokens, why
 
 
 # ------------------------------------------------------------------------------------------------------- the real pair

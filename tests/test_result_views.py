@@ -16,7 +16,16 @@ import pytest
 from trimtab.decode.display.curve import curve
 from trimtab.decode.display.page import fragment, page
 from trimtab.decode.display.script import SCRIPT
-from trimtab.decode.request.result import Candidate, FinishReason, Result, Token, TokenDraw, Usage
+from trimtab.decode.request.result import (
+    Candidate,
+    FinishReason,
+    Result,
+    Token,
+    TokenDraw,
+    TokenReason,
+    TopLogprob,
+    Usage,
+)
 
 TOKENS = (
     Token(3, b"Drink ", "chat", logprob=-0.5, entropy=1.75, top_prob=0.6),
@@ -50,6 +59,19 @@ def test_a_line_says_what_it_is() -> None:
     assert len(repr(long)) < 120
 
 
+def test_a_line_stays_short_whatever_it_is_of() -> None:
+    assert repr(TOKENS[1]) == "Token(b'wat', 4 by base, accepted, logprob -0.1, entropy 0.25)"
+    nudged = replace(TOKENS[0], reason=TokenReason.UNSURE, base_entropy=1.8, reward=0.5)
+    assert repr(nudged) == "Token(b'Drink ', 3 by chat, plain, unsure, logprob -0.5, entropy 1.75, reward 0.5)"
+    assert repr(Token(3, b"\xe2", "base")) == "Token(b'\\xe2', 3 by base, plain)"
+    top = tuple(TopLogprob(i, b"x" * 100, -1.0) for i in range(1000))
+    assert len(repr(Token(3, b"\x00" * 1000, "chat" * 1000, logprob=-1 / 3, top=top))) < 500
+    rated = {"rating " * 20 + str(i): i / 3 for i in range(1000)} | {"objective": 0.25}
+    line = repr(Candidate(0, "no", (), FinishReason.EOS, rewards=rated))
+    assert len(line) < 400
+    assert line.endswith(", objective 0.25, 997 rewards more)"), "the objective is among those that are shown"
+
+
 def test_they_are_plain_data_still() -> None:
     again = pickle.loads(pickle.dumps(RESULT))
     assert again == RESULT
@@ -63,12 +85,20 @@ def test_records_have_a_row_for_each_token() -> None:
     assert [row["entropy"] for row in rows] == [1.75, 0.25, 9.0]
     assert [row["draw"] for row in rows] == ["plain", "accepted", "plain"]
     assert {row["candidate"] for row in rows} == {1}
+    assert {(row["reason"], row["base_entropy"], row["base_top_prob"]) for row in rows} == {(None, None, None)}
     assert [(row["candidate"], row["position"]) for row in RESULT.records(every=True)] == [
         (0, 0),
         (1, 0),
         (1, 1),
         (1, 2),
     ]
+
+
+def test_records_say_why() -> None:
+    token = replace(TOKENS[0], reason=TokenReason.UNSURE, base_entropy=1.8, base_top_prob=0.3)
+    (row,) = replace(RESULT, candidates=(replace(RESULT.candidates[0], tokens=(token,)),), selected=0).records()
+    assert (row["reason"], row["base_entropy"], row["base_top_prob"]) == ("unsure", 1.8, 0.3)
+    assert type(row["reason"]) is str
 
 
 def test_a_data_frame() -> None:

@@ -29,6 +29,7 @@ from trimtab.decode.request.result import (
     Result,
     Token,
     TokenDraw,
+    TokenReason,
     TopLogprob,
     Usage,
 )
@@ -51,6 +52,9 @@ tokens = st.builds(
     top_prob=maybe_numbers,
     top=st.lists(tops, max_size=2).map(tuple),
     reward=maybe_numbers,
+    reason=st.none() | st.sampled_from(TokenReason),
+    base_entropy=maybe_numbers,
+    base_top_prob=maybe_numbers,
 )
 candidates = st.builds(
     Candidate,

@@ -22,7 +22,7 @@ from trimtab.decode.methods.policies.nudged import Nudged
 from trimtab.decode.methods.policies.trigger import Entropy, TopProb
 from trimtab.decode.request.method import Draw, Policy
 from trimtab.decode.request.request import Request
-from trimtab.decode.request.result import TokenDraw
+from trimtab.decode.request.result import TokenDraw, TokenReason
 from trimtab.decode.request.sampling import Stopping
 from trimtab.kernels.types import Filters, Key
 
@@ -68,7 +68,8 @@ def run(
 
 def written(candidate: Any) -> tuple[Any, ...]:
     tokens = [(t.author, t.id, t.logprob, t.entropy, t.top_prob, t.top) for t in candidate.tokens]
-    return tokens, candidate.text, candidate.finish_reason
+    why = [(t.reason, t.base_entropy, t.base_top_prob) for t in candidate.tokens]
+    return tokens, why, candidate.text, candidate.finish_reason
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=str)
@@ -97,6 +98,9 @@ def test_policies_write_the_same_over_any_draw(policy: Policy, draw: Speculative
     assert drawn[TokenDraw.CORRECTED] > 10
     if isinstance(policy, Nudged):
         assert authors["other"] > 10
+        assert {token.reason for token in found.tokens} <= set(TokenReason)
+    else:
+        assert {token.reason for token in found.tokens} == {None}
 
 
 @pytest.mark.parametrize("draw", DRAWS, ids=str)

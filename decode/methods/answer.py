@@ -18,6 +18,7 @@ from trimtab.decode.request.result import (
     FinishReason,
     Token,
     TokenDraw,
+    TokenReason,
 )
 from trimtab.decode.text.detokenizer import Detokenizer
 from trimtab.decode.text.ends import Ends
@@ -182,10 +183,37 @@ class Answer:
         filters = self._drawing.filters if self.ends.shares_ids(model) else self._drawing.foreign
         return Pick(filters, keys[model != self._model], position, banned=self.ends.banned(model, position))
 
-    def token(self, model: str, read: Read, draw: TokenDraw | None = None) -> Token:
-        """The token that ``model`` drew; how, says the read unless ``draw`` does."""
-        piece = self._context.vocabulary(model).piece(read.token)
-        return Token(read.token, piece, model, draw or read.draw, read.logprob, read.entropy, read.top_prob, read.top)
+    def token(
+        self,
+        model: str,
+        read: Read,
+        draw: TokenDraw | None = None,
+        *,
+        reason: TokenReason | None = None,
+        base: Read | None = None,
+    ) -> Token:
+        """The token that ``model`` drew.
+
+        Args:
+            model: its author.
+            read: its token and figures.
+            draw: how it was drawn; None: as the read says.
+            reason: why that model writes here, where models take turns.
+            base: what the requested model reads at this place then; None where it wasn't asked.
+        """
+        return Token(
+            read.token,
+            self._context.vocabulary(model).piece(read.token),
+            model,
+            draw or read.draw,
+            read.logprob,
+            read.entropy,
+            read.top_prob,
+            read.top,
+            reason=reason,
+            base_entropy=None if base is None else base.entropy,
+            base_top_prob=None if base is None else base.top_prob,
+        )
 
     def fork(self, key: Key, index: int | None = None, emit: Callable[[Chunk], None] | None = None) -> Answer:
         """A copy that goes on with random numbers of its own; ``index`` None keeps the number of this one."""

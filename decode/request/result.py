@@ -22,6 +22,7 @@ __all__ = [
     "Scored",
     "Token",
     "TokenDraw",
+    "TokenReason",
     "TopLogprob",
     "Usage",
 ]
@@ -45,6 +46,23 @@ class TokenDraw(StrEnum):
     FORCED = "forced"
 
 
+class TokenReason(StrEnum):
+    """Why its author wrote a token, where two models take turns (``Nudged``).
+
+    Where several hold, the base's is the first of ``SURE``, ``WITHIN_WORD``, ``LOOPING``, ``SPAN_SPENT``, ``AGREED``,
+    and the nudger's the first of ``NUDGER_ENDS``, ``WITHIN_WORD``, ``BASE_ENDS``, ``UNSURE``, ``LOOPING``.
+    """
+
+    SURE = "sure"  # base: the trigger does not fire
+    AGREED = "agreed"  # base: it is unsure, but would go on after the nudger's word as the nudger would
+    SPAN_SPENT = "span_spent"  # base: it is unsure, but the nudger has written max_span_tokens in a row
+    UNSURE = "unsure"  # nudger: the trigger fires
+    BASE_ENDS = "base_ends"  # nudger: the base would end the answer here, which it isn't trusted to do alone
+    NUDGER_ENDS = "nudger_ends"  # nudger: after a word of its own it ends the answer, without asking the base
+    WITHIN_WORD = "within_word"  # either: it goes on with its own word; authors change at words only
+    LOOPING = "looping"  # either: the answer repeats itself, so the loop guard passes it to the other model
+
+
 @dataclass(frozen=True, slots=True)
 class TopLogprob:
     id: int
@@ -52,7 +70,7 @@ class TopLogprob:
     logprob: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Token:
     """One written token and how it came about.
 
@@ -76,6 +94,12 @@ class Token:
         top_prob: its largest probability.
         top: its most likely tokens, if asked for.
         reward: of the answer up to this token, under a policy that rates tokens.
+        reason: why ``author`` wrote it, under a policy where models take turns.
+        base_entropy: nats, of the requested model's distribution at this place, under such a policy: what the trigger
+            read. It is taken, as ``entropy`` is, after that model's own prompt and the answer up to here in its own
+            spelling; of a token that the requested model wrote it is ``entropy`` itself. None where that model was not
+            asked: within the nudger's words, and where the nudger ends the answer after a word of its own.
+        base_top_prob: the largest probability of the same distribution, None at the same places.
     """
 
     id: int
@@ -87,6 +111,15 @@ class Token:
     top_prob: float | None = None
     top: tuple[TopLogprob, ...] = ()
     reward: float | None = None  # of a policy that rates tokens
+    reason: TokenReason | None = None
+    base_entropy: float | None = None
+    base_top_prob: float | None = None
+
+    def __repr__(self) -> str:
+        known = {"logprob": self.logprob, "entropy": self.entropy, "reward": self.reward}
+        figures = "".join(f", {name} {value:.4g}" for name, value in known.items() if value is not None)
+        why = "" if self.reason is None else f", {self.reason}"
+        return f"Token({_short(self.piece)}, {self.id} by {_cut(self.author)}, {self.draw}{why}{figures})"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -109,7 +142,10 @@ class Candidate:
         return sum(t.logprob for t in self.tokens if t.logprob is not None)
 
     def __repr__(self) -> str:
-        rewards = "".join(f", {name} {value:.4g}" for name, value in self.rewards.items())
+        shown = sorted(self.rewards, key=lambda name: name != "objective")[:_REWARDS_SHOWN]
+        rewards = "".join(f", {_cut(name)} {value:.4g}" for name, value in self.rewards.items() if name in shown)
+        more = len(self.rewards) - len(shown)
+        rewards += f", {more} rewards more" if more else ""
         return f"Candidate({self.index}, {_short(self.text)}, {len(self.tokens)} tokens, {self.finish_reason}{rewards})"
 
 
@@ -241,20 +277,28 @@ class Result:
 
 
 _SHOWN = 60  # characters of a text in a repr
+_REWARDS_SHOWN = 4  # in a repr; the objective's is among them
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+def _short(text: str | bytes) -> str:
+    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}…"
 
 
-_FIGURES = ("author", "id", "logprob", "entropy", "top_prob", "reward")
-_COLUMNS = ("candidate", "position", "text", *_FIGURES, "draw")
+def _cut(name: str) -> str:
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+
+
+_FIGURES = ("author", "id", "logprob", "entropy", "top_prob", "reward", "base_entropy", "base_top_prob")
+
+
+_COLUMNS = ("candidate", "position", "text", *_FIGURES, "draw", "reason")
 
 
 def _record(candidate: Candidate, position: int) -> dict[str, Any]:
     token = candidate.tokens[position]
     figures = (getattr(token, name) for name in _FIGURES)
-    values = (candidate.index, position, token.piece.decode(errors="replace"), *figures, str(token.draw))
+    how = (str(token.draw), None if token.reason is None else str(token.reason))
+    values = (candidate.index, position, token.piece.decode(errors="replace"), *figures, *how)
     return dict(zip(_COLUMNS, values, strict=True))
 
 

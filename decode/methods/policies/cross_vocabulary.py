@@ -26,12 +26,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Self
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.draws.base import TokenDraws
 from trimtab.decode.methods.policies.repetition import repeats
+from trimtab.decode.methods.policies.span import Span
 from trimtab.decode.methods.policies.trigger import Trigger, fires
 from trimtab.decode.methods.writer import Team, Writer
 from trimtab.decode.ops import (
@@ -41,7 +41,7 @@ from trimtab.decode.ops import (
     Seq,
     gather,
 )
-from trimtab.decode.request.result import FinishReason, Token
+from trimtab.decode.request.result import FinishReason, Token, TokenReason
 from trimtab.decode.text.spelling import Spelling, incomplete, starts_word, text_of
 from trimtab.decode.text.view import VocabularyView
 from trimtab.kernels.types import Pick
@@ -54,41 +54,9 @@ _LOOP = 3  # copies that hand a repeating answer to the nudger
 _STUCK = 6  # copies that end it
 _CHECK_EVERY = 8  # tokens between looks for repetition
 
-
-@dataclass(slots=True)
-class _Span:
-    """What the nudger has drafted since it took over.
-
-    Attributes:
-        words: drafted, not yet wholly written; the first may be.
-        done: tokens of the first word that are written.
-        next: the nudger's read for the token after them: the start of the next word, or EOS. It is already drawn, but
-            not yet in its sequence. None where a limit left no room for it.
-        backs: for the first words, the base's read after each, None where there is none; and the number of its tokens
-            that spell the answer up to there. A word is written only when it has one of these.
-        last: the word that was written before the first one.
-        block: words to draft at a time.
-        written: tokens that the nudger has written in a row.
-        of_base, of_nudger: the spellings of the last written word, and before the span.
-    """
-
-    words: list[list[Read]] = field(default_factory=list)
-    done: int = 0
-    next: Read | None = None
-    backs: deque[tuple[Read | None, int]] = field(default_factory=deque)
-    last: list[Read] = field(default_factory=list)
-    block: int = 1
-    written: int = 0
-    of_base: Spelling | None = None
-    of_nudger: Spelling | None = None
-
-    @property
-    def ahead(self) -> int:
-        """Tokens that are drafted and not written."""
-        return sum(map(len, self.words)) - self.done
-
-    def copy(self) -> _Span:
-        return replace(self, words=[list(word) for word in self.words], backs=self.backs.copy())
+# Why the base goes on by itself, and why it takes over after a word of the nudger.
+_GOES_ON = (TokenReason.SURE, TokenReason.WITHIN_WORD)
+_TAKES_OVER = (TokenReason.SURE, TokenReason.LOOPING, TokenReason.SPAN_SPENT, TokenReason.AGREED)
 
 
 class CrossVocabularyWriter(Writer):
@@ -130,8 +98,8 @@ class CrossVocabularyWriter(Writer):
         self._of_nudger = Spelling(of_nudger, None if begun else _lead(of_nudger, nudger))
         self._data = bytearray()  # the answer
         self._reads: deque[Read] = deque()  # proposed by the base, not yet written
-        self._span: _Span | None = None  # while the nudger writes
-        self._own: Read | None = None  # the base's next token, with which it takes over from the nudger
+        self._span: Span | None = None  # while the nudger writes
+        self._own: Token | None = None  # the base's, with which it takes over from the nudger; not yet written
         self._checked = 0
         self._looping = False
 
@@ -145,10 +113,10 @@ class CrossVocabularyWriter(Writer):
     async def _next(self) -> Token | None:
         while not self.answer.done:
             if self._own is not None:
-                return self.answer.token(self._base.seq.model, self._own)
-            read = await (self._next_of_base() if self._span is None else self._next_of_nudger(self._span))
-            if read is not None:
-                return self.answer.token((self._base.seq if self._span is None else self._nudger).model, read)
+                return self._own
+            token = await (self._next_of_base() if self._span is None else self._next_of_nudger(self._span))
+            if token is not None:
+                return token
         return None
 
     def _took(self, token: Token) -> None:
@@ -170,7 +138,7 @@ class CrossVocabularyWriter(Writer):
 
     # ------------------------------------------------------------------------------------------------------- the base
 
-    async def _next_of_base(self) -> Read | None:
+    async def _next_of_base(self) -> Token | None:
         """The base's next token; None where it hands over or the answer has ended."""
         if not self._reads:
             if self._base.full:
@@ -181,18 +149,28 @@ class CrossVocabularyWriter(Writer):
         self._guard()
         if self.answer.done:
             return None
-        if not self._hands_over(read):
-            return read
+        reason = self._reason(read)
+        if reason in _GOES_ON:
+            return self._own_token(read, reason)
         self._reads.clear()
-        self._span = _Span(of_nudger=self._of_nudger.copy())
+        self._span = Span(of_nudger=self._of_nudger.copy(), reason=reason, asked=read)
         self._catch_up_nudger()
         return None
 
-    def _hands_over(self, read: Read) -> bool:
-        """Whether the nudger writes instead of the base's ``read``."""
+    def _own_token(self, read: Read, reason: TokenReason) -> Token:
+        return self.answer.token(self._base.seq.model, read, reason=reason, base=read)
+
+    def _reason(self, read: Read) -> TokenReason:
+        """Why the base writes ``read`` (``_GOES_ON``), or the nudger in its place."""
         if self._gives_up(read):
-            return True  # inside a character too: nobody will complete it
-        if incomplete(self._data) or not (self._looping or fires(self._when, read)):
+            return TokenReason.BASE_ENDS  # inside a character too: nobody will complete it
+        unsure = fires(self._when, read)
+        if (unsure or self._looping) and self._begins_word(read):
+            return TokenReason.UNSURE if unsure else TokenReason.LOOPING
+        return TokenReason.WITHIN_WORD if unsure else TokenReason.SURE
+
+    def _begins_word(self, read: Read) -> bool:
+        if incomplete(self._data):
             return False
         piece = text_of(self._base_vocabulary, read.token)
         return starts_word(piece) or not self._data or self._data[-1:].isspace()
@@ -212,27 +190,29 @@ class CrossVocabularyWriter(Writer):
 
     # ----------------------------------------------------------------------------------------------------- the nudger
 
-    async def _next_of_nudger(self, span: _Span) -> Read | None:
+    async def _next_of_nudger(self, span: Span) -> Token | None:
         """The nudger's next token; None where the base takes over, the answer has ended, or more must be drafted."""
         if not span.backs:
             if not await self._draft(span):
-                return None if self.answer.done else span.next
+                return None if self.answer.done else self._nudged_token(span, span.next)
             span.of_base = self._of_base.copy()
             span.backs.extend(await self._verify(span))
             return None
         word = span.words[0]
         if span.done < len(word):
-            return word[span.done]
+            return self._nudged_token(span, word[span.done])
         # A word has been written: who goes on?
         follower = span.words[1][0] if len(span.words) > 1 else span.next
         spent = self._max_span is not None and span.written >= self._max_span
         back, size = span.backs[0]
-        if back is not None and self._takes_over(back, follower, spent):
+        reason = self._reason_after_word(back, follower, spent)
+        if back is not None and reason in _TAKES_OVER:
             self._settle_base()
-            self._own = back
+            self._own = self._own_token(back, reason)
             return None
         self._guard()
         if not self.answer.done:
+            span.reason, span.asked = reason, back
             span.last, span.done = span.words.pop(0), 0
             span.backs.popleft()
             if span.backs:
@@ -243,16 +223,35 @@ class CrossVocabularyWriter(Writer):
                 span.block = min(2 * span.block, _MAX_BLOCK)
         return None
 
-    def _takes_over(self, read: Read, follower: Read | None, spent: bool) -> bool:
-        """Whether the base goes on by itself, where the nudger would write ``follower``."""
+    def _nudged_token(self, span: Span, read: Read | None) -> Token:
+        assert read is not None
+        reason, asked = (TokenReason.WITHIN_WORD, None) if span.done else (span.reason, span.asked)
+        return self.answer.token(self._nudger.model, read, reason=reason, base=asked)
+
+    def _reason_after_word(self, read: Read | None, follower: Read | None, spent: bool) -> TokenReason:
+        """Why the base goes on by itself (``_TAKES_OVER``), or the nudger, which would write ``follower``.
+
+        Args:
+            read: the base's, after the word; None where it isn't asked.
+            follower: None where a limit left no room for it.
+            spent: whether the nudger has written ``max_span`` tokens in a row.
+        """
         if follower is not None and self.answer.ends.holds(self._nudger.model, follower.token):
-            return False  # the end is the nudger's to say
+            return TokenReason.NUDGER_ENDS  # the end is the nudger's to say
+        if read is None:
+            return TokenReason.WITHIN_WORD
         if self._gives_up(read):
-            return False
-        if spent or self._looping or not fires(self._when, read):
-            return True
-        if follower is None:
-            return False
+            return TokenReason.BASE_ENDS
+        if not fires(self._when, read):
+            return TokenReason.SURE
+        if self._looping:
+            return TokenReason.LOOPING
+        if spent:
+            return TokenReason.SPAN_SPENT
+        return TokenReason.AGREED if follower is not None and self._agree(read, follower) else TokenReason.UNSURE
+
+    def _agree(self, read: Read, follower: Read) -> bool:
+        """Whether one model's token, which has to have a visible text, begins with the other's."""
         own = text_of(self._base_vocabulary, read.token)
         other = text_of(self._nudger_vocabulary, follower.token)
         return bool(own.strip()) and bool(other.strip()) and (own.startswith(other) or other.startswith(own))
@@ -263,7 +262,7 @@ class CrossVocabularyWriter(Writer):
         assert kept is not None
         self._nudger.rewind(self._nudger_prompt + min(kept, len(self._nudger.tokens) - self._nudger_prompt))
 
-    async def _draft(self, span: _Span) -> bool:
+    async def _draft(self, span: Span) -> bool:
         """Draft until there are ``block`` whole words and the token after them, or fewer where the answer must end.
 
         Returns:
@@ -308,7 +307,7 @@ class CrossVocabularyWriter(Writer):
     def _nudged_text(self, word: list[Read]) -> bytes:
         return b"".join(text_of(self._nudger_vocabulary, read.token) for read in word)
 
-    async def _verify(self, span: _Span) -> list[tuple[Read | None, int]]:
+    async def _verify(self, span: Span) -> list[tuple[Read | None, int]]:
         """Read drafted words with the base, in one pass.
 
         Returns:
@@ -355,7 +354,7 @@ class CrossVocabularyWriter(Writer):
         reads = await Extend(self._base.seq, spelling.ids[have:], wanted, self.answer.top)
         return [(None if place is None else reads[place - first], size) for place, size in places]
 
-    def _is_last(self, span: _Span, index: int, ahead: int) -> bool:
+    def _is_last(self, span: Span, index: int, ahead: int) -> bool:
         """Whether the answer ends with the drafted word of that index, ``ahead`` tokens from here."""
         if index + 1 < len(span.words):
             return False
@@ -395,7 +394,7 @@ class CrossVocabularyWriter(Writer):
         elif span.of_base is not None:
             self._of_base = span.of_base.copy()
         if word:
-            self._span = _Span([word], len(word), written=span.written, of_nudger=span.of_nudger)
+            self._span = Span([word], len(word), written=span.written, of_nudger=span.of_nudger)
         else:
             assert span.of_nudger is not None
             self._span, self._of_nudger = None, span.of_nudger.copy()

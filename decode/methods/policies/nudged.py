@@ -21,9 +21,11 @@ from trimtab.decode.request.check import Check
 from trimtab.decode.request.fields import Model, Range
 from trimtab.decode.request.info import same_model
 from trimtab.decode.request.method import Policy
-from trimtab.decode.request.result import FinishReason, Token
+from trimtab.decode.request.result import FinishReason, Token, TokenReason
 
 __all__ = ["Nudged", "NudgedWriter"]
+
+_OF_BASE = (TokenReason.SURE, TokenReason.SPAN_SPENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +104,33 @@ class NudgedWriter(Writer):
         await gather(self._base.prime(), _read(self._nudger))
 
     async def _next(self) -> Token | None:
-        answer, model, helper = self.answer, self._base.seq.model, self._nudger.model
+        answer, helper = self.answer, self._nudger.model
+        if not self._reads:
+            if self._base.full:
+                answer.finish(FinishReason.CONTEXT_FULL)
+                return None
+            self._reads.extend(await self._base.propose())
+        read = self._reads[0]
+        reason = self._reason(read)
+        if reason in _OF_BASE:
+            return answer.token(self._base.seq.model, read, reason=reason, base=read)
         if self._found is None:
-            if not self._reads:
-                if self._base.full:
-                    answer.finish(FinishReason.CONTEXT_FULL)
-                    return None
-                self._reads.extend(await self._base.propose())
-            read = self._reads[0]
-            gives_up = answer.ends.is_eos(model, read.token) or answer.ends.is_eos(helper, read.token)
-            spent = self._max_span is not None and self._span >= self._max_span
-            if not gives_up and (spent or not fires(self._when, read)):
-                return answer.token(model, read)
             missing, self._missing = self._missing, []
             if len(self._nudger.tokens) + len(missing) >= self._context.limit(helper):
                 answer.finish(FinishReason.CONTEXT_FULL)
                 return None
             (self._found,) = await Extend(self._nudger, missing, (answer.pick(helper),), answer.top)
-        return answer.token(helper, self._found)
+        return answer.token(helper, self._found, reason=reason, base=read)
+
+    def _reason(self, read: Read) -> TokenReason:
+        """Why the base writes ``read`` (``_OF_BASE``), or the nudger in its place."""
+        ends = self.answer.ends
+        if ends.is_eos(self._base.seq.model, read.token) or ends.is_eos(self._nudger.model, read.token):
+            return TokenReason.BASE_ENDS
+        if not fires(self._when, read):
+            return TokenReason.SURE
+        spent = self._max_span is not None and self._span >= self._max_span
+        return TokenReason.SPAN_SPENT if spent else TokenReason.UNSURE
 
     def _took(self, token: Token) -> None:
         if self._found is None:
