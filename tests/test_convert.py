@@ -57,6 +57,7 @@ from trimtab.decode.request.result import (
     Scored,
     Token,
     TokenDraw,
+    TokenReason,
     TopLogprob,
     Usage,
 )
@@ -353,6 +354,9 @@ def _tokens(authors: tuple[str, ...]) -> st.SearchStrategy[tuple[Token, ...]]:
         top_prob=st.none() | st.floats(0, 1, width=32),
         top=tops,
         reward=optional,
+        reason=st.none() | st.sampled_from(TokenReason),
+        base_entropy=st.none() | st.floats(0, 20, width=32),
+        base_top_prob=st.none() | st.floats(0, 1, width=32),
     )
     return st.lists(token, max_size=6).map(tuple)
 

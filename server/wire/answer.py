@@ -26,6 +26,8 @@ __all__ = [
 
 _DRAWS: Mapping[Any, Any] = members(lib.TokenDraw, pb.TokenDraw.DESCRIPTOR)
 _DRAW_OF = {number: draw for draw, number in _DRAWS.items()}
+_REASONS: Mapping[Any, Any] = {None: 0, **members(lib.TokenReason, pb.TokenReason.DESCRIPTOR)}
+_REASON_OF = {number: reason for reason, number in _REASONS.items()}
 _FINISH_OF = {number: reason for reason, number in members(lib.FinishReason, pb.FinishReason.DESCRIPTOR).items()}
 
 
@@ -48,6 +50,9 @@ def token_message(token: lib.Token, authors: Mapping[str, int]) -> pb.TokenInfo:
         reward=token.reward,
         top_prob=token.top_prob,
         top=[pb.TopLogprob(id=t.id, piece=t.piece, logprob=t.logprob) for t in token.top],
+        reason=_REASONS[token.reason],
+        base_entropy_nats=token.base_entropy,
+        base_top_prob=token.base_top_prob,
     )
 
 
@@ -147,7 +152,7 @@ def token_of(message: pb.TokenInfo, models: Sequence[str]) -> lib.Token:
     """The inverse of ``token_message``; ``models`` are those of Started.
 
     Raises:
-        MalformedAnswer: an author or a draw that is not known.
+        MalformedAnswer: an author, a draw or a reason that is not known.
     """
     return lib.Token(
         id=message.id,
@@ -159,6 +164,9 @@ def token_of(message: pb.TokenInfo, models: Sequence[str]) -> lib.Token:
         reward=message.reward if message.HasField("reward") else None,
         top_prob=message.top_prob if message.HasField("top_prob") else None,
         top=tuple(lib.TopLogprob(t.id, t.piece, t.logprob) for t in message.top),
+        reason=_known(_REASON_OF, message.reason),
+        base_entropy=message.base_entropy_nats if message.HasField("base_entropy_nats") else None,
+        base_top_prob=message.base_top_prob if message.HasField("base_top_prob") else None,
     )
 
 

@@ -172,6 +172,54 @@ TOKEN_DRAW_BONUS: TokenDraw.ValueType  # 4
 TOKEN_DRAW_FORCED: TokenDraw.ValueType  # 5
 global___TokenDraw = TokenDraw
 
+class _TokenReason:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _TokenReasonEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_TokenReason.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    TOKEN_REASON_UNSPECIFIED: _TokenReason.ValueType  # 0
+    """no such policy"""
+    TOKEN_REASON_SURE: _TokenReason.ValueType  # 1
+    """base: the trigger does not fire"""
+    TOKEN_REASON_AGREED: _TokenReason.ValueType  # 2
+    """base: it is unsure, but would go on after the nudger's word as the nudger would"""
+    TOKEN_REASON_SPAN_SPENT: _TokenReason.ValueType  # 3
+    """base: it is unsure, but the nudger has written max_span_tokens in a row"""
+    TOKEN_REASON_UNSURE: _TokenReason.ValueType  # 4
+    """nudger: the trigger fires"""
+    TOKEN_REASON_BASE_ENDS: _TokenReason.ValueType  # 5
+    """nudger: the base would end the answer here, which it isn't trusted to do alone"""
+    TOKEN_REASON_NUDGER_ENDS: _TokenReason.ValueType  # 6
+    """nudger: after a word of its own it ends the answer, without asking the base"""
+    TOKEN_REASON_WITHIN_WORD: _TokenReason.ValueType  # 7
+    """either: it goes on with its own word; authors change at words only"""
+    TOKEN_REASON_LOOPING: _TokenReason.ValueType  # 8
+    """either: the answer repeats itself, so the loop guard passes it to the other model"""
+
+class TokenReason(_TokenReason, metaclass=_TokenReasonEnumTypeWrapper):
+    """Why its author wrote a token, under a policy where two models take turns (Nudged)."""
+
+TOKEN_REASON_UNSPECIFIED: TokenReason.ValueType  # 0
+"""no such policy"""
+TOKEN_REASON_SURE: TokenReason.ValueType  # 1
+"""base: the trigger does not fire"""
+TOKEN_REASON_AGREED: TokenReason.ValueType  # 2
+"""base: it is unsure, but would go on after the nudger's word as the nudger would"""
+TOKEN_REASON_SPAN_SPENT: TokenReason.ValueType  # 3
+"""base: it is unsure, but the nudger has written max_span_tokens in a row"""
+TOKEN_REASON_UNSURE: TokenReason.ValueType  # 4
+"""nudger: the trigger fires"""
+TOKEN_REASON_BASE_ENDS: TokenReason.ValueType  # 5
+"""nudger: the base would end the answer here, which it isn't trusted to do alone"""
+TOKEN_REASON_NUDGER_ENDS: TokenReason.ValueType  # 6
+"""nudger: after a word of its own it ends the answer, without asking the base"""
+TOKEN_REASON_WITHIN_WORD: TokenReason.ValueType  # 7
+"""either: it goes on with its own word; authors change at words only"""
+TOKEN_REASON_LOOPING: TokenReason.ValueType  # 8
+"""either: the answer repeats itself, so the loop guard passes it to the other model"""
+global___TokenReason = TokenReason
+
 class _FinishReason:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: typing_extensions.TypeAlias = ValueType
@@ -1448,6 +1496,9 @@ class TokenInfo(google.protobuf.message.Message):
     REWARD_FIELD_NUMBER: builtins.int
     TOP_FIELD_NUMBER: builtins.int
     TOP_PROB_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    BASE_ENTROPY_NATS_FIELD_NUMBER: builtins.int
+    BASE_TOP_PROB_FIELD_NUMBER: builtins.int
     id: builtins.int
     """in the vocabulary of the model that wrote it"""
     piece: builtins.bytes
@@ -1463,6 +1514,13 @@ class TokenInfo(google.protobuf.message.Message):
     """of the answer up to this token, under a policy that rates tokens"""
     top_prob: builtins.float
     """largest probability of the distribution"""
+    reason: global___TokenReason.ValueType
+    base_entropy_nats: builtins.float
+    """Under a policy where models take turns: of the requested model's distribution at this place, what the trigger read.
+    Unset where that model was not asked.
+    """
+    base_top_prob: builtins.float
+    """its largest probability"""
     @property
     def top(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TopLogprob]:
         """most likely tokens of the distribution"""
@@ -1479,9 +1537,16 @@ class TokenInfo(google.protobuf.message.Message):
         reward: builtins.float | None = ...,
         top: collections.abc.Iterable[global___TopLogprob] | None = ...,
         top_prob: builtins.float | None = ...,
+        reason: global___TokenReason.ValueType = ...,
+        base_entropy_nats: builtins.float | None = ...,
+        base_top_prob: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_entropy_nats", b"_entropy_nats", "_logprob", b"_logprob", "_reward", b"_reward", "_top_prob", b"_top_prob", "entropy_nats", b"entropy_nats", "logprob", b"logprob", "reward", b"reward", "top_prob", b"top_prob"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_entropy_nats", b"_entropy_nats", "_logprob", b"_logprob", "_reward", b"_reward", "_top_prob", b"_top_prob", "author", b"author", "draw", b"draw", "entropy_nats", b"entropy_nats", "id", b"id", "logprob", b"logprob", "piece", b"piece", "reward", b"reward", "top", b"top", "top_prob", b"top_prob"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_base_entropy_nats", b"_base_entropy_nats", "_base_top_prob", b"_base_top_prob", "_entropy_nats", b"_entropy_nats", "_logprob", b"_logprob", "_reward", b"_reward", "_top_prob", b"_top_prob", "base_entropy_nats", b"base_entropy_nats", "base_top_prob", b"base_top_prob", "entropy_nats", b"entropy_nats", "logprob", b"logprob", "reward", b"reward", "top_prob", b"top_prob"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_base_entropy_nats", b"_base_entropy_nats", "_base_top_prob", b"_base_top_prob", "_entropy_nats", b"_entropy_nats", "_logprob", b"_logprob", "_reward", b"_reward", "_top_prob", b"_top_prob", "author", b"author", "base_entropy_nats", b"base_entropy_nats", "base_top_prob", b"base_top_prob", "draw", b"draw", "entropy_nats", b"entropy_nats", "id", b"id", "logprob", b"logprob", "piece", b"piece", "reason", b"reason", "reward", b"reward", "top", b"top", "top_prob", b"top_prob"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_base_entropy_nats", b"_base_entropy_nats"]) -> typing.Literal["base_entropy_nats"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_base_top_prob", b"_base_top_prob"]) -> typing.Literal["base_top_prob"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_entropy_nats", b"_entropy_nats"]) -> typing.Literal["entropy_nats"] | None: ...
     @typing.overload
