@@ -153,6 +153,27 @@ def test_where_nothing_is_random_every_fork_is_the_original(policy: str, draw: s
             fork.close()
 
 
+def test_where_an_answer_repeats_itself_every_fork_is_the_original() -> None:
+    """At each token, with the next one drawn already: the loop guard may have looked since."""
+    found = set()
+    for seed in (1, 4):
+        models = s.families(seed, order=1)
+        stopping = Stopping(max_new_tokens=90, ignore_eos=True)
+        plan = s.made(models, policy=s.POLICIES["cross vocabulary"], stopping=stopping, filters=Filters(), seed=seed)
+        context = s.context_of(models)
+        writer, forks = s.writer_of(context, plan), list[Any]()
+        while not writer.answer.done:
+            answer, size = writer.answer, len(writer.answer.tokens)
+            forks.append(writer.fork(Key(seed, size + 1)))
+            context.drive(writer.advance(before=lambda _, answer=answer, size=size: len(answer.tokens) > size))
+        for fork in forks:
+            context.drive(fork.advance())
+            assert why(summary(fork)[0]) == why(summary(writer)[0])
+            fork.close()
+        found |= {(token.author, token.reason) for token in writer.answer.tokens}
+    assert {("base", "looping"), ("foreign", "looping")} <= found
+
+
 @given(st.integers(0, 2**31), st.sampled_from(PAIRS))
 @settings(max_examples=60)
 def test_random_programs_leave_nothing_open(seed: int, pair: tuple[str, str]) -> None:

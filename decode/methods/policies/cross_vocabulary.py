@@ -210,6 +210,7 @@ class CrossVocabularyWriter(Writer):
             self._settle_base()
             self._own = self._own_token(back, reason)
             return None
+        span.guard = self._checked, self._looping
         self._guard()
         if not self.answer.done:
             span.reason, span.asked = reason, back
@@ -389,6 +390,8 @@ class CrossVocabularyWriter(Writer):
         if span is None or self.answer.done:
             return
         word = span.words[0][: span.done] if span.done else span.last
+        if word and not span.done:
+            self._checked, self._looping = span.guard
         if span.backs and span.done == len(span.words[0]):
             self._of_base.cut(span.backs[0][1])
         elif span.of_base is not None:

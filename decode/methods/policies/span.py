@@ -28,6 +28,7 @@ class Span:
         written: tokens that the nudger has written in a row.
         of_base, of_nudger: the spellings of the last written word, and before the span.
         reason, asked: why the nudger writes after the last written word, and the base's read there, if it was asked.
+        guard: the loop guard's state when that was decided: when it last looked, and what it found.
     """
 
     words: list[list[Read]] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Span:
     of_nudger: Spelling | None = None
     reason: TokenReason = TokenReason.WITHIN_WORD
     asked: Read | None = None
+    guard: tuple[int, bool] = (0, False)
 
     @property
     def ahead(self) -> int:
