@@ -514,6 +514,7 @@ _STARTED = _message(started=pb.Started(models=["m"]))
         [_STARTED, _message(candidate=pb.Candidate(index=1, finish_reason=1)), _message(completed=pb.Completed())],
         [_STARTED, _message(chunk=pb.Chunk(tokens=[pb.TokenInfo(author=1, draw=1)]))],
         [_STARTED, _message(chunk=pb.Chunk(tokens=[pb.TokenInfo(draw=77)]))],  # type: ignore[arg-type]
+        [_STARTED, _message(chunk=pb.Chunk(tokens=[pb.TokenInfo(draw=1, reason=77)]))],  # type: ignore[arg-type]
     ],
 )
 def test_a_stream_out_of_order_is_malformed(messages: list[pb.GenerateStreamResponse]) -> None:
