@@ -15,7 +15,7 @@ async def streamed(engine: Engine, question: str) -> None:
 
 
 async def main() -> None:
-    with Engine(models={"chat": "smollm2-135m-instruct"}) as engine:
+    async with Engine(models={"chat": "smollm2-135m-instruct"}) as engine:
         questions = ["The capital of France is", "The largest planet is"]
         answers = engine.agenerate(questions, max_new_tokens=8, temperature=0)
         results, _ = await asyncio.gather(answers, streamed(engine, "Once upon a time"))
