@@ -100,6 +100,7 @@ def test_models_commands_on_an_empty_cache(model_cache: Path, capsys: pytest.Cap
     assert main(["models", "list"]) == 0
     listing = capsys.readouterr().out
     assert listing.count("not fetched") == 2
+    assert "4-bit (Q4_1), dequantised to bfloat16; to float32 on a CPU without it" in listing
     assert "Apache-2.0" in listing
     assert "Gemma Terms of Use" in listing
     assert main(["models", "path", "gemma-3-270m"]) == 1

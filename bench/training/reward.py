@@ -23,6 +23,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -424,11 +425,9 @@ def evaluate(
     for subject, found in scores.items():
         for which in ("all", "seen", "unseen") if unseen else ("all",):
             for case, margin in ((f"{which} generators", 0.0), (f"{which} generators, clear pairs", _CLEAR)):
-                try:
+                with suppress(InvalidRequest):  # of few answers there may be no such pair; the table leaves it open
                     a = pair_accuracy(found, margin, unseen, which)
-                except InvalidRequest:  # of few answers there may be no such pair; the table leaves it open
-                    continue
-                recorder.value(case, subject, "pair accuracy", "share", a.value, a.pairs, a.interval)
+                    recorder.value(case, subject, "pair accuracy", "share", a.value, a.pairs, a.interval)
         groups = len(found.groups())
         recorder.value("all generators", subject, "correlation with length", "", correlation(found, lengths), groups)
     return recorder
@@ -445,11 +444,8 @@ def _scored(options: Options, rows: Sequence[Answered], vocabulary: Vocabulary, 
         cut.append(row.text if len(ids) <= most else vocabulary.decode(ids[:most]))
     values: list[float] = []
     models = {"reward": ModelConfig(source=str(options.out / "model"), role="reward")}
-    with Engine(
-        models,
-        rewards={"trained": {"type": "classifier", "model": "reward"}},
-        options=EngineOptions(memory_bytes=400 << 20),
-    ) as engine:
+    trained = {"trained": {"type": "classifier", "model": "reward"}}
+    with Engine(models, rewards=trained, options=EngineOptions(memory_bytes=400 << 20)) as engine:
         place = 0
         with Progress("scoring", len(rows), unit="answer") as progress:
             for group in by_instruction(rows).values():
