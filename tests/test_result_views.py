@@ -14,6 +14,7 @@ import pandas
 import pytest
 
 from trimtab.decode.display.curve import curve
+from trimtab.decode.display.details import WHY, about
 from trimtab.decode.display.page import fragment, page
 from trimtab.decode.display.script import SCRIPT
 from trimtab.decode.request.result import (
@@ -217,6 +218,24 @@ def test_the_table_of_all_tokens_has_what_is_known_of_them() -> None:
     assert [re.findall(r"<td>(.*?)</td>", row)[-1] for row in rows] == ["0.6", "0.9", "0.8"]
 
 
+def test_details_say_why_and_what_the_base_read() -> None:
+    assert set(WHY) == set(TokenReason)
+    nudged = replace(TOKENS[0], reason=TokenReason.UNSURE, base_entropy=2.5, base_top_prob=0.125)
+    own = replace(TOKENS[1], reason=TokenReason.SURE, base_entropy=TOKENS[1].entropy, base_top_prob=TOKENS[1].top_prob)
+    inside = replace(TOKENS[0], reason=TokenReason.WITHIN_WORD)
+    first, second, third = (about(token).split("\n") for token in (nudged, own, inside))
+    assert first[0] == "token 'Drink ', by chat, id 3, because the base is unsure"
+    assert first[2] == "entropy of the base 2.5 nats (exp 12.2), its top p 0.125"
+    assert second[0].endswith("because the base is sure, drawn drafted and accepted")
+    assert len(second) == 2, "the base's own figures are not said twice"
+    assert third[0].endswith("because it goes on with its word")
+    assert len(third) == 2
+    result = replace(RESULT, candidates=(Candidate(0, "", (nudged, own, inside), FinishReason.EOS),), selected=0)
+    rows = re.findall(r"<tr>(.*?)</tr>", fragment(result).partition("<details>")[2], re.DOTALL)
+    assert re.findall(r">([^<]+)</th>", rows[0])[-2:] == ["entropy of the base", "its top p"]
+    assert [re.findall(r"<td>(.*?)</td>", row)[-1] for row in rows[1:]] == ["0.125", "0.9", ""]
+
+
 def test_the_script_works_on_what_is_there() -> None:
     classes = {cls for attrs, _ in Tags(fragment(RESULT)).all("span") for cls in (attrs.get("class") or "").split()}
     classes |= {cls for _, attrs in Tags(fragment(RESULT)).found for cls in (attrs.get("class") or "").split()}
@@ -283,6 +302,12 @@ def test_the_curve_says_who_wrote_and_where_the_trigger_is() -> None:
     assert re.findall(r'class="trigger"[^>]* y1="([\d.]+)"', svg) == ["50.0"], "half a decade up"
     assert "the trigger, 3.16" in svg
     assert "trigger" not in curve([0.0, 1.0])
+    assert "base" not in svg
+    dotted = curve([0.0, 1.0, 2.0], base=[4.60517, None, 2.0])
+    assert points(dotted)[0] == (0.5, 100.0)
+    assert re.findall(r"M([\d.]+),([\d.]+)h0", dotted)[0] == ("0.5", "0.0"), "the scale holds it too"
+    assert [x for x, _ in re.findall(r"M([\d.]+),([\d.]+)h0", dotted)] == ["0.5", "2.5"]
+    assert "dots: what the base read" in dotted
     high = curve([0.0, 1.0], trigger=5.0)
     assert '<line class="trigger' not in high, "it would press the curve flat"
     assert "the trigger is higher, 148" in high

@@ -15,18 +15,24 @@ _PLAIN = 'width="100%" height="88" fill="none" stroke="currentColor" fill-opacit
 _HEIGHT = 100  # of the drawing in its own units, which are stretched to the page
 
 
-def curve(entropies: Sequence[float | None], classes: Sequence[str] = (), trigger: float | None = None) -> str:
+def curve(
+    entropies: Sequence[float | None],
+    classes: Sequence[str] = (),
+    trigger: float | None = None,
+    base: Sequence[float | None] = (),
+) -> str:
     """exp(entropy) by token, on a logarithmic scale; empty where too few tokens have one.
 
     Args:
         entropies: of each token, in nats.
         classes: of each token that of its author, which tints its place; "" leaves it plain.
         trigger: entropy, in nats, above which another model writes; a dashed line, where it is on the scale.
+        base: what the base read at these places, in nats; dots.
     """
-    known = [(i, entropy) for i, entropy in enumerate(entropies) if entropy is not None and isfinite(entropy)]
+    known, read = _known(entropies), _known(base)
     if len(known) < _LEAST:
         return ""
-    decades = max(1, ceil(max(entropy for _, entropy in known) / log(10)))
+    decades = max(1, ceil(max(entropy for _, entropy in known + read) / log(10)))
 
     def y(entropy: float) -> float:
         return _HEIGHT * (1 - entropy / (decades * log(10)))
@@ -38,6 +44,10 @@ def curve(entropies: Sequence[float | None], classes: Sequence[str] = (), trigge
     lines = [level(d * log(10), "grid") for d in range(decades + 1)]
     labels = [f'<span style="top:{y(d * log(10)):.1f}%">{_short(10**d)}</span>' for d in range(decades + 1)]
     caption = "Branching factor exp(entropy), by token"
+    if read:
+        dots = "".join(f"M{i + 0.5},{y(entropy):.1f}h0" for i, entropy in read)
+        lines.append(f'<path class="base" vector-effect="non-scaling-stroke" d="{dots}"/>')
+        caption += "; dots: what the base read"
     if trigger is not None:
         seen = trigger <= decades * log(10)
         lines += [level(trigger, "trigger")] if seen else []
@@ -50,6 +60,10 @@ def curve(entropies: Sequence[float | None], classes: Sequence[str] = (), trigge
         f'{"".join(_bands(classes))}{"".join(lines)}<polyline vector-effect="non-scaling-stroke" points="{points}"/>'
         f"</svg></div><figcaption>{caption}</figcaption></figure>\n"
     )
+
+
+def _known(entropies: Sequence[float | None]) -> list[tuple[int, float]]:
+    return [(i, entropy) for i, entropy in enumerate(entropies) if entropy is not None and isfinite(entropy)]
 
 
 def _short(power: int) -> str:

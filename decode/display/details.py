@@ -6,15 +6,26 @@ from collections.abc import Callable, Sequence
 from html import escape
 from math import exp
 
-from trimtab.decode.request.result import Token, TokenDraw
+from trimtab.decode.request.result import Token, TokenDraw, TokenReason
 
-__all__ = ["DRAWS", "about", "mark", "table"]
+__all__ = ["DRAWS", "WHY", "about", "mark", "table"]
 
 # How tokens of a draft came about. Tokens of plain drawing need no word.
 DRAWS = {
     TokenDraw.ACCEPTED: "drafted and accepted",
     TokenDraw.CORRECTED: "in place of a rejected one",
     TokenDraw.BONUS: "after a draft that was accepted whole",
+}
+# Why its author wrote a token, where models take turns.
+WHY = {
+    TokenReason.SURE: "the base is sure",
+    TokenReason.AGREED: "the base would go on as the nudger does",
+    TokenReason.SPAN_SPENT: "the nudger has written its span",
+    TokenReason.UNSURE: "the base is unsure",
+    TokenReason.BASE_ENDS: "the base would end here",
+    TokenReason.NUDGER_ENDS: "the nudger ends the answer",
+    TokenReason.WITHIN_WORD: "it goes on with its word",
+    TokenReason.LOOPING: "the answer repeats itself",
 }
 _SHOWN = 5  # of the most likely tokens
 
@@ -36,12 +47,18 @@ def _top(token: Token) -> str:
 
 
 _Column = tuple[str, Callable[[Token], str]]
+# What the base read where another model wrote, which is why that one did.
+_BASE: tuple[_Column, ...] = (
+    ("entropy of the base", lambda token: _entropy(token.base_entropy)),
+    ("its top p", lambda token: _number(token.base_top_prob)),
+)
 # By lines of the card; empty where it is not known.
 _LINES: tuple[tuple[_Column, ...], ...] = (
     (
         ("token", _piece),
         ("by", lambda token: token.author),
         ("id", lambda token: str(token.id)),
+        ("because", lambda token: "" if token.reason is None else WHY[token.reason]),
         ("drawn", lambda token: DRAWS.get(token.draw, "" if token.draw is TokenDraw.PLAIN else str(token.draw))),
     ),
     (
@@ -51,6 +68,7 @@ _LINES: tuple[tuple[_Column, ...], ...] = (
         ("top p", lambda token: _number(token.top_prob)),
         ("reward", lambda token: _number(token.reward)),
     ),
+    _BASE,
     (("most likely", _top),),
 )
 _COLUMNS = tuple(column for line in _LINES for column in line)
@@ -58,7 +76,12 @@ _COLUMNS = tuple(column for line in _LINES for column in line)
 
 def about(token: Token) -> str:
     """Its details in a few lines of text."""
-    lines = (", ".join(f"{name} {value}" for name, get in line if (value := get(token))) for line in _LINES)
+    by_base = (token.entropy, token.top_prob) == (token.base_entropy, token.base_top_prob)
+    lines = (
+        ", ".join(f"{name} {value}" for name, get in line if (value := get(token)))
+        for line in _LINES
+        if not (by_base and line is _BASE)  # they are the figures above
+    )
     return "\n".join(line for line in lines if line)
 
 

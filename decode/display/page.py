@@ -62,12 +62,13 @@ def fragment(result: Result, trigger: float | None = None) -> str:
 def _answer(answer: Candidate, result: Result, classes: dict[str, str], trigger: float | None) -> str:
     spans = "".join(_span(span, classes) for span in spans_of(answer))
     tinted = ["" if token.author == result.model else classes.get(token.author, "") for token in answer.tokens]
+    own, base = [token.entropy for token in answer.tokens], [token.base_entropy for token in answer.tokens]
     return (
         f'<p class="legend">{"".join(_legend(result, answer, classes))}</p>\n'
         '<label class="switch"><input type="checkbox" class="shade"> shade by entropy</label>\n'
         '<div role="group" aria-label="Answer, token by token">\n'
         f'<p class="answer">{spans}</p>\n<div class="card" role="status" hidden>{_HINT}</div>\n</div>\n'
-        f"{curve([token.entropy for token in answer.tokens], tinted, trigger)}"
+        f"{curve(own, tinted, trigger, base)}"
     )
 
 

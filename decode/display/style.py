@@ -52,6 +52,7 @@ STYLE = """
 .trimtab .plot line, .trimtab .plot polyline { fill: none; stroke: currentColor; stroke-width: 1.5;
            stroke-linejoin: round; vector-effect: non-scaling-stroke; }
 .trimtab .plot .grid { stroke: var(--line); stroke-width: 1; }
+.trimtab .plot .base { stroke: currentColor; stroke-width: 5; stroke-linecap: round; }
 .trimtab .plot .trigger { stroke-dasharray: 5 4; stroke-width: 1; }
 .trimtab table { border-collapse: collapse; width: 100%; border-top: 1px solid var(--line); }
 .trimtab .figures td, .trimtab .figures th, .trimtab .all td, .trimtab .all th { padding: .3rem 0; text-align: left;
