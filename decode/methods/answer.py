@@ -17,7 +17,6 @@ from trimtab.decode.request.result import (
     Candidate,
     FinishReason,
     Token,
-    TokenDraw,
     TokenReason,
 )
 from trimtab.decode.text.detokenizer import Detokenizer
@@ -187,7 +186,6 @@ class Answer:
         self,
         model: str,
         read: Read,
-        draw: TokenDraw | None = None,
         *,
         reason: TokenReason | None = None,
         base: Read | None = None,
@@ -197,7 +195,6 @@ class Answer:
         Args:
             model: its author.
             read: its token and figures.
-            draw: how it was drawn; None: as the read says.
             reason: why that model writes here, where models take turns.
             base: what the requested model reads at this place then; None where it wasn't asked.
         """
@@ -205,7 +202,7 @@ class Answer:
             read.token,
             self._context.vocabulary(model).piece(read.token),
             model,
-            draw or read.draw,
+            read.draw,
             read.logprob,
             read.entropy,
             read.top_prob,
