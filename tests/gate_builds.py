@@ -19,7 +19,7 @@ from trimtab.kernels.triton import build, logits
 
 
 @triton.jit
-def _careless(x, out, V: tl.constexpr, BLOCK: tl.constexpr):
+def _careless(x, out, V: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Statistics of a tile as one writes them first: with ``exp``, ``where`` and the argmax at once."""
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     z = tl.load(x + offs, mask=offs < V, other=float("-inf")).to(tl.float32)

@@ -1,35 +1,27 @@
-"""Table models without torch, and a driver that answers their ops: methods run in milliseconds.
-
-A table's logits depend on the last few tokens only, through a seeded hash, so a wrong token anywhere in what a model
-has read changes what it says next.
-"""
+"""Vocabularies of words in two families, table models over them, and nudged requests of these models."""
 
 from __future__ import annotations
 
 import functools
-import random
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import transformers as hf
-from numpy.typing import NDArray
+from table_engine import Tables
+from table_models import Model, Row
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from trimtab.decode.methods.build import Prepared, write
 from trimtab.decode.methods.drawing import Drawing
 from trimtab.decode.methods.policies.nudged import Nudged
-from trimtab.decode.ops import Extend, Read
 from trimtab.decode.request.events import Chunk
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
-from trimtab.decode.request.result import Candidate, TopLogprob
+from trimtab.decode.request.result import Candidate
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.decode.text.vocabulary import Vocabulary
-from trimtab.kernels.types import Filters, Key, Pick
-
-Logits = NDArray[np.float64]
+from trimtab.kernels.types import Filters, Key
 
 # ------------------------------------------------------------------------------------------------------- vocabularies
 
@@ -84,58 +76,6 @@ def _by_piece(kind: str) -> dict[bytes, int]:
 # -------------------------------------------------------------------------------------------------------------- models
 
 
-@dataclass(frozen=True)
-class Model:
-    """A vocabulary and the logits after any sequence of tokens.
-
-    Attributes:
-        logits: tokens -> float64 [V].
-        limit: longest sequence.
-    """
-
-    vocabulary: Vocabulary
-    logits: Callable[[Sequence[int]], Logits]
-    limit: int = 4096
-
-
-def statistics(logits: Logits) -> tuple[Logits, float, float, int]:
-    """ln p of every token, entropy, top probability, argmax."""
-    top = logits.max()
-    logp = logits - (top + np.log(np.exp(logits - top).sum()))
-    p = np.exp(logp)
-    return logp, float(-(p * np.where(p > 0, logp, 0)).sum()), float(p.max()), int(logits.argmax())
-
-
-def draw(logits: Logits, pick: Pick, seen: Sequence[int]) -> int:
-    """A token by inverse transform, from one random number of (key, position); the plainest sampler there is."""
-    z, filters = logits.copy(), pick.filters
-    if filters.repetition_penalty != 1.0:
-        for i in set(seen):
-            z[i] = z[i] / filters.repetition_penalty if z[i] > 0 else z[i] * filters.repetition_penalty
-    for i, bias in filters.bias.items():
-        z[i] += bias
-    z[list(pick.banned)] = -np.inf
-    if filters.temperature == 0:
-        return int(z.argmax())
-    p = np.exp((z - z.max()) / filters.temperature)
-    cumulative = np.cumsum(p / p.sum())
-    u = random.Random(f"{pick.key.bits}/{pick.position}").random()
-    return min(int(np.searchsorted(cumulative, u, side="right")), len(p) - 1)
-
-
-def read(model: Model, tokens: Sequence[int], pick: Pick | None, top: int = 0) -> Read:
-    if pick is None:  # nudging has no use for these: whoever uses one gets caught
-        return Read(-1, np.nan, np.nan, np.nan, -1)
-    logits = model.logits(tokens)
-    logp, entropy, top_prob, argmax = statistics(logits)
-    chosen = draw(logits, pick, tokens)
-    best = tuple(
-        TopLogprob(int(i), model.vocabulary.piece(int(i)), float(logp[i]))
-        for i in sorted(range(len(logp)), key=lambda i: (-logp[i], i))[:top]
-    )
-    return Read(chosen, float(logp[chosen]), entropy, top_prob, argmax, best)
-
-
 def table(
     kind: str,
     seed: int,
@@ -149,9 +89,9 @@ def table(
     own = vocabulary(kind)
     ids = np.array([token(kind, piece) for piece in support])
     seldom = np.isin(ids, [token(kind, piece) for piece in rare])
-    found: dict[tuple[int, ...], Logits] = {}
+    found: dict[tuple[int, ...], Row] = {}
 
-    def logits(tokens: Sequence[int]) -> Logits:
+    def logits(tokens: Sequence[int]) -> Row:
         context = tuple(tokens[-order:])
         if context not in found:
             generator = np.random.default_rng((seed, len(context), *context))
@@ -174,7 +114,7 @@ def scripted(
     own = vocabulary(kind)
     falling = -1e-3 * np.arange(own.size)
 
-    def logits(tokens: Sequence[int]) -> Logits:
+    def logits(tokens: Sequence[int]) -> Row:
         said, probability = says(own.decode_bytes(tokens[len(prompt) :]))
         row = np.full(own.size, np.log((1 - probability) / (own.size - 1))) + falling
         row[said if isinstance(said, int) else token(kind, said)] = np.log(probability)
@@ -183,84 +123,7 @@ def scripted(
     return Model(own, logits, **limits)
 
 
-# -------------------------------------------------------------------------------------------------------------- driver
-
-
-class TableSeq:
-    """A sequence that counts what a cache would have to compute."""
-
-    def __init__(self, model: str, tokens: Sequence[int]) -> None:
-        self.model, self.tokens, self.computed = model, list(tokens), 0
-
-    def fork(self) -> TableSeq:
-        twin = TableSeq(self.model, self.tokens)
-        twin.computed = self.computed
-        return twin
-
-    def rewind(self, length: int) -> None:
-        assert 0 <= length <= len(self.tokens), f"rewind {len(self.tokens)} tokens to {length}"
-        del self.tokens[length:]
-        self.computed = min(self.computed, length)
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass
-class Work:
-    """What a model did in each forward pass: tokens read, those of them read before, and places read at."""
-
-    read: list[int] = field(default_factory=list)
-    again: list[int] = field(default_factory=list)
-    reads: list[int] = field(default_factory=list)
-
-    @property
-    def passes(self) -> int:
-        return len(self.read)
-
-
-@dataclass
-class Tables:
-    """The ``Context`` of methods that run on tables."""
-
-    models: Mapping[str, Model]
-    out_of_time: Callable[[], bool] = lambda: False
-    work: dict[str, Work] = field(default_factory=dict)
-    sequences: list[TableSeq] = field(default_factory=list)
-
-    def open(self, model: str, tokens: Sequence[int]) -> TableSeq:
-        self.sequences.append(TableSeq(model, tokens))
-        return self.sequences[-1]
-
-    def vocabulary(self, model: str) -> Vocabulary:
-        return self.models[model].vocabulary
-
-    def limit(self, model: str) -> int:
-        return self.models[model].limit
-
-    def answer(self, op: Extend) -> list[Read]:
-        seq, model = op.seq, self.models[op.seq.model]
-        assert isinstance(seq, TableSeq)
-        seq.tokens.extend(op.tokens)
-        total, wanted = len(seq.tokens), len(op.picks)
-        assert 1 <= wanted <= total <= model.limit, (wanted, total, model.limit)
-        work = self.work.setdefault(seq.model, Work())
-        work.read.append(total - min(seq.computed, total - wanted))
-        work.again.append(max(0, seq.computed - (total - wanted)))
-        work.reads.append(wanted)
-        seq.computed = total
-        return [read(model, seq.tokens[: total - wanted + 1 + i], pick, op.top) for i, pick in enumerate(op.picks)]
-
-    def drive(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a method to its end."""
-        value: Any = None
-        try:
-            while True:
-                op = coroutine.send(value)
-                assert isinstance(op, Extend), op
-                value = self.answer(op)
-        except StopIteration as stop:
-            return stop.value
+# --------------------------------------------------------------------------------------------------------------- cases
 
 
 @dataclass(frozen=True)
@@ -298,7 +161,7 @@ class Case:
         self, emit: Callable[[Chunk], None] | None = None, out_of_time: Callable[[], bool] = lambda: False
     ) -> tuple[Candidate, Tables]:
         """Through the composition root, as the engine does it."""
-        context = Tables(self.models, out_of_time)
+        context = Tables(self.models, out_of_time=out_of_time, unread=True)
         plan = Prepared(
             self.request,
             {"base": tuple(self.base_prompt), "nudger": tuple(self.nudger_prompt)},

@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from trimtab.decode.errors import EngineClosed, NotFound, Overloaded, RequestCancelled
 from trimtab.decode.methods.policies.nudged import Nudged
@@ -24,6 +25,7 @@ from trimtab.decode.request.events import (
     Started,
 )
 from trimtab.decode.request.info import Limits, ModelInfo, RewardInfo
+from trimtab.decode.request.prompt import Prompt
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import (
     Candidate,
@@ -55,6 +57,11 @@ def pieces(request: Request, seed: int) -> list[bytes]:
         cut.append(data[start:end])
         start = end
     return cut
+
+
+def text_of(prompt: Any) -> str:
+    """What a prompt says: a text, or messages."""
+    return prompt if isinstance(prompt, str) else "".join(message.content for message in prompt)
 
 
 def expected_text(request: Request, seed: int) -> str:
@@ -212,21 +219,24 @@ class ScriptedEngine:
     def same_ids(self, a: str, b: str) -> bool:
         return a == b
 
-    def score(self, items: list, *, reward: str | None = None, model: str | None = None) -> list[Scored]:
+    def score(
+        self, items: Sequence[tuple[Prompt, str]], *, reward: str | None = None, model: str | None = None
+    ) -> list[Scored]:
         """By a reward the characters of prompt and answer; by a model one token per byte of the answer."""
         if self.score_failure is not None:
             raise self.score_failure
         if model is None:
-            texts = [p if isinstance(p, str) else "".join(m.content for m in p) for p, _ in items]
-            return [Scored(float(len(text + answer))) for text, (_, answer) in zip(texts, items, strict=True)]
+            return [Scored(float(len(text_of(prompt) + answer))) for prompt, answer in items]
         made = [
             tuple(Token(b + 3, bytes([b]), model, TokenDraw.FORCED, -0.5, 1.0, 0.5) for b in answer.encode())
             for _, answer in items
         ]
         return [Scored(-0.5 * len(one), len(one), one) for one in made]
 
-    async def ascore(self, items: list, **how: str | None) -> list[Scored]:
-        return await asyncio.to_thread(self.score, items, **how)
+    async def ascore(
+        self, items: Sequence[tuple[Prompt, str]], *, reward: str | None = None, model: str | None = None
+    ) -> list[Scored]:
+        return await asyncio.to_thread(self.score, items, reward=reward, model=model)
 
     def tokenize(self, model: str, text: str, add_special_tokens: bool = True) -> tuple[list[int], list[int]]:
         if model not in self.models:

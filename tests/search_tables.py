@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import nudging_models as nm
-import speculation_tables as tables
+import table_engine as tables
+import table_models as tm
+from reward_doubles import Compared, Rated
 
 from trimtab.decode.engine.tasks import Task
 from trimtab.decode.methods.build import Maker, Prepared, write
@@ -33,32 +35,7 @@ from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Sampling, Stopping
 from trimtab.decode.rewards import rating
-from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample
 from trimtab.kernels.types import Filters, Key
-
-
-class Table(LocalReward):
-    """A reward by a function of the answer."""
-
-    kind = "token"
-
-    def __init__(self, of: Callable[[Sample], float]) -> None:
-        self.of = of
-        self.calls: list[int] = []
-
-    def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
-        self.calls.append(len(samples))
-        return [self.of(sample) for sample in samples]
-
-
-class Odds(PairwiseReward):
-    """A pairwise reward by a function of two texts."""
-
-    def __init__(self, of: Callable[[str, str], float]) -> None:
-        self.of = of
-
-    async def compare(self, context: Any, pairs: Sequence[tuple[Sample, Sample]]) -> Sequence[float]:
-        return [self.of(first.text, second.text) for first, second in pairs]
 
 
 def scattered(text: str, salt: str = "") -> float:
@@ -67,7 +44,7 @@ def scattered(text: str, salt: str = "") -> float:
 
 
 @dataclass
-class Tables(tables.Tables):  # type: ignore[name-defined,misc]
+class Tables(tables.Tables):  # type: ignore[misc]
     """The ``Context`` of a request.
 
     Attributes:
@@ -144,7 +121,7 @@ class Tables(tables.Tables):  # type: ignore[name-defined,misc]
     def row(self, seq: Any, back: int) -> Any:
         found = super().row(seq, back)
         if isinstance(seq, Mixed) and seq.blend.plausibility:
-            base = tables.softmax(self.models[seq.model].logits(seq.tokens[: len(seq.tokens) - back]))
+            base = tm.softmax(self.models[seq.model].logits(seq.tokens[: len(seq.tokens) - back]))
             found = found.copy()
             found[base < seq.blend.plausibility * base.max()] = found.max() - 300
         return found
@@ -155,9 +132,9 @@ class Tables(tables.Tables):  # type: ignore[name-defined,misc]
 
 def letters(size: int = 4, seed: int = 0, **options: Any) -> dict[str, Any]:
     """A base over a few letters, and models with its vocabulary: an expert, a draft, a nudger."""
-    base = tables.table(size, seed, **options)
+    base = tm.table(size, seed, **options)
     return {"base": base} | {
-        name: tables.table(size, seed + i + 1, like=base, noise=0.7, **options)
+        name: tm.table(size, seed + i + 1, like=base, noise=0.7, **options)
         for i, name in enumerate(("expert", "draft", "chat"))
     }
 
@@ -191,10 +168,10 @@ DRAWS: dict[str, Any] = {
     "lookup": Speculative(PromptLookup(2), Fixed(2)),
 }
 REWARDS: dict[str, Callable[[], Any]] = {
-    "liked": lambda: Table(lambda sample: scattered(sample.text)),
-    "short": lambda: Table(lambda sample: -float(len(sample.text))),
-    "constant": lambda: Table(lambda sample: 0.25),
-    "odds": lambda: Odds(lambda a, b: 1 / (1 + 2 ** (scattered(b) - scattered(a)))),
+    "liked": lambda: Rated(lambda sample: scattered(sample.text)),
+    "short": lambda: Rated(lambda sample: -float(len(sample.text))),
+    "constant": lambda: Rated(lambda sample: 0.25),
+    "odds": lambda: Compared(lambda a, b: 1 / (1 + 2 ** (scattered(b) - scattered(a)))),
 }
 LIKED = Objective((RewardTerm("liked"),))
 PROMPT = (2, 0, 1, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -472,7 +473,7 @@ def test_a_score_does_not_depend_on_the_run() -> None:
 def test_missing_checkers_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     from trimtab.bench.nudging import ifeval
 
-    monkeypatch.setattr(ifeval.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ifeval.CheckersMissing, match="pip install --no-deps lm-eval"):
         ifeval.Checkers()
 

@@ -77,7 +77,8 @@ def test_both_draw_from_one_law(temperature: float, top_p: float) -> None:
 
     def ours(top_p: float) -> torch.Tensor:
         row = Pick(Filters(temperature, top_p=top_p))
-        return oracles.cpu_logprobs(x, [row] * 4).exp()
+        found: torch.Tensor = oracles.cpu_logprobs(x, [row] * 4).exp()
+        return found
 
     law, ids = eager.temperature_distribution(x, temperature, top_p)
     placed = law if ids is None else torch.zeros_like(law).scatter(1, ids, law)

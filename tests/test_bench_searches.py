@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reward_doubles as doubles
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -37,7 +38,7 @@ from trimtab.decode.methods.searches.best_of_n import BestOfN
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.result import FinishReason
 from trimtab.decode.request.sampling import Stopping
-from trimtab.decode.rewards.base import LocalReward, Sample
+from trimtab.decode.rewards.base import Sample
 
 PROMPTS = ("What is in the sea?", "Name a ship and its port.", "Who is there?")
 TOKENS, STEP, N = 24, 4, 8
@@ -57,20 +58,16 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments], entry_points=[plugin])
 
 
-class Quality(LocalReward):
-    """What it says of a beginning says something of the whole, and nothing exact."""
-
-    kind = "prefix"
-
-    def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
-        # Rounded, so that there are ties.
-        return [round(sum(map(sample.text.count, "aeo")) / (1 + len(sample.text)), 2) for sample in samples]
+def quality(sample: Sample) -> float:
+    """What it says of a beginning says something of the whole, and nothing exact; rounded, so that there are ties."""
+    return round(sum(map(sample.text.count, "aeo")) / (1 + len(sample.text)), 2)
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_folder: Callable[..., Path]) -> Iterator[Engine]:
     options = EngineOptions(memory_bytes=8 << 20, page_tokens=8)
-    with Engine({"model": str(tiny_folder("llama"))}, rewards={"reward": Quality()}, options=options) as made:
+    rewards = {"reward": doubles.Rated(quality, "prefix")}
+    with Engine({"model": str(tiny_folder("llama"))}, rewards=rewards, options=options) as made:
         yield made
         made.check()
 

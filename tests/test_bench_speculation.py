@@ -155,7 +155,7 @@ def test_their_draft_is_ours(real_models: Any) -> None:
     prompts = [plain_ids(target, "Count from one to ten in words."), plain_ids(target, "Name a fruit.")]
     passes = {}
     for name, contestant in (("plain", plain), ("assisted", assisted)):
-        forward, calls = contestant._model.forward, []
+        forward, calls = contestant._model.forward, list[Any]()
 
         def counted(*args: Any, forward: Any = forward, calls: list[int] = calls, **kwargs: Any) -> Any:
             calls.append(1)

@@ -29,7 +29,8 @@ texts = st.lists(st.tuples(st.sampled_from(SPACES), st.sampled_from(WORDS)), max
 def vocabulary(request: pytest.FixtureRequest) -> Vocabulary:
     kind = request.param
     if not kind.startswith("real"):
-        return nm.vocabulary(kind)
+        own: Vocabulary = nm.vocabulary(kind)
+        return own
     folders = request.getfixturevalue("real_models")
     return Vocabulary.from_pretrained(str(getattr(folders, kind.removeprefix("real "))), name=kind)
 

@@ -57,7 +57,8 @@ def logits(model: LoadedModel) -> torch.Tensor:
 def given(folder: Path) -> torch.Tensor:
     """The same of transformers, eager."""
     model: Any = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    return model(input_ids=torch.tensor([TOKENS])).logits[0]
+    found: torch.Tensor = model(input_ids=torch.tensor([TOKENS])).logits[0]
+    return found
 
 
 def loaded(folder: Path | str, **options: Any) -> LoadedModel:

@@ -10,6 +10,8 @@ from typing import Any
 import nudging_models as nm
 import oracle_nudging as oracle
 import pytest
+import table_engine as tables
+import table_models as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,7 +50,7 @@ def told(case: Any) -> Any:
 
     def reader(model: Any, name: str) -> Any:
         def read(tokens: Sequence[int], position: int, banned: Sequence[int]) -> tuple[int, float, float]:
-            found = nm.read(model, tokens, Pick(case.filters, key_of(name, case.seed), position, banned=tuple(banned)))
+            found = tm.read(model, tokens, Pick(case.filters, key_of(name, case.seed), position, banned=tuple(banned)))
             return found.token, found.entropy, found.top_prob
 
         return read
@@ -81,9 +83,12 @@ def prompt_of(kind: str, text: str) -> tuple[int, ...]:
 def random_case(seed: int) -> Any:
     """A random request over random tables; every option is off more often than on."""
     rng = random.Random(seed)
-    when: Trigger = rng.choice(
-        [Entropy(rng.choice((0.0, 0.8, 1.6))), TopProb(rng.choice((0.35, 0.6, 1.0))), Branching(rng.choice((1.5, 4.0)))]
-    )
+    triggers: list[Trigger] = [
+        Entropy(rng.choice((0.0, 0.8, 1.6))),
+        TopProb(rng.choice((0.35, 0.6, 1.0))),
+        Branching(rng.choice((1.5, 4.0))),
+    ]
+    when = rng.choice(triggers)
     most = rng.choice((7, 40, 40, 90))
     plain = rng.random() < 0.3
     rare: list[Any] = ["<eos>", b"\xff"] if not plain else ["<eos>"]
@@ -251,7 +256,7 @@ def test_no_pass_is_wasted(known: list[tuple[Any, Any]]) -> None:
         candidate, context = case.run()
         authors = [token.author for token in candidate.tokens]
         spans = sum(a == "nudger" != b for a, b in zip(authors, ["", *authors], strict=False))
-        base, nudger = context.work["base"], context.work.get("nudger", nm.Work())
+        base, nudger = context.work["base"], context.work.get("nudger", tables.Work())
         assert not any(base.again)
         # One token, where the base wrote nothing but a special token since: there is no text to read.
         assert set(nudger.again) <= {0, 1}
@@ -287,7 +292,8 @@ class Scene:
                 text = data.decode(errors="replace")
                 self.seen[kind].append(text)
                 if callable(says):
-                    return says(text)
+                    said: tuple[Any, float] = says(text)
+                    return said
                 return _recite(kind, says, data), 0.9 if kind == "nudger" or sure(text) else 0.4
 
             return said
@@ -546,7 +552,7 @@ def test_every_trigger_reads_the_base() -> None:
 
         nudger = nm.scripted("nudger", TURN, lambda text: ("<eos>" if text else "s", 0.9))
         case = nm.Case(
-            nm.Model(nm.vocabulary("base"), logits),
+            tm.Model(nm.vocabulary("base"), logits),
             nudger,
             Nudged("nudger", when),
             ANSWER,

@@ -592,7 +592,7 @@ def test_an_interruption_is_not_lost_where_python_drops_the_exception() -> None:
         Interrupting()  # at once finalised
         yield "second"
 
-    seen = []
+    seen: list[str] = []
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), _interruptible(events()) as watched:
         seen.extend(watched)

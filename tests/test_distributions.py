@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from trimtab.decode.config import EngineOptions, ModelConfig
-from trimtab.decode.engine import sampler
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.methods.draws.length import Confidence, Fixed
 from trimtab.decode.methods.draws.lookup import PromptLookup
@@ -37,6 +36,7 @@ from trimtab.decode.methods.searches.best_of_n import BestOfN, Choose
 from trimtab.decode.request.events import Completed
 from trimtab.decode.request.method import Draw, Policy
 from trimtab.decode.request.result import Result
+from trimtab.kernels import dispatch
 
 Folder = Callable[..., Path]
 Floats = NDArray[np.float64]
@@ -360,7 +360,7 @@ def test_a_mixture_whose_experts_weigh_nothing_answers_as_its_base(engine: Engin
 def test_verification_that_asks_of_another_draft_is_found(
     engine: Engine, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = sampler.dispatch.verify
+    real = dispatch.verify
 
     def other(logits: Any, windows: Sequence[Any]) -> Any:
         changed = []
@@ -371,7 +371,7 @@ def test_verification_that_asks_of_another_draft_is_found(
             changed.append(window)
         return real(logits, changed)
 
-    monkeypatch.setattr(sampler.dispatch, "verify", other)
+    monkeypatch.setattr(dispatch, "verify", other)
     case = Case("", FIELDS[2], draw=DRAWS[2])
     p = p_values(sampled(reference, case, answers(engine, case, range(200))))
     assert min(p.values()) < LEAST, p

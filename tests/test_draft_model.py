@@ -114,7 +114,7 @@ def test_the_acceptance_head_reads_the_hidden_states(tiny: Any, tiny_folder: Fol
 
 def test_residual_blocks_have_weights_of_their_own() -> None:
     head = AcceptanceHead(12, 3, 12)
-    pointers = {block.weight.data_ptr() for block in head.blocks}  # type: ignore[union-attr]
+    pointers = {block.weight.data_ptr() for block in head.blocks}  # type: ignore[operator]
     assert len(pointers) == 3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import nudging_models as nm
 import pytest
 import torch
 import transformers as hf
+from reward_doubles import Rated
 
 from trimtab.decode.config import EngineOptions
 from trimtab.decode.engine.engine import Engine
@@ -25,7 +26,6 @@ from trimtab.decode.methods.policies.trigger import TopProb
 from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.method import Policy
 from trimtab.decode.request.result import FinishReason, Result, Token
-from trimtab.decode.rewards.base import LocalReward, Sample
 
 SUPPORT = {
     "base": [" the", " a", " sing", " on", "s", ".", "\n", "<turn>"],
@@ -36,20 +36,7 @@ MOST = 70
 ALWAYS = TopProb(1.0)  # the nudger writes wherever it can
 
 
-class Lengths(LocalReward):
-    """Rates nothing, and notes what it was asked about."""
-
-    kind = "prefix"
-
-    def __init__(self) -> None:
-        self.seen: list[Sample] = []
-
-    def rate(self, samples: Sequence[Sample]) -> list[float]:
-        self.seen += samples
-        return [0.0] * len(samples)
-
-
-LENGTHS = Lengths()
+LENGTHS = Rated(lambda sample: 0.0, "prefix")
 
 
 def _save(tiny: Any, seed: int, kind: str, folder: Path) -> Path:
@@ -229,7 +216,7 @@ def test_a_stop_string_that_is_special_in_part_is_refused_before_anything_runs(e
 
 
 def test_a_segment_ends_at_a_delimiter_that_is_a_special_token(engine: Engine) -> None:
-    LENGTHS.seen.clear()
+    LENGTHS.forget()
     engine.generate(
         PROMPT,
         model="base",
@@ -238,7 +225,7 @@ def test_a_segment_ends_at_a_delimiter_that_is_a_special_token(engine: Engine) -
         ignore_eos=True,
         seed=1,
     )
-    beginnings = [sample for sample in LENGTHS.seen if not sample.finished]
+    beginnings = [sample for sample in LENGTHS.samples if not sample.finished]
     assert any(is_turn(sample.tokens[-1]) for sample in beginnings)
     for sample in beginnings:
         turns = [i + 1 for i, token in enumerate(sample.tokens) if is_turn(token)]

@@ -713,10 +713,11 @@ def test_a_generation_config(engine: Engine) -> None:
 def test_a_stream_adds_up(engine: Engine, new: int) -> None:
     options: dict[str, Any] = {"temperature": 1.2, "seed": 7, "max_new_tokens": new, "ignore_eos": True, "stop": "zq"}
     events = list(engine.stream("Größe", **options))
-    started, *chunks, completed = events
+    started, *_, completed = events
     assert isinstance(started, Started)
     assert isinstance(completed, Completed)
-    assert all(isinstance(chunk, Chunk) for chunk in chunks)
+    chunks = [chunk for chunk in events if isinstance(chunk, Chunk)]
+    assert events == [started, *chunks, completed]
     result = completed.result
     assert (started.seed, started.max_new_tokens, started.models) == (7, new, ("base",))
     assert started.prompt_tokens == result.usage.prompt_tokens
@@ -865,7 +866,7 @@ def test_branches_of_one_request_take_pages_from_one_another(make: Factory, monk
     answers: list[list[int]] = []
 
     async def branch(seq: Any, steps: int) -> list[int]:
-        written = []
+        written: list[int] = []
         for _ in range(steps):
             (found,) = await Extend(seq, written[-1:])
             written.append(found.token)

@@ -138,6 +138,9 @@ def test_statistics_of_tokens_are_the_kernels_own(engine: Engine, spy: Spy) -> N
     changed = run(engine, temperature=0)
     assert ids(changed) == ids(plain)
     for token, other in zip(changed.tokens, plain.tokens, strict=True):
+        assert other.entropy is not None
+        assert other.top_prob is not None
+        assert other.logprob is not None
         assert (token.entropy, token.top_prob, token.logprob) == pytest.approx(
             (other.entropy + 3, other.top_prob / 2, other.logprob - 1), rel=1e-6
         )

@@ -16,6 +16,7 @@ import torch
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
+from reward_doubles import Compared, Rated
 
 from trimtab import decode as lib
 from trimtab.decode.config import EngineOptions, ModelConfig
@@ -35,7 +36,7 @@ from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.models.acceptance import AcceptanceHead
 from trimtab.decode.models.draft import DraftSpec, assemble, write_draft
 from trimtab.decode.request.info import Limits
-from trimtab.decode.rewards.base import LocalReward, PairwiseReward
+from trimtab.decode.rewards.base import Sample
 from trimtab.server.client import Client, ServerInfo
 from trimtab.server.config import ServerConfig
 from trimtab.server.rpc.background import BackgroundServer
@@ -46,25 +47,16 @@ from trimtab.v1.decoding_pb2_grpc import DecodingServiceStub
 SERVICE = pb.DESCRIPTOR.services_by_name["DecodingService"]
 
 
-class Vowels(LocalReward):
-    kind = "token"
-    description = "share of vowels"
-
-    def rate(self, samples: Any) -> list[float]:
-        return [sum(map(s.text.count, "aeiou")) / (1 + len(s.text)) for s in samples]
+def vowels(sample: Sample) -> float:
+    return sum(map(sample.text.count, "aeiou")) / (1 + len(sample.text))
 
 
-class Likeness(LocalReward):
-    needs_reference = True
-    models = ("base",)
-
-    def rate(self, samples: Any) -> list[float]:
-        return [float(len(s.text) == len(s.references[0])) for s in samples]
+def likeness(sample: Sample) -> float:
+    return float(len(sample.text) == len(sample.references[0]))
 
 
-class Longer(PairwiseReward):
-    async def compare(self, context: Any, pairs: Any) -> list[float]:
-        return [(len(a.text) + 1) / (len(a.text) + len(b.text) + 2) for a, b in pairs]
+def longer(a: str, b: str) -> float:
+    return (len(a) + 1) / (len(a) + len(b) + 2)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +76,11 @@ def engine(tiny: Any, tiny_folder: Callable[..., Path], tmp_path_factory: pytest
         "with_head": ModelConfig(source=str(with_head), role="draft", dtype="float32"),
         "narrow": ModelConfig(source=str(tiny_folder("qwen2", 3)), context_tokens=24, dtype="float32"),
     }
-    rewards = {"vowels": Vowels(), "likeness": Likeness(), "longer": Longer()}
+    rewards = {
+        "vowels": Rated(vowels, description="share of vowels"),
+        "likeness": Rated(likeness, "sequence", needs_reference=True, models=("base",)),
+        "longer": Compared(longer),
+    }
     with Engine(folders, rewards=rewards, options=EngineOptions(memory_bytes=2**25)) as made:
         yield made
         made.check()

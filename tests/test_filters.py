@@ -75,7 +75,7 @@ def test_filters_are_those_of_transformers(
     row = Pick(filters, Key(seed), 0, seen, banned)
     ours = oracles.cpu_logprobs(logits[None], [row])[0].double()
     theirs = lr.transformers_scores(logits, row)
-    mine, other = set(np.flatnonzero(ours > -INF)), set(np.flatnonzero(theirs > -INF))
+    mine, other = (set(np.flatnonzero(row > -INF).tolist()) for row in (ours, theirs))
     assert mine
     if mine == other:
         np.testing.assert_allclose(ours, theirs.log_softmax(-1), atol=2e-5)

@@ -197,7 +197,7 @@ def test_what_the_model_said_as_it_wrote_is_not_asked_again(engine: Engine, spel
     """Only where it wrote these very tokens, alone, after the prompt that the reward reads."""
 
     def asked(prompt: Any, reward: str, **options: Any) -> bool:
-        found = []
+        found: list[int] = []
         for objective in ("vowels", reward):
             result = engine.generate(prompt, search=BestOfN(2, objective), **{**OPTIONS, **spelled, **options})
             found.append({m.model: m.forward_passes for m in result.usage.models}["base"])

@@ -65,7 +65,7 @@ def test_statistics_against_float64(vocabulary: int, dtype: torch.dtype) -> None
         wanted = {"entropy": entropy_of(logp), "top_prob": logp.max().exp(), "logprob": logp[token]}
         # The naive formula in float32 over the same numbers.
         p = [model[i].float().log_softmax(-1) for model in logits]
-        eager = sum(weight * each for weight, each in zip(blend.weights, p, strict=True) if weight)
+        eager: Any = sum(weight * each for weight, each in zip(blend.weights, p, strict=True) if weight)
         eager = eager.masked_fill(logp == -INF, -INF).log_softmax(-1)
         naive = {"entropy": entropy_of(eager), "top_prob": eager.max().exp(), "logprob": eager[token]}
         for field, value in wanted.items():

@@ -14,6 +14,8 @@ from typing import Any
 import nudging_models as nm
 import numpy as np
 import pytest
+import table_engine as tables
+import table_models as tm
 import test_cross_vocabulary as across
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -97,7 +99,7 @@ def told(case: Any) -> tuple[list[tuple[str, int]], FinishReason, int, int, list
         asked[name] += 1
         early = len(tokens) < stopping.min_new_tokens
         banned = (EOS, *stopping.stop_token_ids) if early else ()
-        read: Read = nm.read(model, everything, Pick(case.filters, keys[name], len(tokens), banned=banned))
+        read: Read = tm.read(model, everything, Pick(case.filters, keys[name], len(tokens), banned=banned))
         return read
 
     while True:
@@ -148,7 +150,7 @@ def test_equals_the_oracle(seed: int) -> None:
     assert (authors(candidate), candidate.finish_reason) == (tokens, reason)
     assert reasons_of(candidate) == why
     assert context.work["base"].passes == base_asked, "one pass of the base per token"
-    assert context.work.get("nudger", nm.Work()).passes == nudger_asked, "one pass of the nudger per nudged token"
+    assert context.work.get("nudger", tables.Work()).passes == nudger_asked, "one pass of the nudger per nudged token"
 
 
 def test_the_cases_meet_every_end_and_both_authors() -> None:
@@ -225,7 +227,7 @@ def test_the_nudger_reads_what_it_missed_in_one_chunk() -> None:
     for seed in range(60):
         case = random_case(seed)
         candidate, context = case.run()
-        work = context.work.get("nudger", nm.Work())
+        work = context.work.get("nudger", tables.Work())
         missed, chunks = len(TURN), []
         for token in candidate.tokens:
             if token.author == "nudger":
@@ -249,9 +251,9 @@ def _alone(case: Any, name: str) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_trigger_at_its_end_leaves_one_model(seed: int) -> None:
-    tables = [nm.table("base", seed + k, SUPPORT, rare=["<eos>"]) for k in (0, 1)]
+    pair = [nm.table("base", seed + k, SUPPORT, rare=["<eos>"]) for k in (0, 1)]
     case = nm.Case(
-        *tables, Nudged("nudger", TopProb(0.0)), PROMPT, TURN, Stopping(max_new_tokens=25), same_vocabulary=True
+        *pair, Nudged("nudger", TopProb(0.0)), PROMPT, TURN, Stopping(max_new_tokens=25), same_vocabulary=True
     )
     base = _alone(case, "base")
     never = case.run()[0]
@@ -259,7 +261,7 @@ def test_a_trigger_at_its_end_leaves_one_model(seed: int) -> None:
     assert authors(never)[:until] == [("base", token) for token in base[:until]]
     assert all(token.author == "nudger" for token in never.tokens[until : until + 1]), "asked about the end"
     always = nm.Case(
-        *tables, Nudged("nudger", TopProb(1.0)), PROMPT, TURN, Stopping(max_new_tokens=25), same_vocabulary=True
+        *pair, Nudged("nudger", TopProb(1.0)), PROMPT, TURN, Stopping(max_new_tokens=25), same_vocabulary=True
     )
     assert authors(always.run()[0]) == [("nudger", token) for token in _alone(case, "nudger")]
 
@@ -273,7 +275,7 @@ def test_the_gate_is_the_bases() -> None:
             row[nm.token("base", kind)] = 9.0 if sure(len(tokens)) else 1.0
             return row
 
-        return nm.Model(nm.vocabulary("base"), logits)
+        return tm.Model(nm.vocabulary("base"), logits)
 
     stopping = Stopping(max_new_tokens=12, ignore_eos=True)
     for nudger_sure in (True, False):
@@ -290,7 +292,7 @@ def test_a_token_reports_its_authors_distribution() -> None:
         tokens = list[int]()
         for token in case.run()[0].tokens:
             model, prompt = (case.base, PROMPT) if token.author == "base" else (case.nudger, TURN)
-            logp, entropy, top_prob, _ = nm.statistics(model.logits([*prompt, *tokens]))
+            logp, entropy, top_prob, _ = tm.statistics(model.logits([*prompt, *tokens]))
             assert token.logprob == pytest.approx(float(logp[token.id]))
             assert (token.entropy, token.top_prob) == pytest.approx((entropy, top_prob))
             tokens.append(token.id)
@@ -308,7 +310,7 @@ def _first_tokens(samples: int) -> Counter[int]:
             row[nm.token("base", piece)] = np.log(p)
         return row
 
-    model = nm.Model(nm.vocabulary("base"), logits)
+    model = tm.Model(nm.vocabulary("base"), logits)
     found: Counter[int] = Counter()
     for seed in range(samples):
         case = nm.Case(

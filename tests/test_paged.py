@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paged_cases import Case, Shape
 from torch import Tensor
 
 from trimtab.kernels import dispatch, paging, paths
@@ -27,7 +28,7 @@ from trimtab.kernels.paths import available
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-CPU, Shape, Case, path, error = pc.CPU, pc.Shape, pc.Case, pc.path, pc.error
+CPU, path, error = pc.CPU, pc.path, pc.error
 _device = pc._device
 
 # What a kernel's error may exceed eager's own in the same dtype by; values of the tests are of size 1.
@@ -252,7 +253,7 @@ def test_every_row_meets_every_position_that_it_sees_once(
     work = paging.schedule(batch, window, group, key_bytes)
     written: dict[int, tuple[int, int]] = {}  # slot -> row of T, split
     direct: dict[int, int] = {}  # row of T -> split
-    seen_spans = {False: set(), True: set()}
+    seen_spans: dict[bool, set[int]] = {False: set(), True: set()}
     for long, items, split in ((False, work.short, SHORT_SPLIT), (True, work.long, LONG_SPLIT)):
         fit = work.rows[long] // group
         assert fit >= 1
@@ -321,7 +322,7 @@ def test_buckets_hide_the_data() -> None:
 def test_spans_refuse(arguments: tuple[Any, ...], named: str) -> None:
     lists, rows = arguments[:4], arguments[4] if len(arguments) > 4 else None
     with pytest.raises(ValueError, match=named):
-        paging.spans(*lists, CPU, rows)
+        paging.spans(lists[0], lists[1], lists[2], lists[3], CPU, rows)
 
 
 @pytest.mark.parametrize("path", ["torch", "interpret"])

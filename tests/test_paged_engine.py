@@ -13,6 +13,7 @@ from typing import Any
 import paged_cases as pc
 import pytest
 import torch
+from paged_cases import Case, Shape
 from torch import Tensor
 
 from trimtab.decode.config import ModelConfig
@@ -25,7 +26,7 @@ from trimtab.kernels.paths import Path as KernelPath
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-Shape, Case, path, error = pc.Shape, pc.Case, pc.path, pc.error
+path, error = pc.path, pc.error
 _device = pc._device
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nudging_models as nm
 import pytest
+import table_engine as tables
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reward_doubles import Rated
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
@@ -31,7 +33,7 @@ from trimtab.decode.methods.searches.turns import said_so_far, with_instruction
 from trimtab.decode.request.prompt import ChatMessage, beginning
 from trimtab.decode.request.request import Request
 from trimtab.decode.request.sampling import Stopping
-from trimtab.decode.rewards.base import LocalReward, Sample, whole
+from trimtab.decode.rewards.base import Sample, whole
 from trimtab.decode.text.templates import BASE_TEMPLATE, PromptTemplate
 from trimtab.kernels.types import Filters, Key
 
@@ -101,18 +103,7 @@ def test_what_a_prompt_begins(prompt: Any, text: str) -> None:
 # ----------------------------------------------------------------------------------------------------- the real engine
 
 
-class Heard(LocalReward):
-    kind = "prefix"
-
-    def __init__(self) -> None:
-        self.samples: list[Sample] = []
-
-    def rate(self, samples: Sequence[Sample]) -> list[float]:
-        self.samples += samples
-        return [float(len(sample.text)) for sample in samples]
-
-
-HEARD = Heard()
+HEARD = Rated(lambda sample: float(len(sample.text)), "prefix")
 
 
 def told(prompt: str, text: str) -> float:
@@ -190,7 +181,7 @@ def test_the_answer_is_that_to_the_prompts_own_tokens(engine: Engine) -> None:
 
 
 def test_rewards_of_a_text_see_all_that_the_assistant_says(engine: Engine) -> None:
-    HEARD.samples.clear()
+    HEARD.forget()
     result = engine.generate(begun("An ap"), **OPTIONS, search=BestOfN(2, "heard"))
     for sample, candidate in zip(HEARD.samples, result.candidates, strict=True):
         assert sample.prompt == (USER,)
@@ -263,14 +254,15 @@ def test_a_nudger_of_another_vocabulary_reads_exactly_what_was_written(cut: str)
         stopping=Stopping(max_new_tokens=40),
     )
     filters = Filters(temperature=0.0)
-    context = nm.Tables(models)
+    context = tables.Tables(models, unread=True)
     plan = Prepared(request, {kind: tuple(ids) for kind, ids in prompt.items()}, Drawing(filters, filters, Key(0)))
     outcome = context.drive(write(context, plan))
     (candidate,) = outcome.candidates
     assert candidate.text == rest.decode()
     assert {token.author for token in candidate.tokens} == {"base", "nudger"}
     # The control: read as an answer of its own, a space comes before it.
+    context = tables.Tables(models, unread=True)
     closed = replace(plan, request=replace(request, prompt=(USER,)))
     if not rest.startswith(b" "):
         with pytest.raises(AssertionError, match="read b' "):
-            nm.Tables(models).drive(write(nm.Tables(models), closed))
+            context.drive(write(context, closed))

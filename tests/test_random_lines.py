@@ -39,7 +39,7 @@ SEARCHES: dict[str, Any] = {
 
 
 @dataclass
-class Watching(s.Tables):  # type: ignore[name-defined,misc]
+class Watching(s.Tables):  # type: ignore[misc]
     """A context that notes which number decided what."""
 
     calibrating: list[Any] = field(default_factory=list)  # sequences of answers that calibrate

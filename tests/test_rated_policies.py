@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import search_tables as s
+import table_models as tm
+from reward_doubles import Rated
 
 from trimtab.decode.methods.chance import Choice, chance
 from trimtab.decode.methods.policies.mixture import Mixture, Weighted
@@ -33,7 +35,7 @@ def test_a_mixture_equals_the_oracle(seed: int, draw: str) -> None:
     for token in ran.chosen.tokens:
         logits = {name: models[name].logits([*plan.prompts[name], *tokens]) for name in ("base", "expert", "chat")}
         mixed = logits["base"] + logits["expert"] - 0.8 * logits["chat"]
-        mixed[s.tables.softmax(logits["base"]) < 0.2 * s.tables.softmax(logits["base"]).max()] = -np.inf
+        mixed[tm.softmax(logits["base"]) < 0.2 * tm.softmax(logits["base"]).max()] = -np.inf
         tokens.append(int(mixed.argmax()))
         assert token.author == "base"
     assert s.ids_of(ran.chosen) == tuple(tokens)
@@ -52,7 +54,7 @@ def test_no_weight_leaves_the_base() -> None:
 
 def test_a_full_context_of_an_expert_ends_the_answer() -> None:
     models = s.letters(6, 2)
-    models["expert"] = s.tables.table(6, 3, limit=len(s.PROMPT) + 1 + 3)
+    models["expert"] = tm.table(6, 3, limit=len(s.PROMPT) + 1 + 3)
     ran = s.run(
         models, policy=Mixture((Weighted("expert", 0.1),)), stopping=Stopping(max_new_tokens=9, ignore_eos=True)
     )
@@ -77,18 +79,18 @@ def chosen_tokens(
 
     while len(tokens) < most and eos not in tokens:
         logits = base.logits([*s.PROMPT, *tokens])
-        logp = np.log(s.tables.softmax(logits))
+        logp = np.log(tm.softmax(logits))
         for token, bias in filters.bias.items():
             logp[token] += bias
         top = [int(i) for i in np.argsort(-logp, kind="stable")[: min(policy.width, filters.top_k or 99)]]
         if filters.temperature and filters.top_p < 1:
-            p = s.tables.softmax(logp[top] / filters.temperature)
+            p = tm.softmax(logp[top] / filters.temperature)
             top = [token for i, token in enumerate(top) if p[:i].sum() < filters.top_p]
         rated = [reward(text([*tokens, token]), token == eos or len(tokens) + 1 == most) for token in top]
         scores = logp[top] + policy.weight * np.array(rated)
         best = int(scores.argmax())
         if filters.temperature:
-            p = s.tables.softmax(scores / filters.temperature)
+            p = tm.softmax(scores / filters.temperature)
             u = chance(key, len(tokens), Choice.TOKEN)
             best = min(int(np.searchsorted(np.cumsum(p), u, side="right")), len(top) - 1)
         tokens.append(top[best])
@@ -110,7 +112,7 @@ def test_token_rewards_equal_the_oracle(seed: int) -> None:
     def reward(text: str, finished: bool) -> float:
         return s.scattered(text) + finished  # type: ignore[no-any-return]
 
-    table = s.Table(lambda sample: reward(sample.text, sample.finished))
+    table = Rated(lambda sample: reward(sample.text, sample.finished))
     ran = s.run(models, policy=policy, filters=filters, seed=seed, rewards={"liked": table})
     tokens, rewards = chosen_tokens(models, policy, filters, seed, 12, reward)
     assert s.ids_of(ran.chosen) == tuple(tokens)
@@ -122,8 +124,8 @@ def test_token_rewards_equal_the_oracle(seed: int) -> None:
 def test_the_end_is_chosen_where_it_is_good() -> None:
     """The published code never ends an answer; here EOS is rated like any other token."""
     models = s.letters(5, 3)
-    keen = s.Table(lambda sample: 10.0 * sample.finished)
-    loth = s.Table(lambda sample: -10.0 * sample.finished)
+    keen = Rated(lambda sample: 10.0 * sample.finished)
+    loth = Rated(lambda sample: -10.0 * sample.finished)
     policy = TokenReward("liked", 5.0, 5)
     ended = s.run(models, policy=policy, rewards={"liked": keen}).chosen
     assert (ended.finish_reason, len(ended.tokens)) == (FinishReason.EOS, 1)
@@ -133,7 +135,7 @@ def test_the_end_is_chosen_where_it_is_good() -> None:
 def test_no_weight_draws_from_the_base() -> None:
     """With weight 0 and a width of the whole vocabulary the tokens follow the base's distribution."""
     models = s.letters(4, 5)
-    p = s.tables.softmax(models["base"].logits(s.PROMPT))
+    p = tm.softmax(models["base"].logits(s.PROMPT))
     found = Counter(
         s.run(models, policy=TokenReward("liked", 0.0, 4), seed=seed, stopping=Stopping(max_new_tokens=1)).ids[0]
         for seed in range(1500)
@@ -149,7 +151,7 @@ def test_no_weight_draws_from_the_base() -> None:
 
 def test_early_ends_are_banned() -> None:
     models = s.letters(4, 5)
-    keen = s.Table(lambda sample: 10.0 * sample.finished)
+    keen = Rated(lambda sample: 10.0 * sample.finished)
     ran = s.run(
         models,
         policy=TokenReward("liked", 5.0, 4),
@@ -162,7 +164,7 @@ def test_early_ends_are_banned() -> None:
 def test_a_pick_is_not_asked_of_the_engine() -> None:
     """The reward decides, so nothing is drawn that would be thrown away."""
 
-    class Watching(s.Tables):  # type: ignore[name-defined,misc]
+    class Watching(s.Tables):  # type: ignore[misc]
         def extend(self, op: Any) -> Any:
             assert not any(isinstance(pick, Pick) for pick in op.picks)
             return super().extend(op)

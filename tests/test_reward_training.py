@@ -110,7 +110,7 @@ def test_results_are_recorded_rows(trained: tuple[Options, Any], tmp_path: Path)
     _, recorder = trained
     found = load_results(recorder.save(tmp_path))
     assert [row.to_json() for row in found] == [row.to_json() for row in recorder.rows]
-    assert found[0].settings["unseen"] == trainer.random.Random(0).sample([f"model-{i}" for i in range(6)], 1)
+    assert found[0].settings["unseen"] == random.Random(0).sample([f"model-{i}" for i in range(6)], 1)
     assert all(row.low <= row.value <= row.high for row in found if row.low is not None and row.high is not None)
 
 

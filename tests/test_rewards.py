@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reward_doubles import Compared
 
 from trimtab.decode.config import ConfigError, EngineConfig, ModelConfig
 from trimtab.decode.errors import EngineFailed, RequestCancelled, RewardFailed, UnsupportedRequest
@@ -20,7 +21,7 @@ from trimtab.decode.ops import Call, Gather
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.prompt import ChatMessage
 from trimtab.decode.rewards import registry
-from trimtab.decode.rewards.base import EngineReward, LocalReward, PairwiseReward, Reward, Sample, spoken, turns
+from trimtab.decode.rewards.base import EngineReward, LocalReward, Reward, Sample, spoken, turns
 from trimtab.decode.rewards.calibration import FixedReference
 from trimtab.decode.rewards.combine import combine, log_sigmoid, sigmoid
 from trimtab.decode.rewards.logistic import Composition, fit
@@ -73,9 +74,8 @@ class Context:
         return list(self.run(compare(self, objective, pairs)))  # type: ignore[arg-type]
 
 
-class Longer(PairwiseReward):
-    async def compare(self, context: Any, pairs: Sequence[tuple[Sample, Sample]]) -> Sequence[float]:
-        return [sigmoid(len(a.text) - len(b.text)) for a, b in pairs]
+def longer() -> Compared:
+    return Compared(lambda a, b: 1 / (1 + math.exp(len(b) - len(a))))
 
 
 def length(prompt: str, text: str) -> float:
@@ -242,7 +242,7 @@ def test_a_soft_and_can_not_be_bought() -> None:
 
 
 def test_comparisons() -> None:
-    context = Context({"longer": Longer(), "length": length, "vowels": vowels})
+    context = Context({"longer": longer(), "length": length, "vowels": vowels})
     pairs = [(a, b) for a in samples("a", "bbb", "ee") for b in samples("a", "bbb", "ee")]
     for objective in ("longer", "length", {"length": 1.0, "vowels": -1.0}, {"longer": 2.0, "vowels": -1.0}):
         odds = context.compare(objective, pairs)
@@ -259,12 +259,8 @@ def test_comparisons() -> None:
     with pytest.raises(UnsupportedRequest, match=r"objective\.combine"):
         context.compare(Objective((RewardTerm("longer"),), Combine.MIN), pairs)
 
-    class Odd(PairwiseReward):
-        async def compare(self, context: Any, pairs: Sequence[tuple[Sample, Sample]]) -> Sequence[float]:
-            return [1.5] * len(pairs)
-
     with pytest.raises(RewardFailed, match=r"1\.5 for a probability"):
-        Context({"odd": Odd()}).compare("odd", pairs)
+        Context({"odd": Compared(lambda a, b: 1.5)}).compare("odd", pairs)
 
 
 # ------------------------------------------------------------------------------------------------------------- readings
@@ -344,13 +340,13 @@ def test_an_old_build_s_metadata_hides_nothing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_a_reward_can_be_made_of() -> None:
-    longer = Longer()
+    pairwise = longer()
     made = make_rewards(
         {
             "function": length,
             "batched": vowels,
-            "object": longer,
-            "again": longer,
+            "object": pairwise,
+            "again": pairwise,
             "table": {"type": "length", "at_least": 3, "description": "long enough", "timeout": 2},
             "path": {"type": "python", "function": f"{math.__name__}:hypot", "kind": "prefix", "runs_on": "process"},
         }
@@ -362,7 +358,7 @@ def test_what_a_reward_can_be_made_of() -> None:
     assert (made["table"].description, made["table"].timeout) == ("long enough", 2)
     assert (made["path"].kind, made["path"].runs_on) == ("prefix", "process")
     assert made["object"].info.pairwise
-    assert not longer.name
+    assert not pairwise.name
 
 
 def test_a_process_reward_can_be_sent_to_one() -> None:

@@ -47,8 +47,9 @@ def encoder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = tiny.tokenizer()
     config = hf.BertConfig(
         vocab_size=tiny.VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=LIMIT, num_labels=1, pad_token_id=own.eos_token_id,
+        max_position_embeddings=LIMIT, pad_token_id=own.eos_token_id,
     )  # fmt: skip
+    config.num_labels = 1
     model = hf.BertForSequenceClassification(config).eval()
     tiny.randomise(model, 5)
     model.save_pretrained(folder := tmp_path_factory.mktemp("short-encoder"))

@@ -64,8 +64,9 @@ def encoder_folder(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = tiny.tokenizer()
     config = hf.BertConfig(
         vocab_size=tiny.VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=128, num_labels=2, pad_token_id=own.eos_token_id,
+        max_position_embeddings=128, pad_token_id=own.eos_token_id,
     )  # fmt: skip
+    config.num_labels = 2
     model = hf.BertForSequenceClassification(config).eval()
     tiny.randomise(model, 5)
     model.save_pretrained(folder := tmp_path_factory.mktemp("encoder"))
@@ -164,7 +165,8 @@ def by_transformers(folder: str, samples: Sequence[Sample], tiny: Any, pooling: 
     model = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     own, found = tiny.tokenizer(), []
     for sample in samples:
-        said = [{"role": turn.role, "content": turn.content} for turn in sample.prompt]
+        prompt: Any = sample.prompt
+        said = [{"role": turn.role, "content": turn.content} for turn in prompt]
         text = own.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
         answer = own(sample.text, add_special_tokens=False)["input_ids"]
         ids = own(text, add_special_tokens=False)["input_ids"] + answer
@@ -480,7 +482,7 @@ def test_a_profile_is_its_sum(engine: Engine) -> None:
 
 
 def test_a_failing_reward_fails_its_own_request_alone(engine: Engine) -> None:
-    search = {"search": BestOfN(2, objective="short"), "max_new_tokens": 16, "seed": 5, "model": "base"}
+    search: dict[str, Any] = {"search": BestOfN(2, objective="short"), "max_new_tokens": 16, "seed": 5, "model": "base"}
     expected = engine.generate(list(PROMPT), **search).text
     other = engine.stream(list(PROMPT), **search)
     items = [(PROMPT, "fine"), (PROMPT, "")]

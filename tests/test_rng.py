@@ -124,7 +124,10 @@ def test_streams_branches_and_positions_share_nothing() -> None:
     child = Key(11).child(3, 0)
 
     def numbers_of(bits: int, position: int, stream: int) -> NDArray[np.float32]:
-        return rng.uniform_runs(np.array([bits], np.uint64), np.array([position]), [(stream, n)])[0][0]
+        found: NDArray[np.float32] = rng.uniform_runs(np.array([bits], np.uint64), np.array([position]), [(stream, n)])[
+            0
+        ][0]
+        return found
 
     reference = numbers_of(Key(11).bits, 3, 0)
     others = [(Key(11).bits, 3, stream) for stream in list(Stream)[1:]]

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from reward_doubles import Rated
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.methods.searches.segments import Logprob, Segments
 from trimtab.decode.request.result import Result
-from trimtab.decode.rewards.base import LocalReward, Sample
+from trimtab.decode.rewards.base import Sample
 
 Folder = Callable[..., Path]
 
 
-class Rounded(LocalReward):
-    """A value for each text, and what rounding might add to it: other numbers at every call."""
+NOISE = random.Random(0)
 
-    kind = "token"
-    noise = random.Random(0)
 
-    def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
-        return [random.Random(sample.text).random() + 1e-9 * self.noise.random() for sample in samples]
+def rounded(sample: Sample) -> float:
+    """A value for each text, and what rounding might add to it: another number at every call."""
+    return random.Random(sample.text).random() + 1e-9 * NOISE.random()
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def engine(tiny_folder: Folder) -> Iterator[Engine]:
     torch.set_num_threads(1)  # a tiny model is slower on two
     models = {"base": ModelConfig(source=str(tiny_folder("llama", 0)), dtype="float32")}
     options = EngineOptions(memory_bytes=64 << 20, page_tokens=16)
-    with Engine(models, rewards={"rounded": Rounded()}, options=options) as made:
+    with Engine(models, rewards={"rounded": Rated(rounded)}, options=options) as made:
         yield made
         made.check()
     torch.set_num_threads(threads)
@@ -63,7 +62,7 @@ def test_equal_continuations_go_on_by_their_number(engine: Engine, search: Any) 
     for seed in range(4):
         found = set()
         for noise in range(4):
-            Rounded.noise = random.Random(noise)
+            NOISE.seed(noise)
             result: Result = engine.generate([1, 2], seed=seed, **options)
             found.add(tuple(token.id for token in result.tokens))
         assert len(found) == 1

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import search_tables as s
+import table_models as tm
+from reward_doubles import Rated
 from scipy import stats  # type: ignore[import-untyped]
 
 from trimtab.decode.errors import RewardFailed
@@ -142,8 +144,7 @@ def sampled(
     """What the base writes after ``tokens`` with the random numbers of ``key``: everything is read anew each time."""
     base, written = models["base"], list(tokens)
     while not over(models, written, most) and not until(written):
-        law = s.tables.law(base.logits([*s.PROMPT, *written]), Pick(FILTERS, key, len(written)), ())
-        written.append(s.tables.inverse(law, s.tables.number(Pick(FILTERS, key, len(written)), "token")))
+        written.append(tm.drawn(base.logits([*s.PROMPT, *written]), Pick(FILTERS, key, len(written)), ()))
     return written
 
 
@@ -220,7 +221,7 @@ def test_segments_equal_the_oracle(seed: int) -> None:
     base = models["base"]
 
     def entropy(tokens: Sequence[int]) -> float:
-        p = s.tables.softmax(base.logits([*s.PROMPT, *tokens]))
+        p = tm.softmax(base.logits([*s.PROMPT, *tokens]))
         return float(-(p * np.log(p)).sum())
 
     def ends(start: int) -> Callable[[Sequence[int]], bool]:
@@ -235,7 +236,7 @@ def test_segments_equal_the_oracle(seed: int) -> None:
     def score(key: Key, tokens: list[int]) -> float:
         far = len(tokens) + search.lookahead
         ahead = sampled(models, key, tokens, most, lambda found: len(found) >= far)
-        laws = [s.tables.softmax(base.logits([*s.PROMPT, *tokens[:i]])) for i in range(len(tokens))]
+        laws = [tm.softmax(base.logits([*s.PROMPT, *tokens[:i]])) for i in range(len(tokens))]
         logps = [np.log(law[token]) for law, token in zip(laws, tokens, strict=True)]
         logp = np.sum(logps) if search.logprob is Logprob.SUM else np.mean(logps)
         return float(search.reward_weight * liked(models, ahead) + search.logprob_weight * logp)
@@ -287,7 +288,7 @@ def test_rejected_segments_equal_the_oracle(seed: int) -> None:
         start = len(tokens)
 
         def ends(found: Sequence[int], start: int = start) -> bool:
-            p = s.tables.softmax(base.logits([*s.PROMPT, *found]))
+            p = tm.softmax(base.logits([*s.PROMPT, *found]))
             unsure = float(-(p * np.log(p)).sum()) > search.entropy_above
             return len(found) - start >= search.max_tokens or (len(found) - start >= search.min_tokens and unsure)
 
@@ -331,7 +332,7 @@ def test_the_bar_is_of_the_text_and_not_of_its_limit(seed: int) -> None:
 
 def test_the_bar_stays_at_the_target() -> None:
     """Behind ``target_tokens`` only what reaches the target is accepted at once."""
-    good = {"liked": s.Table(lambda sample: 1.0 if sample.text.endswith("a") else 0.0)}
+    good = {"liked": Rated(lambda sample: 1.0 if sample.text.endswith("a") else 0.0)}
     search = RejectSegments(LIKED, 1.0, 0.0, 9.0, 1, 1, max_tries=64, start=0.0, target_tokens=1)
     stopping = Stopping(max_new_tokens=30, ignore_eos=True)
     text = s.run(s.letters(4, 1), search=search, stopping=stopping, rewards=good).chosen.text
@@ -369,7 +370,7 @@ def law_of(models: dict[str, Any], length: int) -> dict[tuple[int, ...], float]:
             for more, q in (
                 [((), 1.0)]
                 if over(models, tokens, length)
-                else [((i,), q) for i, q in enumerate(s.tables.softmax(models["base"].logits([*s.PROMPT, *tokens])))]
+                else [((i,), q) for i, q in enumerate(tm.softmax(models["base"].logits([*s.PROMPT, *tokens])))]
             )
         }
     return found
@@ -419,13 +420,13 @@ def test_a_constant_reward_leaves_the_distribution_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in UNMOVED if name != "strict"])
 def test_another_reward_does_not(name: str) -> None:
-    likes = {"constant": s.Table(lambda sample: float(sample.text.count("a")))}
+    likes = {"constant": Rated(lambda sample: float(sample.text.count("a")))}
     assert p_value(answers(UNMOVED[name], likes, 600), law_of(s.letters(3, 7), 3)) < 1e-4
 
 
 def test_redrawing_by_length_would_move_it() -> None:
     """The bar of a segment must not depend on its own length: a reward of the length alone shows what that would do."""
-    likes = {"constant": s.Table(lambda sample: 0.25 - 0.3 * len(sample.tokens))}
+    likes = {"constant": Rated(lambda sample: 0.25 - 0.3 * len(sample.tokens))}
     assert p_value(answers(UNMOVED["reject"], likes, 600), law_of(s.letters(3, 7), 3)) < 1e-4
 
 
@@ -433,7 +434,7 @@ def test_redrawing_by_length_would_move_it() -> None:
 def test_best_of_n_is_the_law_of_the_largest(n: int) -> None:
     """One token of 30 under a reward without ties: P(best = x) = F(x)^n - F(x-)^n, with its win rate and KL."""
     models = s.letters(30, 3)
-    p = s.tables.softmax(models["base"].logits(s.PROMPT))
+    p = tm.softmax(models["base"].logits(s.PROMPT))
     order = sorted(range(30), key=lambda i: liked(models, [i]))
     below = np.concatenate([[0.0], np.cumsum(p[order])])
     law = {(token,): float(below[i + 1] ** n - below[i] ** n) for i, token in enumerate(order)}
@@ -524,7 +525,7 @@ def test_candidates_hold_no_more_than_they_may(held: int, fraction: float) -> No
         rated[sample.text] = len(sample.tokens)
         return s.scattered(sample.text)  # type: ignore[no-any-return]
 
-    context = s.context_of(models, rewards={"liked": s.Table(of)})
+    context = s.context_of(models, rewards={"liked": Rated(of)})
     most = 0
 
     def after() -> None:
@@ -552,7 +553,7 @@ def test_memory_says_how_many_begin(held: int, n: int) -> None:
 def test_an_answer_that_has_ended_competes() -> None:
     """A short answer that is better than every beginning leaves room for fewer of them."""
     models = s.letters(4, 2)
-    likes_ends = {"liked": s.Table(lambda sample: float(sample.finished) + s.scattered(sample.text) / 2)}
+    likes_ends = {"liked": Rated(lambda sample: float(sample.finished) + s.scattered(sample.text) / 2)}
     fewer = 0
     for seed in range(10):
         ends = [len(tokens) <= 3 for tokens in answers_of(models, seed, 8, 40)]
@@ -583,7 +584,7 @@ def test_each_answer_is_rated_once_as_it_ends() -> None:
         return s.scattered(sample.text)  # type: ignore[no-any-return]
 
     search = BestOfN(8, LIKED, reject_fraction=0.3, check_every_tokens=2)
-    ran = s.run(models, search=search, rewards={"liked": s.Table(of)}, stopping=Stopping(max_new_tokens=9))
+    ran = s.run(models, search=search, rewards={"liked": Rated(of)}, stopping=Stopping(max_new_tokens=9))
     ends = Counter(c.text for c in ran.outcome.candidates if c.finish_reason != FinishReason.PRUNED)
     assert {text: count for (text, finished), count in rated.items() if finished} == ends
 
@@ -624,7 +625,7 @@ def test_a_soft_choice_follows_its_temperature() -> None:
             search = BestOfN(4, LIKED, Choose.SOFT, temperature=temperature)
             ran = s.run(models, search=search, seed=seed, stopping=Stopping(max_new_tokens=1))
             values = np.array([candidate.rewards["objective"] for candidate in ran.outcome.candidates])
-            p = s.tables.softmax(values / temperature)
+            p = tm.softmax(values / temperature)
             best = values == values.max()
             share += float(best[ran.outcome.selected])
             expected += float(p[best].sum())
@@ -686,7 +687,7 @@ def test_a_failing_reward_ends_its_request_and_no_other(name: str, fault: str) -
     models = s.letters(4, 3)
     good = s.run(models, search=SEARCHES["beams"], seed=1).outcome
     for after in (0, 1):
-        bad = s.Table(Late(after, FAILURES[fault]))
+        bad = Rated(Late(after, FAILURES[fault]))
         context = s.context_of(models, order=after, rewards={"bad": bad})
         search = replace(SEARCHES[name], objective="bad")
         requests = [
@@ -710,7 +711,7 @@ def test_a_slow_reward_says_so() -> None:
 
 
 def test_a_failing_token_reward() -> None:
-    context = s.context_of(s.letters(4, 3), rewards={"liked": s.Table(Late(9, raises))})
+    context = s.context_of(s.letters(4, 3), rewards={"liked": Rated(Late(9, raises))})
     with pytest.raises(RewardFailed):
         s.run(s.letters(4, 3), context=context, search=BestOfN(3, CONSTANT), policy=s.POLICIES["token_reward"])
     assert not context.open_sequences
@@ -791,7 +792,7 @@ def test_evolution_replaces_weak_answers_by_survivors() -> None:
 
 def test_evolution_lets_what_has_ended_compete() -> None:
     """An answer that ended and leads survives; others are replaced by none that is still under way, and dropped."""
-    likes_ends = {"liked": s.Table(lambda sample: float(sample.finished) + s.scattered(sample.text) / 2)}
+    likes_ends = {"liked": Rated(lambda sample: float(sample.finished) + s.scattered(sample.text) / 2)}
     search = Evolution(LIKED, population=4, survivors=1, period_tokens=3, rounds=1)
     ended = 0
     for seed in range(12):
@@ -815,7 +816,7 @@ def test_evolution_lets_what_has_ended_compete() -> None:
 def test_helpers_are_asked_with_the_prompts_of_the_method() -> None:
     asked: list[tuple[str, Any]] = []
 
-    class Listening(s.Tables):  # type: ignore[name-defined,misc]
+    class Listening(s.Tables):  # type: ignore[misc]
         def render(self, model: str, prompt: Any) -> list[int]:
             asked.append((model, prompt))
             found: list[int] = super().render(model, prompt)

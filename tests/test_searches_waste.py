@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from reward_doubles import Compared, Rated
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
@@ -24,49 +25,24 @@ from trimtab.decode.methods.searches.reject_segments import RejectSegments
 from trimtab.decode.methods.searches.segments import Segments
 from trimtab.decode.request.objective import Combine, Objective, RewardTerm
 from trimtab.decode.request.result import Token
-from trimtab.decode.rewards.base import LocalReward, PairwiseReward, Sample
+from trimtab.decode.rewards.base import Sample
 from trimtab.decode.rewards.folding import fold, fold_pairs
 
 Folder = Callable[..., Path]
 PROMPT = "go on then"
 
 
-class Counting(LocalReward):
-    """Rates by the letters, and keeps what it was asked."""
-
-    kind = "token"
-
-    def __init__(self, of: Callable[[str], float] = lambda text: float(len(text))) -> None:
-        self.of, self.samples, self.calls = of, list[Sample](), 0
-
-    def rate(self, samples: Sequence[Sample]) -> Sequence[float]:
-        self.calls += 1
-        self.samples += samples
-        return [self.of(sample.text) for sample in samples]
-
-
-class Versus(PairwiseReward):
-    def __init__(self) -> None:
-        self.pairs: list[tuple[str, str]] = []
-
-    async def compare(self, context: Any, pairs: Sequence[tuple[Sample, Sample]]) -> Sequence[float]:
-        self.pairs += [(a.text, b.text) for a, b in pairs]
-        return [0.5 if a.text == b.text else 0.9 if a.text > b.text else 0.1 for a, b in pairs]
-
-
 class Made:
     """An engine and its rewards, forgetful between tests."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, length: Rated, versus: Compared) -> None:
+        self.engine, self.length, self.versus = engine, length, versus
 
-    def rewards(self) -> tuple[Counting, Versus]:
-        """Those of the engine (each is a copy of what it was given), emptied."""
-        counting, versus = self.engine._rewards["length"], self.engine._rewards["versus"]
-        assert isinstance(counting, Counting)
-        assert isinstance(versus, Versus)
-        counting.samples, counting.calls, versus.pairs = [], 0, []
-        return counting, versus
+    def rewards(self) -> tuple[Rated, Compared]:
+        """Those of the engine, emptied."""
+        self.length.forget()
+        self.versus.forget()
+        return self.length, self.versus
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +51,11 @@ def made(tiny_folder: Folder) -> Iterator[Made]:
     torch.set_num_threads(1)
     kinds = {"base": ("llama", 0), "chat": ("mistral", 2)}
     models = {n: ModelConfig(source=str(tiny_folder(k, seed)), dtype="float32") for n, (k, seed) in kinds.items()}
-    rewards: dict[str, Any] = {"length": Counting(), "versus": Versus()}
+    length = Rated(lambda sample: float(len(sample.text)))
+    versus = Compared(lambda a, b: 0.5 if a == b else 0.9 if a > b else 0.1)
+    rewards: dict[str, Any] = {"length": length, "versus": versus}
     with Engine(models, rewards=rewards, options=EngineOptions(memory_bytes=64 << 20, page_tokens=16)) as engine:
-        yield Made(engine)
+        yield Made(engine, length, versus)
         engine.check()
     torch.set_num_threads(threads)
 
@@ -139,7 +117,7 @@ def test_greedy_revisions_are_all_different(made: Made) -> None:
     assert len(values) < 7
     assert values[:-1] == sorted(set(values[:-1])), "what was built upon is better than what it was made of"
     assert values[-1] <= values[-2]
-    assert counting.calls == len(values)
+    assert len(counting.calls) == len(values)
 
 
 def test_evolution_answers_an_instruction_once(made: Made) -> None:
@@ -160,7 +138,7 @@ def test_a_tournament_over_a_scalar_rates_each_once(made: Made) -> None:
     counting, _ = made.rewards()
     fought = made.engine.generate(PROMPT, search=BestOfN(16, "length", Choose.TOURNAMENT), **options)
     assert len(counting.samples) == different <= 16
-    assert counting.calls == fought.usage.reward_calls == best.usage.reward_calls == 1
+    assert len(counting.calls) == fought.usage.reward_calls == best.usage.reward_calls == 1
     assert fought.selected == best.selected
     counting, versus = made.rewards()
     both = {"length": 0.5, "versus": 0.5}

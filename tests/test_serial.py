@@ -287,7 +287,8 @@ def test_needed_keys_and_whole_documents() -> None:
     del document["usage"]
     with pytest.raises(FormatError, match="usage = None: accepted: a value: Result needs it"):
         from_json(document)
-    for bad in ([], "x", None, {}):
+    documents: tuple[Any, ...] = ([], "x", None, {})
+    for bad in documents:
         with pytest.raises(FormatError):
             from_json(bad)
     with pytest.raises(FormatError, match="kind = 'request': accepted: one of result"):

@@ -134,7 +134,7 @@ def details(error: grpc.RpcError) -> dict[str, Any]:
 def failing(call: Callable[[], Any]) -> tuple[grpc.StatusCode, dict[str, Any], str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), details(caught.value), caught.value.details()
+    return caught.value.code(), details(caught.value), caught.value.details() or ""
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
@@ -463,7 +463,7 @@ def test_unexpected_errors_do_not_leak(served: Served, where: str, caplog: pytes
         status = rpc_status.from_call(caught.value)
         assert status is not None
         assert len(status.SerializeToString()) < 4096
-        assert "someone" not in str(status) + caught.value.details()
+        assert "someone" not in f"{status}{caught.value.details()}"
         incident = details(caught.value)["ErrorInfo"].metadata["incident"]
         assert incident in caplog.text, "the log lacks the id that the client was given"
         assert "someone" in caplog.text
@@ -535,7 +535,7 @@ def test_cancel_while_the_prompt_is_tokenised(served: Served) -> None:
     assert wait_until(lambda: served.engine.jobs[0].state == "cancelled")
 
 
-class CountingEngine(scripted.ScriptedEngine):  # type: ignore[misc,name-defined]
+class CountingEngine(scripted.ScriptedEngine):  # type: ignore[misc]
     """Counts the events that the server has taken."""
 
     taken = 0
@@ -615,7 +615,7 @@ def test_overload_is_refused_at_once_with_a_time_to_retry() -> None:
             served.client.generate("x", model="base")
         assert caught.value.retryable
         assert caught.value.retry_after == 2.5
-        health = health_pb2_grpc.HealthStub(served.channel)
+        health: Any = health_pb2_grpc.HealthStub(served.channel)
         assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
         assert all(len(call.result().candidates[0].text) > 0 for call in running), "running calls are unaffected"
 
@@ -658,7 +658,7 @@ def test_a_large_unary_answer_is_refused_before_it_starts() -> None:
         assert served.engine.submitted == 0
 
 
-class LargeEngine(scripted.ScriptedEngine):  # type: ignore[misc,name-defined]
+class LargeEngine(scripted.ScriptedEngine):  # type: ignore[misc]
     """Commits nothing while it decodes, as searches do, and returns several large candidates at once."""
 
     candidates = 3
@@ -714,7 +714,7 @@ def test_large_candidates_are_split_and_add_up() -> None:
         assert tokens == dict.fromkeys(range(3), LargeEngine.tokens)
 
         # A unary answer of so few tokens would fit: this engine does not keep to max_new_tokens.
-        code, found, message = failing(
+        code, found, said = failing(
             lambda: served.stub.Generate(
                 pb.GenerateRequest(
                     spec=spec(stopping=pb.Stopping(max_new_tokens=10), response=pb.ResponseOptions(tokens=True))
@@ -724,7 +724,7 @@ def test_large_candidates_are_split_and_add_up() -> None:
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert found["ErrorInfo"].reason == "TOO_LARGE"
         assert "RetryInfo" not in found
-        assert "GenerateStream" in message
+        assert "GenerateStream" in said
 
 
 def test_the_client_puts_split_candidates_together() -> None:
@@ -739,7 +739,7 @@ def test_the_client_puts_split_candidates_together() -> None:
 # ------------------------------------------------------------------------------------------------- searches: candidates
 
 
-class SearchingEngine(scripted.ScriptedEngine):  # type: ignore[misc,name-defined]
+class SearchingEngine(scripted.ScriptedEngine):  # type: ignore[misc]
     """Commits the beginning of its second candidate, reports progress, and takes that candidate in the end."""
 
     async def astream_request(self, request: Any) -> Any:
@@ -915,7 +915,7 @@ def test_health_follows_the_server_from_load_to_drain(name: str) -> None:
         await server.start()
         loading = asyncio.ensure_future(server.load())
         async with grpc.aio.insecure_channel(server.address) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
             stub: Any = DecodingServiceStub(channel)
             watch = aiter(health.Watch(health_pb2.HealthCheckRequest(service=name)))
 
@@ -957,7 +957,7 @@ def test_health_follows_the_server_from_load_to_drain(name: str) -> None:
 
 
 def test_many_watchers_do_not_starve_checks(served: Served) -> None:
-    health = health_pb2_grpc.HealthStub(served.channel)
+    health: Any = health_pb2_grpc.HealthStub(served.channel)
     watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(50)]
     for watch in watches:
         assert next(watch).status == SERVING

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import speculation_tables as tables
+import table_engine as tables
+import table_models as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -53,11 +54,11 @@ def make(
 
 
 def models(seed: int, noise: float = 1.0, **limits: int) -> dict[str, Any]:
-    target = tables.table(SIZE, seed, **limits)
+    target = tm.table(SIZE, seed, **limits)
     return {
         "target": target,
-        "draft": tables.table(SIZE, seed + 1, like=target, noise=noise),
-        "expert": tables.table(SIZE, seed + 2),
+        "draft": tm.table(SIZE, seed + 1, like=target, noise=noise),
+        "expert": tm.table(SIZE, seed + 2),
     }
 
 
@@ -162,7 +163,7 @@ def test_the_end_at_every_place_inside_a_block(draw: Speculative, most: int) -> 
             place = len(tokens) - len(PROMPT)
             return 9.0 * np.eye(SIZE)[script[place] if place < len(script) else 4]
 
-        return tables.Model(tables.Letters(SIZE), logits, **limits)
+        return tm.Model(tm.Letters(SIZE), logits, **limits)
 
     ends = {
         "eos": ({"target": scripted(said)}, Stopping(max_new_tokens=40)),
@@ -174,7 +175,7 @@ def test_the_end_at_every_place_inside_a_block(draw: Speculative, most: int) -> 
     for name, (own, stopping) in ends.items():
         sure = {**own, "draft": own["target"]}
         for draft_limit in (4096, len(PROMPT) + most, len(PROMPT) + max(1, most // 2)):
-            sure["draft"] = tables.Model(own["target"].vocabulary, own["target"].logits, draft_limit)
+            sure["draft"] = tm.Model(own["target"].vocabulary, own["target"].logits, draft_limit)
             candidates = []
             for kind in (None, draw):
                 context = tables.Tables(sure)
@@ -203,7 +204,7 @@ def joint_law(models: dict[str, Any], filters: Filters, length: int, mixed: bool
             seq: Any = context.open("target", (*PROMPT, *tokens))
             if mixed:
                 seq = Mixed([seq, context.open("expert", (*DRAFT_PROMPT, *tokens))], Blend((1.0, 0.5)))
-            p = tables.law(context.row(seq, 0), Pick(filters, Key(0), 0), (*PROMPT, *tokens))
+            p = tm.law(context.row(seq, 0), Pick(filters, Key(0), 0), (*PROMPT, *tokens))
             longer.update({(*tokens, i): probability * p[i] for i in np.flatnonzero(p)})
         found = longer
     return found
@@ -294,9 +295,9 @@ async def write_replacing(draw: Any, answer: Any, own: dict[str, Any]) -> None:
         for read in await draw.propose():
             pick = Pick(answer.filters, answer.key.child(0, 7), len(answer.tokens))
             token = read
-            if tables.number(pick, "replaces") < 0.5:
-                p = tables.law(own["target"].logits(draw.tokens()), pick, ())
-                token = replace(read, token=tables.inverse(p, tables.number(pick, "token")))
+            if tm.number(pick, "replaces") < 0.5:
+                p = tm.law(own["target"].logits(draw.tokens()), pick, ())
+                token = replace(read, token=tm.inverse(p, tm.number(pick, "token")))
             answer.write([answer.token("target", token)])
             draw.accept([token.token])
             k += 1
@@ -483,7 +484,7 @@ def test_no_more_is_drafted_than_can_be_written() -> None:
 
 def test_a_full_draft_leaves_plain_steps() -> None:
     own = models(2, noise=0.0)
-    own["draft"] = tables.Model(own["draft"].vocabulary, own["draft"].logits, limit=len(DRAFT_PROMPT) + 5)
+    own["draft"] = tm.Model(own["draft"].vocabulary, own["draft"].logits, limit=len(DRAFT_PROMPT) + 5)
     candidate, context = run(
         own, Speculative("draft", Fixed(2)), Stopping(max_new_tokens=20, ignore_eos=True), Filters()
     )
@@ -494,7 +495,7 @@ def test_a_full_draft_leaves_plain_steps() -> None:
 
 def test_a_prompt_as_long_as_the_drafts_context_is_written_plainly() -> None:
     own = models(2)
-    own["draft"] = tables.Model(own["draft"].vocabulary, own["draft"].logits, limit=len(DRAFT_PROMPT))
+    own["draft"] = tm.Model(own["draft"].vocabulary, own["draft"].logits, limit=len(DRAFT_PROMPT))
     _, context = run(own, Speculative("draft", Fixed(2)), Stopping(max_new_tokens=5, ignore_eos=True), Filters())
     assert not context.blocks
 

@@ -9,7 +9,8 @@ from typing import Any
 import nudging_models as nm
 import numpy as np
 import pytest
-import speculation_tables as tables
+import table_engine as tables
+import table_models as tm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -51,7 +52,7 @@ def test_shared_tokens_have_the_same_bytes() -> None:
 
 
 def test_of_tokens_with_the_same_bytes_the_written_one_is_shared() -> None:
-    class Twice(tables.Letters):  # type: ignore[misc]
+    class Twice(tm.Letters):  # type: ignore[misc]
         """Ids 0 to 2 are bytes that stand in for 3 to 5, as a byte fallback does."""
 
         def piece(self, token_id: int) -> bytes:
@@ -61,7 +62,7 @@ def test_of_tokens_with_the_same_bytes_the_written_one_is_shared() -> None:
         def encode(self, text: str, add_special_tokens: bool = True, *, continues: bool = False) -> list[int]:
             return [byte - 97 + 3 for byte in text.encode()]
 
-    twice, once = Twice(7), tables.Letters(4)
+    twice, once = Twice(7), tm.Letters(4)
     assert shared_tokens(twice, once) == [(3, 0), (4, 1), (5, 2), (6, 3)]
     assert shared_tokens(once, twice) == [(0, 3), (1, 4), (2, 5), (3, 6)]
 
@@ -83,7 +84,7 @@ def model(kind: str, seed: int, pieces: list[Any], order: int = 2, **limits: int
             found[context] = row
         return found[context]
 
-    return tables.Model(own, logits, **limits)
+    return tm.Model(own, logits, **limits)
 
 
 def run(
@@ -141,7 +142,7 @@ def p_value(draw: Speculative, filters: Filters, samples: int, fault: str = "") 
     for _ in range(2):
         longer = {}
         for tokens, probability in expected.items():
-            p = tables.law(models["target"].logits((*PROMPT, *tokens)), Pick(filters, Key(0), 0), ())
+            p = tm.law(models["target"].logits((*PROMPT, *tokens)), Pick(filters, Key(0), 0), ())
             longer.update({(*tokens, int(i)): probability * p[i] for i in np.flatnonzero(p > 1e-9)})
         expected = longer
     counts = Counter[tuple[int, ...]]()
@@ -252,23 +253,12 @@ def _prefix(a: str, b: str) -> str:
 
 def test_most_of_a_block_is_read_once() -> None:
     """Only the tail is encoded anew: over an answer the draft reads hardly more than what it drafts and is told."""
-    read = 0
-    plain = tables.append
-
-    def counted(seq: Any, tokens: Any) -> None:
-        nonlocal read
-        read += len(tokens) * (getattr(seq, "model", "") == "draft")
-        plain(seq, tokens)
-
-    tables.append = counted
-    try:
-        candidate, context = run(
-            3, Speculative("draft", Fixed(3)), Filters(), Stopping(max_new_tokens=200, ignore_eos=True)
-        )
-    finally:
-        tables.append = plain
+    candidate, context = run(
+        3, Speculative("draft", Fixed(3)), Filters(), Stopping(max_new_tokens=200, ignore_eos=True)
+    )
     assert len(candidate.tokens) == 200
-    assert read < 2 * (len(candidate.tokens) + context.drafted)
+    read = sum(context.work["draft"].read)
+    assert len(candidate.tokens) < read < 2 * (len(candidate.tokens) + context.drafted)
 
 
 def test_nothing_is_drafted_inside_a_character() -> None:
@@ -279,7 +269,7 @@ def test_nothing_is_drafted_inside_a_character() -> None:
         row[nm.token("base", pieces[len(tokens) % 2])] = 9.0
         return row
 
-    models = {"target": tables.Model(TARGET, logits), "draft": model("nudger", 0, DRAFTS)}
+    models = {"target": tm.Model(TARGET, logits), "draft": model("nudger", 0, DRAFTS)}
     context = tables.Tables(models, shared=SHARED)
     answer = tables.answer_of(context, Stopping(max_new_tokens=8))
     context.drive(tables.write(make(context, answer, Speculative("draft", Fixed(2))), answer))

@@ -9,7 +9,8 @@ from typing import Any
 
 import nudging_models as nm
 import pytest
-import speculation_tables as tables
+import table_engine as tables
+import table_models as tm
 
 from trimtab.decode.methods.build import Prepared, write
 from trimtab.decode.methods.drawing import Drawing
@@ -80,11 +81,11 @@ def test_policies_write_the_same_over_any_draw(policy: Policy, draw: Speculative
     drawn, authors = Counter[TokenDraw](), Counter[str]()
     for seed in range(24):
         rng = random.Random(seed)
-        target = tables.table(6, seed, limit=rng.choice((4096, 20)))
+        target = tm.table(6, seed, limit=rng.choice((4096, 20)))
         models = {
             "target": target,
-            "other": tables.table(6, seed + 1),
-            "draft": tables.table(6, seed + 2, like=target, noise=rng.choice((0.3, 2.0))),
+            "other": tm.table(6, seed + 1),
+            "draft": tm.table(6, seed + 2, like=target, noise=rng.choice((0.3, 2.0))),
         }
         filters = Filters(temperature=(0.0, 0.8)[seed % 2])
         stopping = Stopping(max_new_tokens=rng.choice((4, 30)), stop=rng.choice(((), ("ab",))))
@@ -118,7 +119,7 @@ def test_base_spans_of_a_handover_speculate(draw: Speculative) -> None:
         models = {
             "target": own,
             "other": nm.table("nudger", seed, [" the", " o", "n", " sin", "s", "<eos>"], rare=["<eos>"], order=2),
-            "draft": nm.Model(own.vocabulary, lambda t, own=own, noisy=noisy: own.logits(t) + 0.2 * noisy.logits(t)),
+            "draft": tm.Model(own.vocabulary, lambda t, own=own, noisy=noisy: own.logits(t) + 0.2 * noisy.logits(t)),
         }
         filters = Filters(temperature=(0.0, 0.8)[seed % 2])
         policy, stopping = Nudged("other", TopProb(0.4)), Stopping(max_new_tokens=40)

@@ -192,7 +192,7 @@ def test_the_bundled_pair(real_models: Any) -> None:
     assert smol.has_chat_template
     assert smol.text(messages).endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     plain = [{"role": m.role, "content": m.content} for m in messages]
-    hf = smol.vocabulary.tokenizer.apply_chat_template(plain, add_generation_prompt=True)
+    hf: Any = smol.vocabulary.tokenizer.apply_chat_template(plain, add_generation_prompt=True)
     assert smol.encode(messages) == hf["input_ids"]
     assert not gemma.has_chat_template
     ids = gemma.encode(messages)

@@ -238,7 +238,7 @@ def test_same_ids_ignores_names_of_special_tokens() -> None:
 
 
 @pytest.mark.parametrize("decoder", [None, decoders.WordPiece(), decoders.BPEDecoder(), decoders.CTC()])
-def test_tokenizers_without_pieces_are_refused(decoder: object) -> None:
+def test_tokenizers_without_pieces_are_refused(decoder: Any) -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     if decoder is not None:
         tokenizer.decoder = decoder

@@ -78,7 +78,7 @@ def tokenizer(order: str) -> hf.PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def folders(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    made = {}
+    made: dict[str, Path] = {}
     for seed, name in enumerate(("base", "chat", "expert", "foreign")):
         own = tokenizer((LETTERS + "Ġ")[:: -1 if name == "foreign" else 1])
         own.chat_template = tiny.CHAT
@@ -119,7 +119,7 @@ class Forwards:
     def said(self, model: str, tokens: list[Token]) -> Any:
         """ln p [V], in float64, after the prompt and what the tokens say, in the model's own words."""
         own = self.own[model]
-        shown = own.apply_chat_template(PROMPT, tokenize=False, add_generation_prompt=True)
+        shown: Any = own.apply_chat_template(PROMPT, tokenize=False, add_generation_prompt=True)
         # Of a token of another vocabulary a model sees the text: no special token, and no space before the answer.
         alien = [(token.author == "foreign") != (model == "foreign") for token in tokens]
         pieces = [

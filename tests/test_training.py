@@ -371,8 +371,9 @@ def test_the_commands_record_and_print(
 
 def test_a_draft_is_the_same_however_often_its_training_was_cut(tiny_folder: Folder, tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("whole", "cut")]
+    cut: list[list[int | None]] = [[None], [15, 15, None]]
     weights = []
-    for folder, stops in zip(folders, ([None], [15, 15, None]), strict=True):
+    for folder, stops in zip(folders, cut, strict=True):
         folder.mkdir()
         for stop in stops:
             make_draft(options(folder, tiny_folder("llama"), stop_after=stop, own_prompts=0, held_out=()))

@@ -13,11 +13,12 @@ import pytest
 import test_mix as MIX
 import torch
 import triton_where as tw
+from triton_where import Where
 
 from trimtab.kernels import dispatch, paths
 from trimtab.kernels.types import Blend, Filters, Key, Pick
 
-Where, CUDA, no_cuda, where = tw.Where, tw.CUDA, tw.no_cuda, tw.where
+CUDA, no_cuda, where = tw.CUDA, tw.no_cuda, tw.where
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow that is meant
 

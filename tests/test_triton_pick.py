@@ -18,6 +18,7 @@ import test_mix as MIX
 import torch
 import triton_where as tw
 from numpy.typing import NDArray
+from triton_where import Where
 
 from trimtab.kernels import dispatch, rng
 from trimtab.kernels.results import FLAG_EMPTY, FLAG_UNCLEAN, Picked, Stats
@@ -28,7 +29,7 @@ NAN = float("nan")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-Where, CPU, CUDA, where, host = tw.Where, tw.CPU, tw.CUDA, tw.where, tw.host
+CPU, CUDA, where, host = tw.CPU, tw.CUDA, tw.where, tw.host
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -1,20 +1,18 @@
-"""An engine of tables that speculates: ``Extend``, ``Draft`` and ``Verify`` in plain Python, written from the papers.
+"""An engine of tables: ``Extend``, ``Draft`` and ``Verify`` in plain Python, written from the papers.
 
-A table's logits depend on the last tokens read, so a wrong token anywhere changes what comes next. Draws are by inverse
-transform from one number of (key, position, purpose): two draws with one key and one law give one token, which is what
-coupled mode asks of a sampler.
+It notes what a cache would have had to compute, and which sequences are still open.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import table_models as tm
+from table_models import Model, Row
 
 from trimtab.decode.methods.answer import Answer
 from trimtab.decode.methods.drawing import Drawing
@@ -35,112 +33,43 @@ from trimtab.decode.ops import (
     Verify,
 )
 from trimtab.decode.request.request import Request
-from trimtab.decode.request.result import FinishReason, TokenDraw, TopLogprob
+from trimtab.decode.request.result import FinishReason, TokenDraw
 from trimtab.decode.request.sampling import Stopping
-from trimtab.kernels.types import Filters, Key, Pick
-
-Row = NDArray[np.float64]
-
-
-class Letters:
-    """A vocabulary of single letters; the last id is EOS."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.eos_token_ids: tuple[int, ...] = (size - 1,)
-        self.special_ids = frozenset(self.eos_token_ids)
-
-    def piece(self, token_id: int) -> bytes:
-        return b"<eos>" if token_id == self.size - 1 else bytes([97 + token_id])
-
-    def encode(self, text: str, add_special_tokens: bool = True, *, continues: bool = False) -> list[int]:
-        return [byte - 97 for byte in text.encode()]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A vocabulary and the logits [V] after any sequence."""
-
-    vocabulary: Any
-    logits: Callable[[Sequence[int]], Row]
-    limit: int = 4096
-
-
-def table(
-    size: int, seed: int, *, order: int = 2, like: Model | None = None, noise: float = 1.0, **limits: int
-) -> Model:
-    """Random logits after the last ``order`` tokens; with ``like``, those of another model and noise."""
-    found: dict[tuple[int, ...], Row] = {}
-
-    def logits(tokens: Sequence[int]) -> Row:
-        context = tuple(tokens[-order:])
-        if context not in found:
-            row = np.random.default_rng((seed, len(context), *context)).standard_normal(size)
-            if like is not None:
-                row = like.logits(tokens) + noise * row
-            else:
-                row *= 1.5
-                row[-1] -= 2.0  # EOS is rarer
-            found[context] = row
-        return found[context]
-
-    return Model(Letters(size), logits, **limits)
-
-
-def law(logits: Row, pick: Pick, seen: Sequence[int]) -> Row:
-    """The distribution that a token is drawn from."""
-    z, filters = logits.copy(), pick.filters
-    if filters.repetition_penalty != 1.0:
-        for i in set(seen):
-            z[i] = z[i] / filters.repetition_penalty if z[i] > 0 else z[i] * filters.repetition_penalty
-    for i, bias in filters.bias.items():
-        z[i] += bias
-    z[list(pick.banned)] = -np.inf
-    if filters.temperature == 0:
-        return np.eye(len(z))[z.argmax()]
-    p = softmax(z / filters.temperature)
-    order = np.argsort(-p, kind="stable") if filters.top_k or filters.top_p < 1 else np.arange(0)
-    if filters.top_k:
-        p[order[filters.top_k :]] = 0
-        p /= p.sum()
-    if filters.top_p < 1:
-        p[order[np.cumsum(p[order]) - p[order] >= filters.top_p]] = 0
-    p[p < filters.min_p * p.max()] = 0
-    result: Row = p / p.sum()
-    return result
-
-
-def softmax(z: Row) -> Row:
-    weights: Row = np.exp(z - z.max())
-    return weights / weights.sum()
-
-
-def number(pick: Pick, purpose: str) -> float:
-    return random.Random(f"{pick.key.bits}/{pick.position}/{purpose}").random()
-
-
-def inverse(p: Row, u: float) -> int:
-    return min(int(np.searchsorted(np.cumsum(p), u, side="right")), int(np.flatnonzero(p)[-1]))
+from trimtab.kernels.types import Filters, Key
 
 
 class TableSeq:
-    """A sequence whose engine notes whether it was closed."""
+    """A sequence that knows how much of it a cache would hold, and whose engine notes whether it was closed."""
 
-    def __init__(self, owner: Tables, model: str, tokens: Sequence[int]) -> None:
-        self.owner, self.model, self.tokens = owner, model, list(tokens)
+    def __init__(self, owner: Tables, model: str, tokens: Sequence[int], computed: int = 0) -> None:
+        self.owner, self.model, self.tokens, self.computed = owner, model, list(tokens), computed
         owner.open_sequences[self] = None
 
     def fork(self) -> TableSeq:
         assert self in self.owner.open_sequences
-        return TableSeq(self.owner, self.model, self.tokens)
+        return TableSeq(self.owner, self.model, self.tokens, self.computed)
 
     def rewind(self, length: int) -> None:
         assert self in self.owner.open_sequences
         assert 0 <= length <= len(self.tokens), f"rewind {len(self.tokens)} tokens to {length}"
         del self.tokens[length:]
+        self.computed = min(self.computed, length)
 
     def close(self) -> None:
         self.owner.open_sequences.pop(self, None)
+
+
+@dataclass
+class Work:
+    """What a model did in each forward pass: tokens read, those of them read before, and places read at."""
+
+    read: list[int] = field(default_factory=list)
+    again: list[int] = field(default_factory=list)
+    reads: list[int] = field(default_factory=list)
+
+    @property
+    def passes(self) -> int:
+        return len(self.read)
 
 
 def head(top_prob: float) -> float:
@@ -161,6 +90,8 @@ class Tables:
         fault: a defect for negative controls, see ``verify``.
         declines: whether the engine, out of load, answers a draft with nothing; asked for each.
         shared: pairs of ids (draft's, target's) of foreign drafts.
+        unread: what is read without a pick is NaN: for methods that have no use for it.
+        work: of each model that has read something.
     """
 
     models: Mapping[str, Model]
@@ -168,6 +99,8 @@ class Tables:
     declines: Callable[[], bool] = lambda: False
     shared: Sequence[tuple[int, int]] | None = None
     out_of_time: Callable[[], bool] = lambda: False
+    unread: bool = False
+    work: dict[str, Work] = field(default_factory=dict)
     open_sequences: dict[TableSeq, None] = field(default_factory=dict)
     drafted: int = 0
     accepted: int = 0
@@ -182,7 +115,8 @@ class Tables:
         return self.models[model].vocabulary
 
     def limit(self, model: str) -> int:
-        return self.models[model].limit
+        found: int = self.models[model].limit
+        return found
 
     def count(self, drafted: int, accepted: int) -> None:
         self.drafted += drafted
@@ -221,35 +155,45 @@ class Tables:
         rows = []
         for part in parts:
             assert part in self.open_sequences
-            assert len(part.tokens) <= self.models[part.model].limit, "beyond the context"
             rows.append(self.models[part.model].logits(part.tokens[: len(part.tokens) - back]))
         if len(rows) == 1:
             return rows[0]
-        mixed: Row = sum(w * row for w, row in zip(seq.blend.weights, rows, strict=True))  # type: ignore[assignment]
+        mixed: Row = sum(w * row for w, row in zip(seq.blend.weights, rows, strict=True))
         return mixed
 
-    def read(self, seq: Any, back: int, token: int, top: int, draw: TokenDraw) -> Read:
-        p = softmax(self.row(seq, back))
-        logp = np.log(p)
-        piece = self.models[seq.model].vocabulary.piece
-        ranked = np.argsort(-p, kind="stable")[:top] if top else ()
-        best = tuple(TopLogprob(int(i), piece(int(i)), float(logp[i])) for i in ranked)
-        return Read(token, float(logp[token]), float(-(p * logp).sum()), float(p.max()), int(p.argmax()), best, draw)
+    def forward(self, seq: Any, tokens: Sequence[int], wanted: int) -> None:
+        """Append tokens, and note what a cache computes to read at the last ``wanted`` places."""
+        parts: Any = seq.parts if isinstance(seq, Mixed) else (seq,)
+        for part in parts:
+            part.tokens.extend(tokens)
+            total = len(part.tokens)
+            assert 1 <= wanted <= total <= self.models[part.model].limit, (wanted, total, part.model)
+            work = self.work.setdefault(part.model, Work())
+            work.read.append(total - min(part.computed, total - wanted))
+            work.again.append(max(0, part.computed - (total - wanted)))
+            work.reads.append(wanted)
+            part.computed = total
+
+    def read(self, seq: Any, row: Row, token: int, top: int, draw: TokenDraw) -> Read:
+        found: Read = tm.reading(row, token, self.models[seq.model].vocabulary.piece, top, draw)
+        return found
 
     def extend(self, op: Extend) -> list[Read]:
         seq = op.seq
-        append(seq, op.tokens)
+        self.forward(seq, op.tokens, len(op.picks))
         self.passes += 1
         reads = []
         for i, pick in enumerate(op.picks):
+            if pick is None and self.unread:
+                reads.append(Read(-1, np.nan, np.nan, np.nan, -1))
+                continue
             back = len(op.picks) - 1 - i
-            seen = seq.tokens[: len(seq.tokens) - back]
-            token = -1
+            row, token = self.row(seq, back), -1
             if isinstance(pick, Given):
                 token = pick.token
             elif pick is not None:
-                token = inverse(law(self.row(seq, back), pick, seen), number(pick, "token"))
-            reads.append(self.read(seq, back, token, op.top, TokenDraw.PLAIN))
+                token = tm.drawn(row, pick, seq.tokens[: len(seq.tokens) - back])
+            reads.append(self.read(seq, row, token, op.top, TokenDraw.PLAIN))
         return reads
 
     def draft(self, op: Draft) -> Drafted:
@@ -257,7 +201,7 @@ class Tables:
         if self.declines():
             return Drafted(())
         seq, stop = op.seq, rule(op.length, value=VALUE if isinstance(op.length, Acceptance) else None)
-        append(seq, op.tokens)
+        self.forward(seq, op.tokens, 1)
         ends = self.models[op.target].vocabulary.eos_token_ids
         size = self.models[op.target].vocabulary.size
         tokens: list[int] = []
@@ -265,15 +209,15 @@ class Tables:
         own = 0
         for pick in op.picks:
             if tokens:
-                append(seq, [own])
+                self.forward(seq, [own], 1)
             logits = self.row(seq, 0)
             if self.shared is not None:
                 mine, theirs = np.array(self.shared).T
                 logits, raw = np.full(size, -np.inf), logits
                 logits[theirs] = raw[mine]
-            q = law(logits, pick, seq.tokens if self.shared is None else ())
-            token = inverse(q, number(pick, "token"))
-            top_prob = float(softmax(logits).max())
+            q = tm.law(logits, pick, seq.tokens if self.shared is None else ())
+            token = tm.inverse(q, tm.number(pick, "token"))
+            top_prob = float(tm.softmax(logits).max())
             seen = float(token != logits.argmax()) if self.fault == "choosy" else head(top_prob)
             if not stop.keeps(top_prob, seen):
                 self.dropped += 1
@@ -296,42 +240,36 @@ class Tables:
         seq, tokens, drafted = op.seq, list(op.tokens), op.drafted.tokens
         assert drafted
         assert len(op.picks) == len(drafted) + 1
-        append(seq, [*tokens, *drafted])
+        self.forward(seq, [*tokens, *drafted], len(op.picks))
         self.passes += 1
         start = len(seq.tokens) - len(drafted)
-        laws = []
-        for i, pick in enumerate(op.picks):
-            laws.append(law(self.row(seq, len(drafted) - i), pick, seq.tokens[: start + i]))
+        rows = [self.row(seq, len(drafted) - i) for i in range(len(op.picks))]
+        laws = [tm.law(rows[i], pick, seq.tokens[: start + i]) for i, pick in enumerate(op.picks)]
         reads: list[Read] = []
         for i, (token, pick, p) in enumerate(zip(drafted, op.picks, laws, strict=False)):
             draw, found = TokenDraw.ACCEPTED, token
             if op.coupled:
-                found = inverse(p, number(pick, "token"))
+                found = tm.inverse(p, tm.number(pick, "token"))
             else:
                 source = op.drafted.source
                 q = np.eye(len(p))[token] if source is None else source[i]  # type: ignore[index]
                 tested = laws[max(i - 1, 0)] if self.fault == "shifted" else p
-                if number(pick, "accept") * q[token] >= tested[token]:
+                if tm.number(pick, "accept") * q[token] >= tested[token]:
                     rest = np.maximum(p - q, 0) if self.fault != "no residual" else p
                     rest = rest if rest.sum() > 1e-12 else p
-                    found = inverse(rest / rest.sum(), number(pick, "residual"))
+                    found = tm.inverse(rest / rest.sum(), tm.number(pick, "residual"))
                     draw = TokenDraw.CORRECTED
             if found != token:
                 draw = TokenDraw.CORRECTED
-            reads.append(self.read(seq, len(drafted) - i, found, op.top, draw))
+            reads.append(self.read(seq, rows[i], found, op.top, draw))
             if draw is TokenDraw.CORRECTED:
                 break
         else:
-            found = inverse(laws[-1], number(op.picks[-1], "token"))
-            reads.append(self.read(seq, 0, found, op.top, TokenDraw.BONUS))
+            found = tm.inverse(laws[-1], tm.number(op.picks[-1], "token"))
+            reads.append(self.read(seq, rows[-1], found, op.top, TokenDraw.BONUS))
         keep = start + len(reads) - 1
         seq.rewind(keep)
         return reads
-
-
-def append(seq: Any, tokens: Sequence[int]) -> None:
-    for part in seq.parts if isinstance(seq, Mixed) else (seq,):
-        part.tokens.extend(tokens)
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
