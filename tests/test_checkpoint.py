@@ -19,7 +19,7 @@ from trimtab.decode.config import ModelConfig
 from trimtab.decode.engine.batch import RaggedBatch, Span
 from trimtab.decode.errors import UnsupportedModel
 from trimtab.decode.models import load as loading
-from trimtab.decode.models import self_test
+from trimtab.decode.models import remembered, self_test
 from trimtab.decode.models.blueprint import Blueprint
 from trimtab.decode.models.load import LoadedModel, load
 from trimtab.decode.models.stack import Stack
@@ -33,7 +33,7 @@ TOKENS = list(range(3, 43))
 def own(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Nothing is remembered from before; the models of transformers that were made."""
     folder = tmp_path_factory.mktemp("remembered")
-    monkeypatch.setattr(self_test, "_folder", lambda: folder)
+    monkeypatch.setattr(remembered, "home", lambda: folder)
     made: list[str] = []
     real = loading._own
 
@@ -82,8 +82,8 @@ def test_a_new_process_imports_no_modules(tiny_folder: Folder, monkeypatch: pyte
         import sys
         from pathlib import Path
         from trimtab.decode.config import ModelConfig
-        from trimtab.decode.models import self_test
-        self_test._folder = lambda: Path({str(tmp_path)!r})
+        from trimtab.decode.models import remembered
+        remembered.home = lambda: Path({str(tmp_path)!r})
         from trimtab.decode.models.load import load
         load("m", ModelConfig(source={str(tiny_folder("llama"))!r}, dtype="float32"))
         print("transformers.modeling_utils" in sys.modules)
@@ -104,7 +104,7 @@ def test_what_has_changed_is_tested_anew(
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.01}))
     else:
-        monkeypatch.setattr("trimtab.decode.models.self_test.transformers.__version__", "0.0")
+        monkeypatch.setattr(remembered, "installed", lambda library: "0.0")
     torch.testing.assert_close(logits(loaded(tmp_path)), given(tmp_path), rtol=1e-4, atol=1e-4)
     assert own == ["m", "m"]
 
@@ -121,20 +121,21 @@ def test_what_is_remembered_is_held_against(tiny_folder: Folder, monkeypatch: py
 
 def test_a_damaged_memory_is_made_again(tiny_folder: Folder, own: list[str]) -> None:
     loaded(tiny_folder("llama"))
-    (file,) = self_test._folder().iterdir()
+    (file,) = (remembered._folder("self-tests")).iterdir()
     file.write_bytes(b"no tensors")
     loaded(tiny_folder("llama"))
     loaded(tiny_folder("llama"))
     assert own == ["m", "m"]
 
 
-def test_only_the_newest_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(self_test, "_KEPT", 3)
+def test_only_what_was_used_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "_KEPT", 3)
     expected = self_test.Expected([torch.ones(21, 4), torch.ones(10, 4)], [1.0, 1.0])
     for i in range(5):
         self_test.remember(f"key{i}", expected)
-    assert len(list(self_test._folder().iterdir())) == 3
-    assert self_test.recall("key0") is None
+        assert self_test.recall("key0") is not None  # what is used stays
+    assert len(list((remembered._folder("self-tests")).iterdir())) == 3
+    assert self_test.recall("key1") is None
     assert self_test.recall("key4") is not None
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.decode.models.reading import Fields
+
 __all__ = ["Blueprint", "Rotary"]
 
 _FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma3_text"})
@@ -79,9 +81,14 @@ class Blueprint:
 
     @classmethod
     def of(cls, config: Any) -> Blueprint | None:
-        """That of a transformers configuration; None if it is of no checked family, or does what is not known here."""
+        """That of a transformers configuration; None if it is of no checked family, or does what is not known here.
+
+        Args:
+            config: of transformers, or what was remembered of one.
+        """
         family = str(getattr(config, "model_type", ""))
-        if family not in _FAMILIES or not type(config).__module__.startswith("transformers."):
+        known = isinstance(config, Fields) or type(config).__module__.startswith("transformers.")
+        if family not in _FAMILIES or not known:
             return None
         if any(getattr(config, name, known[0]) not in known for name, known in _UNKNOWN.items()):
             return None
@@ -95,8 +102,8 @@ class Blueprint:
         by_kind = family == "gemma3_text"
         kinds = types if by_kind else (_FULL,) * count
         rotary = {kind: _rotary(config, kind if by_kind else None) for kind in sorted(set(kinds))}
-        known = {kind: found for kind, found in rotary.items() if found is not None}
-        if len(known) < len(rotary):
+        positions = {kind: found for kind, found in rotary.items() if found is not None}
+        if len(positions) < len(rotary):
             return None
         activation = str(config.hidden_activation if by_kind else config.hidden_act)
         if activation not in _ACTIVATIONS:
@@ -110,7 +117,7 @@ class Blueprint:
             scale=float(scalar) ** -0.5,
             windows=windows,
             kinds=kinds,
-            rotary=known,
+            rotary=positions,
             activation=activation,
             eps=float(config.rms_norm_eps),
             sandwich=family in _SANDWICH,
@@ -127,8 +134,6 @@ def _dim(config: Any) -> int:
 
 def _rotary(config: Any, kind: str | None) -> Rotary | None:
     """Of all layers, or of one kind; None if they turn a part of the head only, or with the length of a batch."""
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     given = config.rope_parameters[kind] if kind is not None else config.rope_parameters
     if given.get("partial_rotary_factor", 1.0) not in (None, 1.0):
         return None
@@ -138,5 +143,7 @@ def _rotary(config: Any, kind: str | None) -> Rotary | None:
         return Rotary(1.0 / (given["rope_theta"] ** exponents), 1.0)
     if rope_type not in ("linear", "yarn", "llama3"):
         return None
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     frequencies, factor = ROPE_INIT_FUNCTIONS[rope_type](config, torch.device("cpu"), layer_type=kind)
     return Rotary(frequencies, float(factor))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from trimtab.decode.config import ModelConfig
 from trimtab.decode.engine.memory import give_back
@@ -20,6 +19,7 @@ from trimtab.decode.models.draft import DraftFiles, read_draft
 from trimtab.decode.models.linear import packing_available
 from trimtab.decode.models.loaded import LoadedModel
 from trimtab.decode.models.modules import ModuleForward
+from trimtab.decode.models.reading import Reading, recall_reading, remember_reading
 from trimtab.decode.models.reward import head_values, is_reward, labels_of, load_reward, reward_forward
 from trimtab.decode.models.self_test import Expected, probe, recall, remember, self_test
 from trimtab.decode.models.sources import check_source, resolve
@@ -42,6 +42,7 @@ class _Asked:
     Attributes:
         source: a folder or a hub id; of a draft, its target.
         given: configuration of what ``source`` holds.
+        known: what was remembered of it.
         rates: whether it is a reward model.
     """
 
@@ -49,6 +50,7 @@ class _Asked:
     source: str
     config: ModelConfig
     given: Any
+    known: Reading | None
     draft: DraftFiles | None
     rates: bool
     device: torch.device
@@ -67,20 +69,20 @@ def load(name: str, config: ModelConfig) -> LoadedModel:
     draft = read_draft(source, name)
     if draft is not None:
         source = resolve(draft.spec.target)
+    known = None if config.trust_remote_code else recall_reading(source)
+    if known is not None:
+        return _load(name, config, source, draft, known)
     with quiet(source):
-        return _load(name, config, source, draft)
+        return _load(name, config, source, draft, None)
 
 
-def _load(name: str, config: ModelConfig, source: str, draft: DraftFiles | None) -> LoadedModel:
-    try:
-        given: Any = AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(name, f"no model can be read from {config.source!r}: {_first_line(error)}") from error
+def _load(name: str, config: ModelConfig, source: str, draft: DraftFiles | None, known: Reading | None) -> LoadedModel:
+    given: Any = _config(name, config, source) if known is None else known.config
     _refuse(name, given)
     rates, device = is_reward(given), _device(name, config.device)
-    asked = _Asked(name, source, config, given, draft, rates, device, _dtype(config.dtype, device))
+    asked = _Asked(name, source, config, given, known, draft, rates, device, _dtype(config.dtype, device))
     # Before the weights: while it is made, a tokenizer takes memory (Gemma's 0.4 GB) that they would come on top of.
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    tokenizer = _tokenizer(asked)
     give_back()
     text_config = given.get_text_config()
     vocab_size = int(text_config.vocab_size)
@@ -117,7 +119,27 @@ def _load(name: str, config: ModelConfig, source: str, draft: DraftFiles | None)
             forward_hidden=hidden if head is None or hidden is None else with_confidence(hidden),
         )
         self_test(loaded, expected)
+    if known is None and isinstance(forward, Stack) and not rates and not config.trust_remote_code:
+        remember_reading(source, given, generation_config, tokenizer)
+        give_back()
     return loaded
+
+
+def _config(name: str, config: ModelConfig, source: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(name, f"no model can be read from {config.source!r}: {_first_line(error)}") from error
+
+
+def _tokenizer(asked: _Asked) -> Any:
+    if asked.known is not None:
+        return asked.known.tokenizer()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(asked.source, trust_remote_code=asked.config.trust_remote_code)
 
 
 def _forward(asked: _Asked) -> tuple[str, Any, Expected]:
@@ -128,7 +150,8 @@ def _forward(asked: _Asked) -> tuple[str, Any, Expected]:
     expected = None if checkpoint is None else recall(checkpoint.key)
     if checkpoint is not None and expected is not None:
         return checkpoint.architecture, checkpoint.stack(asked.name), expected
-    model = _own(asked)
+    with quiet(asked.source):
+        model = _own(asked)
     architecture = type(model).__name__
     read = head_values if asked.rates else _logits
     sequences = probe(int(asked.given.get_text_config().vocab_size))
@@ -174,8 +197,12 @@ def _own(asked: _Asked) -> Any:
     return model.to(asked.device).eval().requires_grad_(False)
 
 
-def _generation_config(asked: _Asked) -> GenerationConfig:
+def _generation_config(asked: _Asked) -> Any:
     """That of the model's files, else what its configuration says."""
+    if asked.known is not None:
+        return asked.known.generation_config
+    from transformers import GenerationConfig
+
     if asked.rates:
         return GenerationConfig()  # type: ignore[no-untyped-call]
     try:

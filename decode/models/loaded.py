@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch import Tensor
 from trimtab.decode.engine.storage import Step, Storage
 from trimtab.decode.models.acceptance import AcceptanceHead, HiddenForward
 from trimtab.decode.text.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
 
 __all__ = ["Forward", "LoadedModel"]
 
@@ -29,6 +26,7 @@ class LoadedModel:
     """A model ready to run, and the shapes that its cache needs.
 
     Attributes:
+        generation_config: that of transformers, or its fields as they were remembered.
         labels: names of the outputs of a reward model's head, which ``forward`` then gives in place of logits.
         draft_ids: int64 [Vd], of a draft with a reduced vocabulary: the id that each of its logits stands for.
         acceptance: of a draft with a trained head: its states [n, S], and which of them are decoded greedily,
@@ -41,7 +39,7 @@ class LoadedModel:
     architecture: str
     forward: Forward
     vocabulary: Vocabulary
-    generation_config: GenerationConfig
+    generation_config: Any
     vocab_size: int
     context: int
     layers: int

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from trimtab.decode.engine.storage import Step
 from trimtab.decode.errors import UnsupportedModel
@@ -59,6 +58,8 @@ def read_config(source: str) -> Any:
     Raises:
         UnsupportedModel: there is none.
     """
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:

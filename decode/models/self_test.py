@@ -6,29 +6,23 @@ which take longer to import and to fill than everything else.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import torch
-import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from trimtab.decode.engine.batch import RaggedBatch, Span
 from trimtab.decode.errors import UnsupportedModel
-from trimtab.decode.models.cache import home
+from trimtab.decode.models import remembered
 from trimtab.decode.models.loaded import LoadedModel
 from trimtab.decode.models.modules import UnsupportedAttention
 
 __all__ = ["Expected", "fingerprint", "probe", "recall", "remember", "self_test"]
 
-_FORMAT = 1  # of what is remembered, and of what it is compared with
-_KEPT = 100  # of the newest
+_KIND, _FORMAT = "self-tests", 1  # of what is remembered, and of what it is compared with
 _PAGE = 8
 # Logits of a position that are compared, at most: spread over the vocabulary.
 _SAMPLE = 512
@@ -104,34 +98,21 @@ def self_test(model: LoadedModel, expected: Expected) -> None:
 
 
 def fingerprint(files: Iterable[Path], dtype: torch.dtype) -> str:
-    """Of a model's files by their names, sizes and times, and of what its own forward depends on besides."""
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    said = json.dumps([_FORMAT, torch.__version__, transformers.__version__, str(dtype), stats])
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+    """Of a model's files, and of what its own forward depends on besides."""
+    return remembered.fingerprint(files, _FORMAT, torch.__version__, remembered.installed("transformers"), dtype)
 
 
 def recall(key: str) -> Expected | None:
     """What was remembered under a fingerprint; None if nothing was, or it can't be read."""
     try:
-        found = load_file(_folder() / f"{key}.safetensors")
+        found = load(remembered.recall(_KIND, f"{key}.safetensors") or b"")
         return Expected([found["0"], found["1"]], found["deviation"].tolist())
-    except (OSError, SafetensorError, KeyError):
+    except (SafetensorError, KeyError):
         return None
 
 
 def remember(key: str, expected: Expected) -> None:
-    """Keep it, and of all only the newest; where the cache can't be written nothing happens."""
+    """Keep it."""
     tensors = {str(i): part for i, part in enumerate(expected.logits)}
-    with suppress(OSError, SafetensorError):
-        _folder().mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=_folder(), suffix=".tmp", delete=False) as work:
-            pass
-        save_file(tensors | {"deviation": torch.tensor(expected.deviation)}, work.name)
-        Path(work.name).rename(_folder() / f"{key}.safetensors")
-        newest = sorted(_folder().iterdir(), key=lambda file: -file.stat().st_mtime_ns)
-        for file in newest[_KEPT:]:
-            file.unlink(missing_ok=True)
-
-
-def _folder() -> Path:
-    return home() / "self-tests"
+    tensors["deviation"] = torch.tensor(expected.deviation)
+    remembered.remember(_KIND, f"{key}.safetensors", save(tensors))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+    from trimtab.decode.text.plain_tokenizer import PlainTokenizer
+
 __all__ = ["Encoded", "Vocabulary"]
 
 _PREFIX_SPACE_SCHEMES = ("always", "first")
@@ -178,7 +180,7 @@ class Vocabulary:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | PlainTokenizer,
         *,
         eos_token_ids: Iterable[int] | None = None,
         name: str = "tokenizer",
