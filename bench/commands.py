@@ -67,6 +67,16 @@ def register(subparsers: Any) -> None:
     results_option(memory)
     memory.set_defaults(run=_memory)
 
+    startup = actions.add_parser(
+        "startup",
+        help="time and memory from starting Python to the first token",
+        description="Start processes that load one model and ask one question, and record where the time goes.",
+    )
+    startup.add_argument("--models", nargs="+", metavar="MODEL", help="sources (default: the bundled models)")
+    startup.add_argument("--repeats", type=int, metavar="N", help="processes of each that count (default: 5)")
+    results_option(startup)
+    startup.set_defaults(run=_startup)
+
     register_data(actions)
     register_reproduce(actions)
     register_speculation(actions)
@@ -163,6 +173,12 @@ def _memory(args: argparse.Namespace) -> int:
     from trimtab.bench.memory import bench_memory
 
     return recorded(args, bench_memory())
+
+
+def _startup(args: argparse.Namespace) -> int:
+    from trimtab.bench.startup import Options, bench_startup
+
+    return recorded(args, bench_startup(options_of(args, Options)))
 
 
 def _nudging(args: argparse.Namespace) -> int:

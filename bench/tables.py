@@ -12,6 +12,7 @@ from trimtab.bench.nudging.table import nudging_table
 from trimtab.bench.record import Row
 from trimtab.bench.searches.tables import best_of_n_table, ifeval_search_table, rejection_table
 from trimtab.bench.speculation.tables import assisted_table, lengths_table, speculation_table
+from trimtab.bench.startup import startup_table
 from trimtab.bench.training.reward_table import reward_table
 from trimtab.bench.training.tables import draft_table, head_table
 
@@ -47,6 +48,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "head_training": head_table,
     "reward_training": reward_table,
     "ifeval_search": _with_run(ifeval_search_table),
+    "startup": startup_table,
     "rejection": _with_run(rejection_table),
     "best_of_n": _with_run(best_of_n_table),
     "speculation": _with_run(speculation_table),
