@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import subprocess
 import sys
@@ -78,6 +79,20 @@ def test_a_pool_takes_no_memory_before_it_is_used() -> None:
     assert float(storage.pools[0].sum()) == 64.0  # one memory, seen by layers
     storage.release()
     assert storage._all.numel() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_a_short_prompt_takes_little_of_a_pool() -> None:
+    """Its keys and values lie in two places of each layer: in huge pages that would be 120 MB."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+    storage = Storage(30, 64, 512, 3, 64, torch.float32, torch.device("cpu"))
+    before = resident()
+    storage._all[:, :, 0, :, :40] = 1.0
+    assert resident() - before < 20
+    assert float(storage._all[:, :, 0].sum()) == 30 * 2 * 3 * 40 * 64
 
 
 def test_a_pool_too_small_to_be_of_use_is_refused(tiny_folder: Folder) -> None:

@@ -7,7 +7,9 @@ Triton is missing the CPU's way serves there too.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -86,11 +88,20 @@ class Storage:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU through ``calloc``, which gives untouched pages. ``torch.zeros`` writes all of them at once."""
+    """Zeros; on a CPU memory that is untouched, where ``torch.zeros`` writes all of it at once.
+
+    In pages of the usual size: a prompt's keys lie in two places of every layer, so with the huge ones that NumPy asks
+    for, the first one takes 120 MB (SmolLM2-135M), and 30 ms to several seconds where the system must look for them.
+    """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    size = math.prod(shape) * dtype.itemsize
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
+        return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):  # where there are no huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.from_numpy(np.frombuffer(memory, np.uint8)).view(dtype).view(shape)
 
 
 class Step:
