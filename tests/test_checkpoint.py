@@ -77,6 +77,14 @@ def test_the_second_time_no_module_is_made(kind: str, tiny_folder: Folder, own: 
     assert first.generation_config.to_dict() == second.generation_config.to_dict()
 
 
+def test_weights_are_converted_as_they_are_read(tiny: Any, tmp_path: Path, own: list[str]) -> None:
+    """Weights and biases are stored in bfloat16, and run in float32."""
+    tiny.save(tiny.make("qwen2", 0).to(torch.bfloat16), tmp_path)
+    for _ in range(2):
+        torch.testing.assert_close(logits(loaded(tmp_path)), given(tmp_path), rtol=1e-4, atol=1e-4)
+    assert own == ["m"]
+
+
 def test_a_new_process_imports_no_modules(tiny_folder: Folder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = f"""if True:
         import sys

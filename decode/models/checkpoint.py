@@ -59,7 +59,7 @@ class Checkpoint:
         weights: Weights = stored
         if draft is not None:
             files += draft.files
-            weights = DraftWeights(stored, draft.weights, draft.ids, dtype)
+            weights = DraftWeights(stored, draft.weights, draft.ids)
         return cls(str(named[0]), fingerprint(files, dtype), blueprint, weights, dtype)
 
     def stack(self, name: str) -> Stack:

@@ -33,16 +33,19 @@ class Linear:
     Args:
         parts: weights [out, in] whose outputs are concatenated, in order, each with its bias [out] or None.
         pack: whether to hold the weight in oneDNN's layout only.
+        dtype: to run in; by default that of the first part.
 
     A plain callable, not a module: a decode step of a small model spends a visible part of its time in module calls.
     """
 
-    def __init__(self, parts: Sequence[tuple[Tensor, Tensor | None]], pack: bool) -> None:
-        weights = [weight for weight, _ in parts]
-        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+    def __init__(
+        self, parts: Sequence[tuple[Tensor, Tensor | None]], pack: bool, dtype: torch.dtype | None = None
+    ) -> None:
+        dtype = parts[0][0].dtype if dtype is None else dtype
+        weight = _stacked([weight for weight, _ in parts], dtype)
         self.bias: Tensor | None = None
         if any(bias is not None for _, bias in parts):
-            self.bias = torch.cat([w.new_zeros(len(w)) if bias is None else bias for w, bias in parts])
+            self.bias = _stacked([w.new_zeros(len(w)) if bias is None else bias for w, bias in parts], dtype)
         self.packed = pack
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, _BATCH_HINT) if pack else weight
 
@@ -59,3 +62,11 @@ class Linear:
             out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
             return out
         return functional.linear(x, self.weight, self.bias) + other
+
+
+def _stacked(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Parts one below the other, converted while they are copied."""
+    if len(parts) == 1:
+        return parts[0].to(dtype)
+    whole = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=dtype, device=parts[0].device)
+    return torch.cat(list(parts), out=whole)

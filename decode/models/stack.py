@@ -51,12 +51,12 @@ class _Norm:
 class _DecoderLayer:
     """One layer; ``x`` is [T, hidden], ``cos`` and ``sin`` [T, 1, D] with sin negated in its first half."""
 
-    def __init__(self, blueprint: Blueprint, weights: Weights, index: int, pack: bool) -> None:
+    def __init__(self, blueprint: Blueprint, weights: Weights, index: int, dtype: torch.dtype, pack: bool) -> None:
         def linear(*names: str) -> Linear:
-            return Linear([_linear(weights, f"{prefix}.{name}") for name in names], pack)
+            return Linear([_linear(weights, f"{prefix}.{name}") for name in names], pack, dtype)
 
         def norm(name: str) -> _Norm:
-            return _Norm(_needed(weights, f"{prefix}.{name}.weight"), blueprint)
+            return _Norm(_needed(weights, f"{prefix}.{name}.weight").to(dtype), blueprint)
 
         prefix = f"model.layers.{index}"
         self.index, self.heads, self.kv_heads, self.dim = index, blueprint.heads, blueprint.kv_heads, blueprint.dim
@@ -77,7 +77,7 @@ class _DecoderLayer:
         self.head_norm: Tensor | None = None  # [Hq + Hkv, D]
         self.eps = blueprint.eps
         if blueprint.head_norm:
-            q, k = (_needed(weights, f"{prefix}.self_attn.{name}_norm.weight") for name in "qk")
+            q, k = (_needed(weights, f"{prefix}.self_attn.{name}_norm.weight").to(dtype) for name in "qk")
             both = [_norm_weight(q, blueprint)] * self.heads + [_norm_weight(k, blueprint)] * self.kv_heads
             self.head_norm = torch.stack(both)
 
@@ -108,7 +108,7 @@ class Stack:
 
     Args:
         blueprint: of the model.
-        weights: of the model, on the CPU; linear ones are released as they are packed.
+        weights: of the model, on the CPU, in any dtype; linear ones are released as they are packed.
         dtype: to run in.
         head: name of the head.
 
@@ -121,17 +121,18 @@ class Stack:
         self.table = weights.table()
         scale = blueprint.embed_scale
         self.embed_scale: Tensor | None = None if scale is None else torch.tensor(scale).to(dtype)
-        # First, when nothing else is there: the largest, it is there twice while it is packed.
-        self.head = Linear((_linear(weights, head),), pack)
+        # First, when nothing else is there: the largest, it is there twice while it is packed. What it was converted
+        # from is gone by then.
+        self.head = Linear((_linear(weights, head, dtype),), pack)
         give_back()
         self.layers: list[_DecoderLayer] = []
         for index in range(len(blueprint.kinds)):
-            self.layers.append(_DecoderLayer(blueprint, weights, index, pack))
+            self.layers.append(_DecoderLayer(blueprint, weights, index, dtype, pack))
             if pack:
                 weights.release(index)
                 if index % _TRIM_EVERY == _TRIM_EVERY - 1:
                     give_back()
-        self.norm = _Norm(_needed(weights, "model.norm.weight"), blueprint)
+        self.norm = _Norm(_needed(weights, "model.norm.weight").to(dtype), blueprint)
         self.softcap = blueprint.softcap
         self._rotary = blueprint.rotary
         self._dtype = dtype
@@ -187,8 +188,9 @@ def _needed(weights: Weights, name: str) -> Tensor:
     return found
 
 
-def _linear(weights: Weights, name: str) -> tuple[Tensor, Tensor | None]:
-    return _needed(weights, f"{name}.weight"), weights(f"{name}.bias")
+def _linear(weights: Weights, name: str, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+    weight, bias = _needed(weights, f"{name}.weight"), weights(f"{name}.bias")
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _norm_weight(weight: Tensor, blueprint: Blueprint) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 __all__ = ["DraftWeights", "FolderWeights", "ModuleWeights", "Weights"]
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_OWN = ("model.layers.", "model.norm.")
+_LAYERS = "model.layers."
+_OWN = (_LAYERS, "model.norm.")
 _STORED = frozenset({"F32", "BF16", "F16"})
 
 
@@ -23,7 +24,7 @@ class Weights(Protocol):
     """Where a model's weights come from."""
 
     def __call__(self, name: str) -> Tensor | None:
-        """A weight in the dtype to run in; None if the model has none of that name."""
+        """A weight as it is stored; None if the model has none of that name."""
         ...
 
     def table(self) -> Tensor:
@@ -31,16 +32,16 @@ class Weights(Protocol):
         ...
 
     def release(self, index: int) -> None:
-        """A layer's linear weights are packed and not needed any more."""
+        """A layer's linear weights are not needed any more."""
         ...
 
 
 class FolderWeights:
-    """Weights in a folder's safetensors files, each read from the mapped file when it is asked for.
+    """Weights in a folder's safetensors files, read from the mapped file when they are asked for.
 
     Args:
         folder: holds ``model.safetensors``, or ``model.safetensors.index.json`` and what that names.
-        dtype: to run in.
+        dtype: to run in; the embedding is never in a wider one.
         layers: of the model.
         tied: whether the head is the embedding.
 
@@ -51,6 +52,7 @@ class FolderWeights:
     def __init__(self, folder: Path, dtype: torch.dtype, *, layers: int, tied: bool) -> None:
         self.files = _files(folder)
         self._dtype, self._tied = dtype, tied
+        self._layer, self._opened = "", dict[Path, Any]()
         self._where: dict[str, Path] = {}
         stored: set[str] = set()
         try:
@@ -68,23 +70,32 @@ class FolderWeights:
             raise ValueError(f"{folder} holds weights of type {sorted(stored - _STORED)}")
 
     def __call__(self, name: str) -> Tensor | None:
-        found = self._stored(_EMBEDDING if name == _HEAD and self._tied else name)
-        return None if found is None else found.to(self._dtype)
+        name = _EMBEDDING if name == _HEAD and self._tied else name
+        if name not in self._where:
+            return None
+        return self._of_layer(name) if name.startswith(_LAYERS) else self._alone(name)
 
     def table(self) -> Tensor:
-        found = self._stored(_EMBEDDING)
-        assert found is not None
+        found = self._alone(_EMBEDDING)
         return found if found.dtype.itemsize <= self._dtype.itemsize else found.to(self._dtype)
 
     def release(self, index: int) -> None:
-        pass
+        self._opened = {}
 
-    def _stored(self, name: str) -> Tensor | None:
+    def _alone(self, name: str) -> Tensor:
         """A tensor in a mapping of its own: what was read of the file is resident as long as the tensor lives."""
-        if name not in self._where:
-            return None
         with safe_open(self._where[name], "pt") as opened:
             found: Tensor = opened.get_tensor(name)
+        return found
+
+    def _of_layer(self, name: str) -> Tensor:
+        """A tensor in the mapping of its layer: to open one takes longer than to read a small tensor."""
+        layer, file = name.split(".")[2], self._where[name]
+        if layer != self._layer:
+            self._layer, self._opened = layer, {}
+        if file not in self._opened:
+            self._opened[file] = safe_open(file, "pt")
+        found: Tensor = self._opened[file].get_tensor(name)
         return found
 
 
@@ -121,15 +132,14 @@ class DraftWeights:
         target: weights of the target.
         own: the draft's, by name.
         ids: int64 [Vd], the kept rows.
-        dtype: to run in.
     """
 
-    def __init__(self, target: Weights, own: Mapping[str, Tensor], ids: Tensor, dtype: torch.dtype) -> None:
-        self._target, self._own, self._ids, self._dtype = target, own, ids, dtype
+    def __init__(self, target: Weights, own: Mapping[str, Tensor], ids: Tensor) -> None:
+        self._target, self._own, self._ids = target, own, ids
 
     def __call__(self, name: str) -> Tensor | None:
         if name.startswith(_OWN):
-            return self._own[name].to(self._dtype) if name in self._own else None
+            return self._own.get(name)
         found = self._target(name)
         return found.index_select(0, self._ids) if found is not None and name.startswith("lm_head.") else found
 
