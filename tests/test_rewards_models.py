@@ -307,6 +307,19 @@ def test_pooling_that_cannot_be_is_named(reward_folder: Any) -> None:
         make_rewards({"x": {**table, "pooling": "mean", "on": "thread"}})
 
 
+def test_a_reward_model_that_says_the_same_of_everything_is_served(tiny: Any, tmp_path: Path) -> None:
+    arguments = {**tiny.KINDS["llama"][2], "num_labels": 1, "pad_token_id": 0}
+    model = hf.LlamaForSequenceClassification(hf.LlamaConfig(**arguments)).eval()
+    tiny.randomise(model, 5)
+    with torch.no_grad():
+        model.score.weight.zero_()  # as a training leaves it that had nothing to learn from
+    source = str(tiny.save(model, tmp_path / "indifferent"))
+    reward = {"type": "classifier", "source": source}
+    with Engine({"m": str(tiny.save(tiny.make("llama"), tmp_path / "m"))}, rewards={"none": reward}) as engine:
+        scores = engine.score([("a", "b"), ("c", "d e f")], reward="none")
+    assert [score.value for score in scores] == [0.0, 0.0]
+
+
 def test_a_model_without_labels_is_no_reward_model(tiny: Any, tmp_path: Path, tiny_folder: Callable[..., Path]) -> None:
     config_name, _, arguments = tiny.KINDS["llama"]
     model = hf.LlamaForSequenceClassification(getattr(hf, config_name)(**{**arguments, "num_labels": 1}))

@@ -70,7 +70,7 @@ _SCORE = (
 )
 _REWARD = "train-reward --data {data}/preferences.jsonl.gz --out {work}/reward"
 _FULL_REWARD = f"{_REWARD} --learning-rate 5e-5 --epochs 2 --pooling mean"
-_SHORT_REWARD = f"{_REWARD} --instructions 6 --answers 4 --report-instructions 4 --answer-tokens 32 --epochs 0.5"
+_SHORT_REWARD = f"{_REWARD} --instructions 8 --answers 12 --report-instructions 6 --answer-tokens 32 --epochs 0.5"
 _FULL_DRAFT = (
     "train-draft --target smollm2-135m-instruct --out {work}/draft --data '{data}/gsm8k_train.jsonl#4500' "
     "'{data}/humaneval.jsonl@tune*4' '{data}/spec_bench.jsonl@tune*2' --own-prompts 4500 "
