@@ -102,8 +102,12 @@ def test_pairs_cancel_what_both_sides_share() -> None:
     noise = np.random.default_rng(0).uniform(1, 10, 9)
     ratio = paired_ratio(list(2.0 * noise), list(noise))
     assert ratio.spread.median == pytest.approx(2.0)
+    assert ratio.low is not None
+    assert ratio.high is not None
     assert ratio.high - ratio.low < 1e-9
     shuffled = paired_ratio(list(2.0 * noise), list(noise[::-1]))
+    assert shuffled.low is not None
+    assert shuffled.high is not None
     assert shuffled.high - shuffled.low > 0.5  # the same values without their pairs say little
 
 
