@@ -13,7 +13,7 @@ from trimtab.decode.request.fields import Accepts, Field, Many, Model, OneOf, Ra
 from trimtab.decode.request.info import FieldInfo, MethodInfo
 from trimtab.decode.request.method import AXES, methods
 
-__all__ = ["as_markdown", "as_text", "method_infos"]
+__all__ = ["as_markdown", "as_text", "attributes", "line", "method_infos"]
 
 _HEADINGS = {"policy": "Policies", "draw": "Draws", "search": "Searches"}
 _ABOUT = """\
@@ -43,7 +43,7 @@ class _Entry:
     @property
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         """Name, what is accepted, default and meaning of each field."""
-        meanings = _attributes(self.cls)
+        meanings = attributes(self.cls)
         for field in described(self.cls):
             yield field.name, _accepted(field), _default(field), meanings.get(field.name, "")
 
@@ -78,12 +78,13 @@ def as_markdown(plugins: bool = True) -> str:
             lines += [f"### `{name_of(entry.cls)}`: `{entry.cls.__name__}`", "", entry.summary.replace("``", "`"), ""]
             rows = [(f"`{name}`", accepted, f"`{default}`", said) for name, accepted, default, said in entry.rows]
             if rows:
-                lines += [_line(row) for row in (("field", "accepts", "default", "meaning"), ("---",) * 4, *rows)]
+                lines += [line(row) for row in (("field", "accepts", "default", "meaning"), ("---",) * 4, *rows)]
                 lines.append("")
     return "\n".join(lines)
 
 
-def _line(cells: tuple[str, ...]) -> str:
+def line(cells: tuple[str, ...]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cell.replace("``", "`").replace("|", r"\|") for cell in cells) + " |"
 
 
@@ -144,7 +145,7 @@ def _default(field: Field) -> str:
     return str(value.value if isinstance(value, Enum) else value)
 
 
-def _attributes(cls: type) -> dict[str, str]:
+def attributes(cls: type) -> dict[str, str]:
     """What the docstring of a class says of its attributes, by name."""
     found: dict[str, str] = {}
     _, _, block = (inspect.getdoc(cls) or "").partition("\nAttributes:\n")

@@ -10,7 +10,16 @@ __all__ = ["FieldInfo", "Limits", "MethodInfo", "ModelInfo", "RewardInfo", "same
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on one request and on the engine's queue."""
+    """Bounds on one request and on the engine's queue.
+
+    Attributes:
+        max_new_tokens: the most that a request may ask for.
+        max_n: candidates that a search may have.
+        max_top_logprobs: most likely tokens that a request may have listed for each place.
+        max_queue: requests waiting and running, above which new ones are refused.
+        max_stop: stop strings of a request.
+        max_stop_bytes: of one stop string, in UTF-8.
+    """
 
     max_new_tokens: int = 4096
     max_n: int = 64

@@ -1,4 +1,4 @@
-"""The subcommands ``trimtab serve``, ``trimtab generate`` and ``trimtab demo``."""
+"""The subcommands ``trimtab serve``, ``trimtab generate``, ``trimtab demo`` and ``trimtab config``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.options import OutputFile, once, write_text
+from trimtab.server.cli import configuration
 
 if TYPE_CHECKING:  # what is heavy is imported by the handlers
     from trimtab.decode.config import EngineConfig
@@ -42,6 +43,7 @@ _OPTIONS: Mapping[str, tuple[type, str, str]] = {
 
 def register(subparsers: Any) -> None:
     """Add the commands to the ``subparsers`` of ``trimtab``."""
+    configuration.register(subparsers)
     _register_serve(subparsers)
     _register_generate(subparsers)
     _register_demo(subparsers)
