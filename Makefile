@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-input --pro
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$(( n < 4 ? n : 4 )))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-.PHONY: help demo serve bench reproduce test test-full check proto fmt models clean
+.PHONY: help demo serve bench reproduce test test-full check docs proto fmt models clean
 
 help:
 	@cat <<-'TEXT'
@@ -28,7 +28,8 @@ help:
 	make reproduce  make a table of the documents anew (TABLE=name; without it, list them)
 	make test       the tests, as in continuous integration
 	make test-full  the slow tests too
-	make check      style, types, layers, generated code
+	make check      style, types, layers, generated code, reference
+	make docs       write the reference of the Python interface into build/docs
 	make fmt        rewrite the code in the house style
 	make proto      generate the code of the gRPC API anew
 	make models     fetch the bundled models, or verify them
@@ -89,10 +90,15 @@ check: $(VENV)/.installed build/types/trimtab
 	run() { echo "== $$*"; "$$@" || failed="$$failed [$$*]"; }
 	run $(BIN)/ruff check --quiet .
 	run $(BIN)/ruff format --check --quiet .
-	run env MYPYPATH=build/types:examples/plugins $(BIN)/mypy -p trimtab -p trimtab_extras -p tests -p examples
+	run env MYPYPATH=build/types:examples/plugins $(BIN)/mypy -p trimtab -p trimtab_extras -p tests -p examples -p docs
 	run $(BIN)/python -m pytest -q tests/test_layering.py
 	run $(BIN)/python server/proto/generate.py --check
+	run $(BIN)/python docs/api.py build/docs
 	if [ -n "$$failed" ]; then echo "failed:$$failed" >&2; exit 1; fi
+
+docs: $(VENV)/.installed
+	@$(BIN)/python docs/api.py build/docs
+	echo "build/docs/index.html"
 
 proto: $(VENV)/.installed
 	@$(BIN)/python server/proto/generate.py

@@ -118,6 +118,7 @@ setup(
             "mypy>=1.18",
             "packaging",
             "pandas>=2.2",
+            "pdoc>=16",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
