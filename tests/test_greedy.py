@@ -6,8 +6,9 @@ transformers' own forward and shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import gc
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import transformers as hf
 
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
+from trimtab.decode.engine.memory import give_back
 from trimtab.decode.request.result import FinishReason, Result
 
 if TYPE_CHECKING:
@@ -48,18 +50,48 @@ PROMPTS = (
 )
 PLAIN = (3, 5, 15)  # given as text; the others are questions of a chat
 ALONE = (0, 3, 11)  # also run one at a time
+GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0}
+
+
+class Answered(NamedTuple):
+    """Token ids that were asked, and the answer."""
+
+    prompt: list[int]
+    result: Result
+
+
+Answers = dict[str, list[Answered]]
 
 
 @pytest.fixture(scope="module")
-def engine(real_models: RealModels) -> Iterator[Engine]:
+def answers(real_models: RealModels) -> Answers:
+    """All that the tests compare. The engine is closed before transformers' models are loaded, for want of memory."""
     models = {
         "chat": ModelConfig(source=str(real_models.aligned), dtype="float32"),
         "base": ModelConfig(source=str(real_models.base), dtype="float32"),
     }
-    options = EngineOptions(memory_bytes=1 << 30, token_budget=200)  # so that prompts are cut into chunks
+    options = EngineOptions(memory_bytes=1 << 27, token_budget=200)  # so that prompts are cut into chunks
     with Engine(models=models, options=options) as engine:
-        yield engine
+        templates = {name: engine._loop.scheduler.models[name].template for name in models}
+
+        def ask(prompts: list[list[int]], **options: Any) -> list[Answered]:
+            return [Answered(*pair) for pair in zip(prompts, engine.generate(prompts, **options), strict=True)]
+
+        chats = [p if i in PLAIN else [{"role": "user", "content": p}] for i, p in enumerate(PROMPTS)]
+        sent = [templates["chat"].encode(chat) for chat in chats]
+        made = {"together": ask(sent, model="chat", max_new_tokens=NEW, **GREEDY)}
+        made["alone"] = [ask([sent[i]], model="chat", max_new_tokens=24, **GREEDY)[0] for i in ALONE]
+        plain = [templates["chat"].encode(prompt) for prompt in PROMPTS[:6]]
+        made["drawn"] = ask(plain[1:2], model="chat", temperature=0.8, seed=3, max_new_tokens=24, top_logprobs=3)
+        other = [[*prompt[:-2], (prompt[-2] + 1) % 40_000, prompt[-1]] for prompt in plain]
+        for name, prompts in (("plain", plain), ("other", other)):
+            made[name] = ask(prompts, model="chat", temperature=0, max_new_tokens=16)
+        foreign = [templates["base"].encode(PROMPTS[i]) for i in (0, 3, 7, 9, 15)]
+        made["base"] = ask(foreign, model="base", max_new_tokens=32, **GREEDY)
         engine.check()
+    gc.collect()
+    give_back()
+    return made
 
 
 def reference(folder: Any) -> Any:
@@ -67,7 +99,7 @@ def reference(folder: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def aligned(real_models: RealModels) -> Any:
+def aligned(answers: Answers, real_models: RealModels) -> Any:
     return reference(real_models.aligned)
 
 
@@ -110,9 +142,10 @@ def ends_of(model: Any) -> list[int]:
     return [eos] if isinstance(eos, int) else list(eos)
 
 
-def check_same(model: Any, prompts: list[list[int]], results: list[Result], new: int) -> None:
+def check_same(model: Any, answers: list[Answered], new: int) -> None:
     """The answers are those of ``generate``, or part from them at a near tie."""
-    for prompt, result, expected in zip(prompts, results, generate(model, prompts, new), strict=True):
+    theirs = generate(model, [answer.prompt for answer in answers], new)
+    for (prompt, result), expected in zip(answers, theirs, strict=True):
         check(model, prompt, result, new)
         found = [token.id for token in result.tokens]
         if found != expected:
@@ -122,41 +155,27 @@ def check_same(model: Any, prompts: list[list[int]], results: list[Result], new:
             assert abs(float(row[found[at]] - row[expected[at]])) < NEAR_TIE, (at, found[at], expected[at])
 
 
-def asked(engine: Engine) -> list[Any]:
-    """The prompts as they are sent, and the token ids that they become."""
-    chats = [p if i in PLAIN else [{"role": "user", "content": p}] for i, p in enumerate(PROMPTS)]
-    return [engine._loop.scheduler.models["chat"].template.encode(chat) for chat in chats]
-
-
-GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0}
-
-
-def test_twenty_prompts_at_once(engine: Engine, aligned: Any) -> None:
-    prompts = asked(engine)
-    results = engine.generate(prompts, model="chat", max_new_tokens=NEW, **GREEDY)
-    assert len(results) == len(PROMPTS)
-    for prompt, result in zip(prompts, results, strict=True):
+def test_twenty_prompts_at_once(answers: Answers, aligned: Any) -> None:
+    for prompt, result in answers["together"]:
         check(aligned, prompt, result, NEW)
-    assert len({result.text for result in results}) == len(PROMPTS), "the prompts do not tell the answers apart"
+    texts = {result.text for _, result in answers["together"]}
+    assert len(texts) == len(PROMPTS), "the prompts do not tell the answers apart"
 
 
-def test_generate_itself_says_the_same(engine: Engine, aligned: Any) -> None:
+def test_generate_itself_says_the_same(answers: Answers, aligned: Any) -> None:
     """Some of them one at a time, against ``generate`` as a user calls it."""
-    for prompt in (asked(engine)[i] for i in ALONE):
-        result = engine.generate(prompt, model="chat", max_new_tokens=24, **GREEDY)
-        check_same(aligned, [prompt], [result], 24)
+    for answer in answers["alone"]:
+        check_same(aligned, [answer], 24)
 
 
 @pytest.mark.full
-def test_generate_itself_says_the_same_of_all(engine: Engine, aligned: Any) -> None:
-    prompts = asked(engine)
-    check_same(aligned, prompts, engine.generate(prompts, model="chat", max_new_tokens=NEW, **GREEDY), NEW)
+def test_generate_itself_says_the_same_of_all(answers: Answers, aligned: Any) -> None:
+    check_same(aligned, answers["together"], NEW)
 
 
-def test_statistics_are_those_of_the_model(engine: Engine, aligned: Any) -> None:
+def test_statistics_are_those_of_the_model(answers: Answers, aligned: Any) -> None:
     """Log-probability, entropy and top probability of every written token, from transformers' logits in float64."""
-    prompt = engine._loop.scheduler.models["chat"].template.encode(PROMPTS[1])
-    result = engine.generate(prompt, model="chat", temperature=0.8, seed=3, max_new_tokens=24, top_logprobs=3)
+    ((prompt, result),) = answers["drawn"]
     ids = [token.id for token in result.tokens]
     with torch.inference_mode():
         logits = aligned(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
@@ -168,19 +187,13 @@ def test_statistics_are_those_of_the_model(engine: Engine, aligned: Any) -> None
         assert [top.logprob for top in token.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
 
 
-def test_gemma(engine: Engine, real_models: RealModels) -> None:
+def test_gemma(answers: Answers, real_models: RealModels) -> None:
     model = reference(real_models.base)
-    prompts = [engine._loop.scheduler.models["base"].template.encode(PROMPTS[i]) for i in (0, 3, 7, 9, 15)]
-    assert all(prompt[0] == model.config.bos_token_id for prompt in prompts), "Gemma needs its BOS"
-    results = engine.generate(prompts, model="base", max_new_tokens=32, **GREEDY)
-    for prompt, result in zip(prompts, results, strict=True):
+    for prompt, result in answers["base"]:
+        assert prompt[0] == model.config.bos_token_id, "Gemma needs its BOS"
         check(model, prompt, result, 32)
 
 
-def test_negative_control_one_other_token_in_the_prompt_changes_answers(engine: Engine) -> None:
-    prompts = [engine._loop.scheduler.models["chat"].template.encode(prompt) for prompt in PROMPTS[:6]]
-    other = [[*prompt[:-2], (prompt[-2] + 1) % 40_000, prompt[-1]] for prompt in prompts]
-    options: dict[str, Any] = {"model": "chat", "temperature": 0, "max_new_tokens": 16}
-    ours, theirs = engine.generate(prompts, **options), engine.generate(other, **options)
-    changed = sum(a.text != b.text for a, b in zip(ours, theirs, strict=True))
-    assert changed >= 5
+def test_negative_control_one_other_token_in_the_prompt_changes_answers(answers: Answers) -> None:
+    pairs = zip(answers["plain"], answers["other"], strict=True)
+    assert sum(ours.result.text != theirs.result.text for ours, theirs in pairs) >= 5

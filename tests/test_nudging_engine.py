@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nudging_models as nm
 import oracle_nudging as oracle
@@ -16,6 +17,7 @@ import transformers as hf
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
 from trimtab.decode.engine.loop import tick
+from trimtab.decode.engine.memory import give_back
 from trimtab.decode.engine.request_state import Job, RequestState
 from trimtab.decode.engine.scheduler import Scheduler
 from trimtab.decode.methods.policies.nudged import Nudged
@@ -58,7 +60,24 @@ class Eager:
 
 def check(base: Eager, nudger: Eager, engine: Engine, prompt: Any, policy: Nudged, **options: Any) -> Result:
     """The engine's answer equals the oracle's, and its usage adds up."""
+    result = ask(engine, prompt, policy, **options)
+    compare(
+        base, nudger, result, {n: m.max_context_tokens for n, m in engine.models.items()}, prompt, policy, **options
+    )
+    return result
+
+
+def ask(engine: Engine, prompt: Any, policy: Nudged, **options: Any) -> Result:
     result: Result = engine.generate(prompt, model="base", policy=policy, **options)
+    usage_adds_up(result)
+    settled(engine)
+    return result
+
+
+def compare(
+    base: Eager, nudger: Eager, result: Result, limits: Mapping[str, int], prompt: Any, policy: Nudged, **options: Any
+) -> None:
+    """The answer equals the oracle's. Context limits are in tokens."""
     sampling = {k: options[k] for k in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty") if k in options}
     stopping = Stopping(**{k: v for k, v in options.items() if k in Stopping.__dataclass_fields__})
     filters, key = Filters(**sampling), Key(result.seed)
@@ -68,7 +87,7 @@ def check(base: Eager, nudger: Eager, engine: Engine, prompt: Any, policy: Nudge
             eager.vocabulary,
             eager.reader(filters, branch),
             eager.template.encode(prompt),
-            engine.models[name].max_context_tokens,
+            limits[name],
             begun=isinstance(prompt, str),
         )
         for name, eager, branch in (("base", base, key), ("chat", nudger, key.child(0, 2**32 - 1)))
@@ -78,9 +97,6 @@ def check(base: Eager, nudger: Eager, engine: Engine, prompt: Any, policy: Nudge
     same_reasons(result, told.why)
     assert (result.text, result.finish_reason) == (told.text, told.finish_reason)
     assert result.chosen.stop_match == told.stop_match
-    usage_adds_up(result)
-    settled(engine)
-    return result
 
 
 def same_reasons(result: Result, expected: Sequence[oracle.Why]) -> None:
@@ -331,48 +347,49 @@ CHAT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def real_engine(real_models: Any) -> Iterator[Engine]:
-    models = {"base": real_models.base, "chat": real_models.aligned}
-    configs = {name: ModelConfig(source=str(folder), dtype="float32", device="cpu") for name, folder in models.items()}
-    with Engine(configs, options=EngineOptions(memory_bytes=2**28)) as engine:
-        yield engine
-        settled(engine)
+class Case(NamedTuple):
+    """A question for the real pair."""
+
+    question: str
+    policy: Nudged
+    options: dict[str, Any]
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        return [{"role": "user", "content": self.question}]
 
 
-@pytest.fixture(scope="module")
-def real_eager(real_models: Any) -> dict[str, Eager]:
-    return {"base": Eager(real_models.base), "chat": Eager(real_models.aligned)}
-
-
-def _real(real_eager: dict[str, Eager], engine: Engine, question: str, policy: Nudged, **options: Any) -> Result:
-    prompt = [{"role": "user", "content": question}]
-    return check(real_eager["base"], real_eager["chat"], engine, prompt, policy, **options)
+def check_real_pair(real_models: Any, cases: Sequence[Case]) -> list[Result]:
+    """Like ``check``. The engine is closed before transformers' models are loaded, for want of memory."""
+    sources = {"base": real_models.base, "chat": real_models.aligned}
+    models = {name: ModelConfig(source=str(path), dtype="float32", device="cpu") for name, path in sources.items()}
+    with Engine(models, options=EngineOptions(memory_bytes=2**27)) as engine:
+        results = [ask(engine, case.prompt, case.policy, **case.options) for case in cases]
+        limits = {name: model.max_context_tokens for name, model in engine.models.items()}
+    gc.collect()
+    give_back()
+    base, nudger = Eager(sources["base"]), Eager(sources["chat"])
+    for case, result in zip(cases, results, strict=True):
+        compare(base, nudger, result, limits, case.prompt, case.policy, **case.options)
+    return results
 
 
 @pytest.mark.real
-def test_the_real_pair_equals_the_oracle(real_eager: dict[str, Eager], real_engine: Engine) -> None:
-    greedy = _real(real_eager, real_engine, CHAT[0], Nudged("chat", TopProb(0.4)), temperature=0.0, max_new_tokens=16)
+def test_the_real_pair_equals_the_oracle(real_models: Any) -> None:
+    options = {"temperature": 0.0, "max_new_tokens": 16}
+    (greedy,) = check_real_pair(real_models, [Case(CHAT[0], Nudged("chat", TopProb(0.4)), options)])
     assert {token.author for token in greedy.tokens} == {"base", "chat"}
 
 
 @pytest.mark.real
 @pytest.mark.full
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
-@pytest.mark.parametrize("question", range(len(CHAT)))
-def test_more_of_the_real_pair(
-    real_eager: dict[str, Eager], real_engine: Engine, question: int, temperature: float
-) -> None:
+def test_more_of_the_real_pair(real_models: Any) -> None:
     policies = [Nudged("chat", TopProb(0.3)), Nudged("chat", Entropy(1.5), 6), Nudged("chat", Branching(8.0))]
-    result = _real(
-        real_eager,
-        real_engine,
-        CHAT[question],
-        policies[question % 3],
-        temperature=temperature,
-        top_p=0.95,
-        repetition_penalty=1.1,
-        seed=7,
-        max_new_tokens=40,
-    )
-    assert result.usage.nudged_tokens
+    options = {"top_p": 0.95, "repetition_penalty": 1.1, "seed": 7, "max_new_tokens": 40}
+    cases = [
+        Case(question, policies[i % 3], {**options, "temperature": temperature})
+        for i, question in enumerate(CHAT)
+        for temperature in (0.0, 0.9)
+    ]
+    for result in check_real_pair(real_models, cases):
+        assert result.usage.nudged_tokens

@@ -38,7 +38,7 @@ def engine(real_models: Any) -> Iterator[Any]:
     # reused pages differ by enough to turn a sampled token now and then.
     folders = {"base": real_models.base, "chat": real_models.aligned}
     models = {name: ModelConfig(source=str(folder), dtype="float32") for name, folder in folders.items()}
-    with Engine(models=models, options=EngineOptions(memory_bytes=2**29)) as engine:
+    with Engine(models=models, options=EngineOptions(memory_bytes=2**27)) as engine:
         yield engine
 
 

@@ -5,6 +5,7 @@ Where the two most likely tokens are so nearly tied that the order of additions 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import pytest
 from trimtab.bench.prompts import PROMPTS
 from trimtab.decode.config import EngineOptions, ModelConfig
 from trimtab.decode.engine.engine import Engine
+from trimtab.decode.engine.memory import give_back
 from trimtab.decode.methods.draws.length import Acceptance, Confidence, Fixed
 from trimtab.decode.methods.draws.lookup import PromptLookup
 from trimtab.decode.methods.draws.speculative import Speculative
@@ -35,17 +37,22 @@ DRAWS = (
 )
 
 
-@pytest.fixture(scope="module")
-def engine(real_models: RealModels) -> Iterator[Engine]:
+# The models that a test needs: all at once take 2.2 GB, in a process that has imported everything.
+@pytest.fixture(scope="module", params=["chat draft"])
+def engine(request: pytest.FixtureRequest, real_models: RealModels) -> Iterator[Engine]:
     models = {
         "chat": ModelConfig(source=str(real_models.aligned), dtype="float32"),
         "draft": ModelConfig(source="smollm2-135m-draft", role="draft", dtype="float32"),
         "base": ModelConfig(source=str(real_models.base), dtype="float32"),
     }
+    used = {name: models[name] for name in request.param.split()}
     rewards = {"brief": {"type": "length", "at_most": 20}}
-    with Engine(models, rewards=rewards, options=EngineOptions(memory_bytes=1 << 30)) as engine:
+    with Engine(used, rewards=rewards, options=EngineOptions(memory_bytes=1 << 27)) as engine:
         yield engine
         engine.check()
+    del engine
+    gc.collect()
+    give_back()
 
 
 def chats(count: int) -> list[Any]:
@@ -109,6 +116,7 @@ def test_coupled_sampling(engine: Engine) -> None:
     assert sum(r.usage.accepted_tokens for r in fast) > 0
 
 
+@pytest.mark.parametrize("engine", ["chat base"], indirect=True)
 def test_a_draft_of_another_vocabulary(engine: Engine, plain: list[Result]) -> None:
     options: dict[str, Any] = {"model": "chat", "temperature": 0, "max_new_tokens": NEW}
     fast = engine.generate(chats(6), draw=Speculative("base", Fixed(3)), **options)
@@ -116,13 +124,18 @@ def test_a_draft_of_another_vocabulary(engine: Engine, plain: list[Result]) -> N
     assert sum(r.usage.accepted_tokens for r in fast) > 0
 
 
-def test_under_best_of_n_and_inside_nudging(engine: Engine) -> None:
+def test_under_best_of_n(engine: Engine) -> None:
     draw = Speculative("draft", Fixed(3))
     options: dict[str, Any] = {"max_new_tokens": NEW, "seed": 2}
     best = engine.generate(chats(1)[0], model="chat", draw=draw, search=BestOfN(4, "brief"), **options)
     assert len(best.candidates) == 4
     assert any(t.draw is TokenDraw.ACCEPTED for c in best.candidates for t in c.tokens)
+
+
+@pytest.mark.parametrize("engine", ["chat base"], indirect=True)
+def test_inside_nudging(engine: Engine) -> None:
     lookup = Speculative(PromptLookup(), Fixed(4))
+    options: dict[str, Any] = {"max_new_tokens": NEW, "seed": 2}
     nudged = engine.generate(chats(3), model="base", policy=Nudged("chat"), draw=lookup, temperature=0, **options)
     expected = engine.generate(chats(3), model="base", policy=Nudged("chat"), temperature=0, top_logprobs=2, **options)
     check_same(nudged, expected)
