@@ -88,9 +88,10 @@ build/types/trimtab: Makefile
 check: $(VENV)/.installed build/types/trimtab
 	@failed=""
 	run() { echo "== $$*"; "$$@" || failed="$$failed [$$*]"; }
+	$(BIN)/python docs/programs.py build/types/documents
 	run $(BIN)/ruff check --quiet .
 	run $(BIN)/ruff format --check --quiet .
-	run env MYPYPATH=build/types:examples/plugins $(BIN)/mypy -p trimtab -p trimtab_extras -p tests -p examples -p docs
+	run env MYPYPATH=build/types:examples/plugins $(BIN)/mypy -p trimtab -p trimtab_extras -p tests -p examples -p docs -p documents
 	run $(BIN)/python -m pytest -q tests/test_layering.py
 	run $(BIN)/python server/proto/generate.py --check
 	run $(BIN)/python docs/api.py build/docs

@@ -41,7 +41,8 @@ def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser
 
 def commands(repository: Path) -> Iterator[Command]:
     """What documents say to run: in code, and in console blocks."""
-    for path in [repository / "README.md", *sorted((repository / "docs").glob("**/*.md"))]:
+    pages = [repository / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+    for path in [*pages, *sorted((repository / "docs").glob("**/*.md"))]:
         text = path.read_text(encoding="utf-8")
         blocks = re.findall(r"^```(?:console|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         found = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]

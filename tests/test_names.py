@@ -25,7 +25,8 @@ REWARDS = ("EngineReward", "LocalReward", "PairwiseReward", "Reward", "Sample")
 
 @pytest.fixture(scope="module")
 def documents(repository: Path) -> dict[str, str]:
-    paths = [repository / "README.md", repository / "CONTRIBUTING.md", *sorted((repository / "docs").glob("*.md"))]
+    paths = [repository / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+    paths += sorted((repository / "docs").glob("*.md"))
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 

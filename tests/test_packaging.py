@@ -136,6 +136,7 @@ def test_the_source_distribution_has_what_is_kept(repository: Path, source: Path
     made = {name for name in kept if name.startswith(("build/", "trimtab.egg-info/")) or ".egg-info/" in name}
     assert kept - made <= sdist, sorted(kept - made - sdist)
     assert {"docs/architecture.md", "docs/methods.md", "CHANGELOG.md", "tests/conftest.py", "MANIFEST.in"} <= sdist
+    assert {"docs/api.py", "SECURITY.md", "CITATION.cff"} <= sdist
 
 
 def test_every_module_imports_from_the_wheel(installed: Path, tmp_path: Path) -> None:
@@ -243,6 +244,12 @@ def test_everything_public_is_exported() -> None:
         assert getattr(trimtab.decode, cls.__name__) is cls
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = trimtab.decode.no_such_name  # type: ignore[attr-defined]
+
+
+def test_what_is_cited_is_this_version(repository: Path) -> None:
+    text = (repository / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {importlib.metadata.version('trimtab')}\n" in text
+    assert "\nlicense: Apache-2.0\n" in text
 
 
 PROMISED = {

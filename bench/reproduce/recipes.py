@@ -86,6 +86,7 @@ _IN_ONE_GO = "trains in one go what the documents' draft was trained in several 
 _ALL = (
     Recipe("decode", 3, "decode --repeats 3", "decode --batches 1 4 --max-new-tokens 16 --repeats 1"),
     Recipe("memory", 2, "memory", "memory"),
+    Recipe("startup", 3, "startup", "startup --repeats 1", measured=True),
     Recipe(
         "nudging",
         10,
