@@ -15,7 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trimtab.bench.cells import run_of, spread
+from trimtab.bench.progress import Progress
 from trimtab.bench.record import Recorder, Row
+from trimtab.bench.timing import LEAST
+from trimtab.bench.weights import quantised, weights
 
 __all__ = ["Options", "bench_startup", "startup_table"]
 
@@ -63,13 +66,15 @@ class Options:
 
 def bench_startup(options: Options) -> Recorder:
     """Start processes, model by model in turn, and record seconds and MB."""
-    recorder = Recorder("startup", seed=0, dtype="", settings={})
+    recorder = Recorder("startup", seed=0, dtype="", settings={"quantisation": quantised(*options.models)})
     runs: dict[str, list[list[float]]] = {model: [] for model in options.models}
-    for repeat in range(options.repeats + 1):
-        for model in options.models:
-            run = _run(model)
-            if repeat:
-                runs[model].append(run)
+    with Progress("startup", (options.repeats + 1) * len(options.models), unit="process") as progress:
+        for repeat in range(options.repeats + 1):
+            for model in options.models:
+                run = _run(model)
+                progress.add()
+                if repeat:
+                    runs[model].append(run)
     for model, found in runs.items():
         for i, (metric, unit) in enumerate(_METRICS):
             recorder.spread(model, "trimtab", metric, unit, [run[i] for run in found])
@@ -93,13 +98,16 @@ def startup_table(rows: Sequence[Row]) -> list[str]:
     """A line for each model."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     lines = [f"| model | {' | '.join(metrics)} |", "|---" * (len(metrics) + 1) + "|"]
-    for model in dict.fromkeys(row.case for row in rows):
+    models = list(dict.fromkeys(row.case for row in rows))
+    for model in models:
         cells = {row.metric: _cell(row) for row in rows if row.case == model}
-        lines.append(f"| {model} | {' | '.join(cells[metric] for metric in metrics)} |")
+        lines.append(f"| {model} | {' | '.join(cells.get(metric, '') for metric in metrics)} |")
+    median = "Median (20th to 80th percentile)" if rows[0].repeats >= LEAST else "Median"
     caption = (
-        "Seconds in a process that asks one question: Python itself, importing `trimtab.decode` with its `Engine`, "
+        f"{', '.join(models)}, {weights(rows[0], *models)}. Seconds in a process that asks one question: Python "
+        "itself, importing `trimtab.decode` with its `Engine`, "
         "loading the model, and from there to the first token; and the most memory in MB. "
-        f"Median (20th to 80th percentile) of {rows[0].repeats} processes. {run_of(rows[0])}"
+        f"{median} of {rows[0].repeats} process{'es' * (rows[0].repeats > 1)}. {run_of(rows[0])}"
     )
     return [*lines, "", caption]
 
@@ -109,4 +117,6 @@ def _cell(row: Row) -> str:
         return spread(row)
     if row.metric != "altogether":
         return f"{row.value:.2f}"
+    if row.p20 is None or row.p80 is None or row.repeats < LEAST:
+        return f"**{row.value:.1f}**"
     return f"**{row.value:.1f}** ({row.p20:.1f} to {row.p80:.1f})"
