@@ -298,7 +298,7 @@ async def write(draw: Any, answer: Answer) -> None:
             return
         reads = await draw.propose()
         assert reads
-        taken = answer.write([answer.token(draw.seq.model, read, read.draw) for read in reads])
+        taken = answer.write([answer.token(draw.seq.model, read) for read in reads])
         draw.accept([read.token for read in reads[:taken]])
 
 
