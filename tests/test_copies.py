@@ -21,6 +21,7 @@ import pytest
 import trimtab.decode
 import trimtab.server
 from trimtab import decode as plain
+from trimtab.bench.public.sets import find
 from trimtab.decode import errors as error_types
 from trimtab.decode.config import ConfigError, EngineConfig, EngineOptions, ModelConfig
 from trimtab.decode.errors import TrimtabError, Violation
@@ -39,6 +40,7 @@ ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "RewardFailed": ("r", "why"),
     "FormatError": ("path", 3, "a string"),
     "OptionError": ("a.field", 3, "a string"),
+    "DataMissing": (find("gsm8k"), "why"),
 }
 
 

@@ -189,7 +189,7 @@ def test_the_reason_is_on_the_side_of_the_trigger_that_it_names(seed: int, when:
             if token.author == "base":
                 assert (token.base_entropy, token.base_top_prob) == (token.entropy, token.top_prob)
             if case.same_vocabulary:
-                _, entropy, top_prob, _ = nm.statistics(case.base.logits([*PROMPT, *written]))
+                _, entropy, top_prob, _ = tm.statistics(case.base.logits([*PROMPT, *written]))
                 assert (token.base_entropy, token.base_top_prob) == (entropy, top_prob)
             written.append(token.id)
             if token.base_entropy is None or token.base_top_prob is None:

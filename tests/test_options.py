@@ -16,7 +16,7 @@ from trimtab.decode.errors import InvalidRequest
 from trimtab.decode.options import InputFile, Once, OutputFile, OutputFolder, once, writable_file, writable_folder
 
 # Read and checked by what reads them, which says what is wrong in one line.
-READ_ELSEWHERE = {"--config", "--more", "--start", "--document"}
+READ_ELSEWHERE = {"--config", "--data", "--more", "--start", "--document"}
 
 
 def actions(parser: argparse.ArgumentParser, command: str = "trimtab") -> Iterator[tuple[str, argparse.Action]]:
