@@ -651,6 +651,7 @@ def test_options_before_the_name_of_a_benchmark_count(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.real
+@pytest.mark.full
 def test_the_default_set_runs_small(tmp_path: Path, real_models: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("bench", "--quick", "--results", tmp_path) == 0
     rows = load(tmp_path / "decode.jsonl")

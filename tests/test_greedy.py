@@ -48,8 +48,9 @@ PROMPTS = (
     "Correct the grammar: he go to school every days and like it much",
     "x",
 )
+FEW = 8  # asked where no slow test is run
 PLAIN = (3, 5, 15)  # given as text; the others are questions of a chat
-ALONE = (0, 3, 11)  # also run one at a time
+ALONE = (0, 3, 6)  # also run one at a time
 GREEDY: dict[str, Any] = {"temperature": 0, "repetition_penalty": 1.0}
 
 
@@ -64,8 +65,10 @@ Answers = dict[str, list[Answered]]
 
 
 @pytest.fixture(scope="module")
-def answers(real_models: RealModels) -> Answers:
+def answers(request: pytest.FixtureRequest, real_models: RealModels) -> Answers:
     """All that the tests compare. The engine is closed before transformers' models are loaded, for want of memory."""
+    slow = any(item.get_closest_marker("full") for item in request.session.items if item.path == request.path)
+    asked = PROMPTS if slow else PROMPTS[:FEW]
     models = {
         "chat": ModelConfig(source=str(real_models.aligned), dtype="float32"),
         "base": ModelConfig(source=str(real_models.base), dtype="float32"),
@@ -77,7 +80,7 @@ def answers(real_models: RealModels) -> Answers:
         def ask(prompts: list[list[int]], **options: Any) -> list[Answered]:
             return [Answered(*pair) for pair in zip(prompts, engine.generate(prompts, **options), strict=True)]
 
-        chats = [p if i in PLAIN else [{"role": "user", "content": p}] for i, p in enumerate(PROMPTS)]
+        chats = [p if i in PLAIN else [{"role": "user", "content": p}] for i, p in enumerate(asked)]
         sent = [templates["chat"].encode(chat) for chat in chats]
         made = {"together": ask(sent, model="chat", max_new_tokens=NEW, **GREEDY)}
         made["alone"] = [ask([sent[i]], model="chat", max_new_tokens=24, **GREEDY)[0] for i in ALONE]
@@ -155,11 +158,11 @@ def check_same(model: Any, answers: list[Answered], new: int) -> None:
             assert abs(float(row[found[at]] - row[expected[at]])) < NEAR_TIE, (at, found[at], expected[at])
 
 
-def test_twenty_prompts_at_once(answers: Answers, aligned: Any) -> None:
+def test_many_prompts_at_once(answers: Answers, aligned: Any) -> None:
     for prompt, result in answers["together"]:
         check(aligned, prompt, result, NEW)
     texts = {result.text for _, result in answers["together"]}
-    assert len(texts) == len(PROMPTS), "the prompts do not tell the answers apart"
+    assert len(texts) == len(answers["together"]) >= FEW, "the prompts do not tell the answers apart"
 
 
 def test_generate_itself_says_the_same(answers: Answers, aligned: Any) -> None:

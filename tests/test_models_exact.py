@@ -373,7 +373,7 @@ def _rows_of(folder: Path) -> list[Seen]:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("which", ["aligned", "base"])
+@pytest.mark.parametrize("which", ["aligned", pytest.param("base", marks=pytest.mark.full)])
 def test_the_bundled_models_depend_only_on_the_tokens(which: str, real_models: RealModels) -> None:
     folder = getattr(real_models, which)
     rows = _rows_of(folder)

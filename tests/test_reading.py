@@ -106,7 +106,7 @@ def test_what_is_remembered_is_what_transformers_reads(kind: str, tiny_folder: F
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("role", ["aligned", "base"])
+@pytest.mark.parametrize("role", ["aligned", pytest.param("base", marks=pytest.mark.full)])
 def test_the_bundled_models(role: str, real_models: Any, repository: Path) -> None:
     folder = getattr(real_models, role)
     texts = [(repository / name).read_text(encoding="utf-8") for name in ("README.md", "docs/drafts.md", "setup.py")]

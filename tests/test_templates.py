@@ -187,17 +187,22 @@ def test_canonical_prompts() -> None:
 
 
 @pytest.mark.real
-def test_the_bundled_pair(real_models: Any) -> None:
+def test_the_bundled_aligned_model(real_models: Any) -> None:
     smol = PromptTemplate(Vocabulary.from_pretrained(str(real_models.aligned)))
-    gemma = PromptTemplate(Vocabulary.from_pretrained(str(real_models.base)))
     messages = [SYSTEM, USER]
     assert smol.has_chat_template
     assert smol.text(messages).endswith("<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n")
     plain = [{"role": m.role, "content": m.content} for m in messages]
     hf: Any = smol.vocabulary.tokenizer.apply_chat_template(plain, add_generation_prompt=True)
     assert smol.encode(messages) == hf["input_ids"]
+
+
+@pytest.mark.real
+@pytest.mark.full
+def test_the_bundled_base_model(real_models: Any) -> None:
+    gemma = PromptTemplate(Vocabulary.from_pretrained(str(real_models.base)))
     assert not gemma.has_chat_template
-    ids = gemma.encode(messages)
+    ids = gemma.encode([SYSTEM, USER])
     assert ids[0] == gemma.vocabulary.bos
     assert ids.count(ids[0]) == 1
     assert gemma.vocabulary.decode(ids[1:]) == "Be brief.\n\nQuestion: Why?\nAnswer:"
