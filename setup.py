@@ -120,7 +120,7 @@ setup(
             "pandas>=2.2",
             "pdoc>=16",
             "pytest>=8.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "ruff>=0.14",
             "setuptools>=77",
             "types-grpcio",
