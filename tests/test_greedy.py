@@ -98,7 +98,9 @@ def answers(request: pytest.FixtureRequest, real_models: RealModels) -> Answers:
 
 
 def reference(folder: Any) -> Any:
-    return hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    give_back()  # what its loading took
+    return model
 
 
 @pytest.fixture(scope="module")

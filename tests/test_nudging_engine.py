@@ -368,7 +368,9 @@ def check_real_pair(real_models: Any, cases: Sequence[Case]) -> list[Result]:
         limits = {name: model.max_context_tokens for name, model in engine.models.items()}
     gc.collect()
     give_back()
-    base, nudger = Eager(sources["base"]), Eager(sources["chat"])
+    base = Eager(sources["base"])
+    give_back()  # what its loading took
+    nudger = Eager(sources["chat"])
     for case, result in zip(cases, results, strict=True):
         compare(base, nudger, result, limits, case.prompt, case.policy, **case.options)
     return results
